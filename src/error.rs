@@ -1,0 +1,151 @@
+//! What can go wrong, as closed sets: a refused command (`ErrorCode`), a closed connection (`Disconnect`)
+//! and a refused call (`Error`).
+
+use std::fmt;
+
+/// Why a frame or command of a client was refused; the connection lives on.
+///
+/// The number is `code` of the `error` message on the wire (`docs/protocol.md` holds the same table).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub enum ErrorCode {
+    NotJson = 101,
+    NotAnObject = 102,
+    BadField = 103,
+    Binary = 104,
+    TooLarge = 105,
+    TooDeep = 106,
+    BadChannel = 107,
+    ReservedEvent = 108,
+    ReservedChannel = 109,
+    TooManyChannels = 110,
+}
+
+impl ErrorCode {
+    /// Every code, in the order of the documented table.
+    pub const ALL: [ErrorCode; 10] = [
+        ErrorCode::NotJson,
+        ErrorCode::NotAnObject,
+        ErrorCode::BadField,
+        ErrorCode::Binary,
+        ErrorCode::TooLarge,
+        ErrorCode::TooDeep,
+        ErrorCode::BadChannel,
+        ErrorCode::ReservedEvent,
+        ErrorCode::ReservedChannel,
+        ErrorCode::TooManyChannels,
+    ];
+
+    pub fn number(self) -> u16 {
+        self as u16
+    }
+}
+
+/// A command that was refused: what the client is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    pub code: ErrorCode,
+    pub message: String,
+}
+
+impl Refusal {
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+        }
+    }
+}
+
+/// Why a connection ended: the close code on the wire and the `reason` word of the `disconnect` event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Disconnect {
+    /// The client closed it; the code is the client's (1005 when it gave none, RFC 6455 section 7.1.5).
+    Closed(u16),
+    /// The socket ended without a close frame.
+    Lost,
+    Shutdown,
+    ProtocolError,
+    InvalidUtf8,
+    TooLarge,
+    Internal,
+    SlowConsumer,
+    HeartbeatTimeout,
+}
+
+impl Disconnect {
+    /// Those that this side decides on, in the order of the documented table.
+    pub const OURS: [Disconnect; 7] = [
+        Disconnect::Shutdown,
+        Disconnect::ProtocolError,
+        Disconnect::InvalidUtf8,
+        Disconnect::TooLarge,
+        Disconnect::Internal,
+        Disconnect::SlowConsumer,
+        Disconnect::HeartbeatTimeout,
+    ];
+
+    /// The close code: RFC 6455 section 7.4.1 below 3000; 3000 to 3499 ask the client to come back.
+    pub fn code(self) -> u16 {
+        match self {
+            Disconnect::Closed(code) => code,
+            Disconnect::Lost => 1006,
+            Disconnect::Shutdown => 1001,
+            Disconnect::ProtocolError => 1002,
+            Disconnect::InvalidUtf8 => 1007,
+            Disconnect::TooLarge => 1009,
+            Disconnect::Internal => 1011,
+            Disconnect::SlowConsumer => 3008,
+            Disconnect::HeartbeatTimeout => 3012,
+        }
+    }
+
+    pub fn reason(self) -> &'static str {
+        match self {
+            Disconnect::Closed(_) => "closed",
+            Disconnect::Lost => "lost",
+            Disconnect::Shutdown => "shutdown",
+            Disconnect::ProtocolError => "protocol_error",
+            Disconnect::InvalidUtf8 => "invalid_utf8",
+            Disconnect::TooLarge => "too_large",
+            Disconnect::Internal => "internal_error",
+            Disconnect::SlowConsumer => "slow_consumer",
+            Disconnect::HeartbeatTimeout => "heartbeat_timeout",
+        }
+    }
+}
+
+/// Why a call was refused. The Python layer maps each to one exception.
+#[derive(Debug)]
+pub enum Error {
+    /// A setting's value is not one it takes.
+    Setting(String),
+    /// There is no setting of this name.
+    UnknownSetting(String),
+    /// An argument is of the right type, but not one that can be used.
+    Argument(String),
+    /// Listening failed.
+    Bind {
+        address: String,
+        source: std::io::Error,
+    },
+    /// A thread could not be started, or ended before it served.
+    Start(String),
+    /// What was waited for did not come in the time given.
+    TimedOut(String),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Setting(message)
+            | Error::Argument(message)
+            | Error::Start(message)
+            | Error::TimedOut(message) => f.write_str(message),
+            Error::UnknownSetting(name) => write!(f, "there is no setting {name:?}"),
+            Error::Bind { address, source } => write!(f, "cannot listen on {address}: {source}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {}

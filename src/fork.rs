@@ -1,0 +1,114 @@
+//! What a forked child must not keep: it has this process's memory and descriptors, but none of its threads.
+
+use parking_lot::Mutex;
+use std::net::TcpListener;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::time::Duration;
+
+static FORKS: AtomicU32 = AtomicU32::new(0);
+
+/// Descriptors that listen.
+static LISTENERS: Mutex<Vec<Descriptor>> = Mutex::new(Vec::new());
+
+#[cfg(unix)]
+type Descriptor = std::os::fd::RawFd;
+#[cfg(not(unix))]
+type Descriptor = usize;
+
+/// Threads of servers that may yet call into Python.
+static THREADS: AtomicUsize = AtomicUsize::new(0);
+
+/// A server's own thread, counted until it has ended: before that, the interpreter must not end.
+#[derive(Debug)]
+pub struct CountedThread(());
+
+impl CountedThread {
+    #[expect(
+        clippy::new_without_default,
+        reason = "making one counts; a default would hide it"
+    )]
+    pub fn new() -> Self {
+        THREADS.fetch_add(1, Ordering::AcqRel);
+        Self(())
+    }
+}
+
+impl Drop for CountedThread {
+    fn drop(&mut self) {
+        THREADS.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Blocks until no counted thread is left; false when `timeout` passed before.
+pub fn wait_for_threads(timeout: Duration) -> bool {
+    // without a lock, which a fork could find locked
+    let mut left = timeout;
+    while THREADS.load(Ordering::Acquire) > 0 {
+        if left.is_zero() {
+            return false;
+        }
+        std::thread::sleep(POLL);
+        left = left.saturating_sub(POLL);
+    }
+    true
+}
+
+const POLL: Duration = Duration::from_millis(1);
+
+/// How often this process is a fork, counted from the first that loaded this library. What was started under
+/// another number is not this process's.
+pub fn generation() -> u32 {
+    FORKS.load(Ordering::Relaxed)
+}
+
+/// To be called first thing in a forked child: the parent's listeners are closed here, so that its port is its
+/// own.
+pub fn in_child() {
+    FORKS.fetch_add(1, Ordering::Relaxed);
+    THREADS.store(0, Ordering::Relaxed);
+    // locked by another thread at the moment of the fork, it stays so: then the descriptors are left open
+    if let Some(mut listeners) = LISTENERS.try_lock() {
+        for descriptor in listeners.drain(..) {
+            close(descriptor);
+        }
+    }
+}
+
+/// A listening descriptor that a child is to close, for as long as this value lives.
+pub struct Listener(Option<Descriptor>);
+
+impl Listener {
+    pub fn register(listener: &TcpListener) -> Self {
+        let descriptor = descriptor(listener);
+        LISTENERS.lock().extend(descriptor);
+        Self(descriptor)
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        LISTENERS.lock().retain(|known| Some(*known) != self.0);
+    }
+}
+
+#[cfg(unix)]
+#[expect(clippy::unnecessary_wraps, reason = "elsewhere there is none")]
+fn descriptor(listener: &TcpListener) -> Option<Descriptor> {
+    use std::os::fd::AsRawFd;
+    Some(listener.as_raw_fd())
+}
+
+#[cfg(not(unix))]
+fn descriptor(_: &TcpListener) -> Option<Descriptor> {
+    None
+}
+
+#[cfg(unix)]
+fn close(descriptor: Descriptor) {
+    // SAFETY: the descriptor was registered by its owner, which lives on a thread that this process does not
+    // have, so nothing here uses it or closes it again.
+    unsafe { libc::close(descriptor) };
+}
+
+#[cfg(not(unix))]
+fn close(_: Descriptor) {}

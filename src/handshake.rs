@@ -1,0 +1,276 @@
+//! The first request on a connection: a WebSocket upgrade (RFC 6455 section 4.2) or plain HTTP. No I/O.
+
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+
+/// Header lines that a request may have.
+const MAX_HEADERS: usize = 100;
+
+/// What the bytes so far are.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Request {
+    /// More bytes are needed.
+    Incomplete,
+    /// A valid upgrade; `len` is where the head ends and frames begin.
+    Upgrade { accept: String, len: usize },
+    /// A request that is no upgrade, with `GET` or `HEAD`.
+    Page { path: String, is_head: bool },
+    /// Anything else: the answer that it gets.
+    Refused(Refused),
+}
+
+/// A request that gets an error status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    Malformed(&'static str),
+    MethodNotAllowed,
+    NotFound,
+    TimedOut,
+    Version,
+    HeadTooLarge,
+    Full,
+    Draining,
+}
+
+/// Reads a request head of at most `max_size` bytes.
+pub fn read_request(bytes: &[u8], max_size: usize) -> Request {
+    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut request = httparse::Request::new(&mut headers);
+    match request.parse(bytes) {
+        Ok(httparse::Status::Complete(len)) if len <= max_size => read_complete(&request, len),
+        Ok(httparse::Status::Partial) if bytes.len() < max_size => Request::Incomplete,
+        Ok(_) | Err(httparse::Error::TooManyHeaders) => Request::Refused(Refused::HeadTooLarge),
+        Err(_) => Request::Refused(Refused::Malformed("not an HTTP request")),
+    }
+}
+
+/// The answer to a valid upgrade.
+pub fn accept_response(accept: &str) -> Vec<u8> {
+    format!(
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n\r\n"
+    )
+    .into_bytes()
+}
+
+/// The whole answer to a request that is refused; the connection ends with it.
+pub fn refusal_response(refused: Refused) -> Vec<u8> {
+    let (status, extra, body) = match refused {
+        Refused::Malformed(problem) => ("400 Bad Request", "", problem),
+        Refused::MethodNotAllowed => (
+            "405 Method Not Allowed",
+            "Allow: GET, HEAD\r\n",
+            "only GET and HEAD are answered here",
+        ),
+        Refused::NotFound => (
+            "404 Not Found",
+            "",
+            "there are / and /healthz here, and WebSockets on any path",
+        ),
+        Refused::TimedOut => ("408 Request Timeout", "", "the request head took too long"),
+        Refused::Version => (
+            "426 Upgrade Required",
+            "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n",
+            "only WebSocket version 13 is spoken here",
+        ),
+        Refused::HeadTooLarge => (
+            "431 Request Header Fields Too Large",
+            "",
+            "the request head is too large",
+        ),
+        Refused::Full => (
+            "503 Service Unavailable",
+            "Retry-After: 5\r\n",
+            "as many clients as allowed are connected",
+        ),
+        Refused::Draining => (
+            "503 Service Unavailable",
+            "Retry-After: 1\r\n",
+            "the server is stopping",
+        ),
+    };
+    response(
+        status,
+        "text/plain; charset=utf-8",
+        extra,
+        &format!("{body}\n"),
+        false,
+    )
+}
+
+/// `GET /healthz`: whether connects are welcome, and how many clients there are.
+pub fn health_response(is_draining: bool, connections: usize, is_head: bool) -> Vec<u8> {
+    let (status, word) = if is_draining {
+        ("503 Service Unavailable", "draining")
+    } else {
+        ("200 OK", "ok")
+    };
+    let extra = if is_draining {
+        "Retry-After: 1\r\n"
+    } else {
+        ""
+    };
+    let body = format!("{{\"status\":\"{word}\",\"connections\":{connections}}}\n");
+    response(status, "application/json", extra, &body, is_head)
+}
+
+/// `GET /` without an upgrade: what this is and how to connect.
+pub fn index_response(is_head: bool) -> Vec<u8> {
+    response("200 OK", "text/html; charset=utf-8", "", INDEX, is_head)
+}
+
+const INDEX: &str = include_str!("index.html");
+
+fn response(status: &str, content_type: &str, extra: &str, body: &str, is_head: bool) -> Vec<u8> {
+    let length = body.len();
+    let mut response = format!(
+        "HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\nCache-Control: no-store\r\n{extra}Connection: close\r\n\r\n"
+    );
+    if !is_head {
+        response.push_str(body);
+    }
+    response.into_bytes()
+}
+
+fn read_complete(request: &httparse::Request<'_, '_>, len: usize) -> Request {
+    let header = |name: &str| {
+        request
+            .headers
+            .iter()
+            .find(|header| header.name.eq_ignore_ascii_case(name))
+            .map(|header| header.value)
+    };
+    let has_token = |name: &str, token: &str| {
+        request
+            .headers
+            .iter()
+            .filter(|header| header.name.eq_ignore_ascii_case(name))
+            .filter_map(|header| std::str::from_utf8(header.value).ok())
+            .flat_map(|value| value.split(','))
+            .any(|part| part.trim().eq_ignore_ascii_case(token))
+    };
+    let method = request.method.unwrap_or_default();
+    if !has_token("upgrade", "websocket") {
+        let target = request.path.unwrap_or_default();
+        return match method {
+            "GET" | "HEAD" => {
+                let path = target
+                    .split(['?', '#'])
+                    .next()
+                    .unwrap_or_default()
+                    .to_owned();
+                Request::Page {
+                    path,
+                    is_head: method == "HEAD",
+                }
+            }
+            _ => Request::Refused(Refused::MethodNotAllowed),
+        };
+    }
+    if method != "GET" || request.version != Some(1) {
+        return Request::Refused(Refused::Malformed(
+            "a WebSocket handshake is a GET with HTTP/1.1",
+        ));
+    }
+    if !has_token("connection", "upgrade") {
+        return Request::Refused(Refused::Malformed(
+            "a WebSocket handshake has the header Connection: Upgrade",
+        ));
+    }
+    if header("sec-websocket-version").is_none_or(|version| version.trim_ascii() != b"13") {
+        return Request::Refused(Refused::Version);
+    }
+    match header("sec-websocket-key").map(<[u8]>::trim_ascii) {
+        Some(key) if is_key(key) => Request::Upgrade {
+            accept: derive_accept_key(key),
+            len,
+        },
+        Some(_) => Request::Refused(Refused::Malformed(
+            "Sec-WebSocket-Key must be 16 bytes in base64",
+        )),
+        None => Request::Refused(Refused::Malformed(
+            "a WebSocket handshake has the header Sec-WebSocket-Key",
+        )),
+    }
+}
+
+/// 16 bytes in base64 are 22 digits and two signs of padding.
+fn is_key(key: &[u8]) -> bool {
+    key.len() == 24
+        && key.ends_with(b"==")
+        && key[..22]
+            .iter()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const UPGRADE: &str = "GET /any?x=1 HTTP/1.1\r\nHost: a\r\nUpgrade: WebSocket\r\nConnection: keep-alive, Upgrade\r\n\
+        Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
+
+    fn read(text: &str) -> Request {
+        read_request(text.as_bytes(), 4096)
+    }
+
+    #[test]
+    fn the_sample_of_the_rfc_is_accepted() {
+        let accept = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=".to_owned();
+        assert_eq!(
+            read(&format!("{UPGRADE}rest")),
+            Request::Upgrade {
+                accept,
+                len: UPGRADE.len()
+            }
+        );
+        for cut in 0..UPGRADE.len() {
+            assert_eq!(read(&UPGRADE[..cut]), Request::Incomplete, "{cut}");
+        }
+    }
+
+    #[test]
+    fn what_is_missing_in_an_upgrade_is_named() {
+        let refused = |from: &str, to: &str| read(&UPGRADE.replace(from, to));
+        assert_eq!(
+            refused("Version: 13", "Version: 8"),
+            Request::Refused(Refused::Version)
+        );
+        for (from, to) in [
+            ("GET", "POST"),
+            ("HTTP/1.1", "HTTP/1.0"),
+            ("keep-alive, Upgrade", "keep-alive"),
+            ("dGhlIHNhbXBsZSBub25jZQ==", "short"),
+            ("Sec-WebSocket-Key", "X-Key"),
+        ] {
+            assert!(
+                matches!(refused(from, to), Request::Refused(Refused::Malformed(_))),
+                "{from}"
+            );
+        }
+    }
+
+    #[test]
+    fn plain_requests_are_pages() {
+        let page = Request::Page {
+            path: "/healthz".to_owned(),
+            is_head: false,
+        };
+        assert_eq!(read("GET /healthz?now HTTP/1.1\r\nHost: a\r\n\r\n"), page);
+        assert_eq!(
+            read("POST / HTTP/1.1\r\nHost: a\r\n\r\n"),
+            Request::Refused(Refused::MethodNotAllowed)
+        );
+        assert!(matches!(
+            read("\x16\x03\x01 tls"),
+            Request::Refused(Refused::Malformed(_))
+        ));
+    }
+
+    #[test]
+    fn a_large_head_is_refused_whole_or_not() {
+        let long = format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(5000));
+        assert_eq!(read(&long), Request::Refused(Refused::HeadTooLarge));
+        assert_eq!(read(&long[..4096]), Request::Refused(Refused::HeadTooLarge));
+        let many = format!("GET / HTTP/1.1\r\n{}\r\n", "X: 1\r\n".repeat(150));
+        assert_eq!(read(&many), Request::Refused(Refused::HeadTooLarge));
+    }
+}

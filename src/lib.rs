@@ -1,0 +1,27 @@
+//! Tantor, the real-time messenger: a messaging server in Rust, inside the Python process that uses it.
+//!
+//! `docs/architecture.md` has the layers; a test holds them.
+
+pub mod broker;
+pub mod config;
+pub mod connection;
+pub mod error;
+pub mod events;
+pub mod fork;
+pub mod frame;
+pub mod handshake;
+pub mod hub;
+pub mod inbox;
+pub mod interest;
+pub mod node;
+pub mod outbound;
+pub mod presence;
+pub mod protocol;
+pub mod random;
+pub mod server;
+pub mod shard;
+pub mod store;
+pub mod wheel;
+
+#[cfg(feature = "python")]
+mod py;

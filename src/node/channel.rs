@@ -1,0 +1,166 @@
+//! A channel as the node knows it: who is on it, where they are, and which notices wait.
+
+use crate::broker::Stream;
+use crate::hub::ChannelKey;
+use crate::interest::Interest;
+use crate::presence::Roster;
+use parking_lot::Mutex;
+use std::sync::Arc;
+
+pub struct Channel {
+    pub key: ChannelKey,
+    pub name: Arc<str>,
+    /// "public", "private" or "emergency": a label.
+    pub kind: Box<str>,
+    /// Microseconds since 1970.
+    pub created: u64,
+    pub stream: Arc<dyn Stream>,
+    pub members: Mutex<Members>,
+}
+
+#[derive(Debug, Default)]
+pub struct Members {
+    pub roster: Roster,
+    pub interest: Interest,
+    pub joins: Pending,
+    pub leaves: Pending,
+    /// When the last subscriber left, by `monotonic_micros`.
+    pub empty_since: u64,
+    /// It is in the node's list of empty channels.
+    pub noted_empty: bool,
+    /// It is in the node's list of channels with notices that wait.
+    pub is_noticed: bool,
+    /// The channel is out of the node's map; whoever still holds it must look it up again.
+    pub removed: bool,
+}
+
+/// Which of the two notices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notice {
+    Joined,
+    Left,
+}
+
+impl Notice {
+    pub fn event(self) -> &'static str {
+        match self {
+            Notice::Joined => "user_joined",
+            Notice::Left => "user_left",
+        }
+    }
+}
+
+/// Joins or leaves of a large channel that were not told yet.
+#[derive(Debug, Default)]
+pub struct Pending {
+    /// When the last notice went out, by `monotonic_micros`.
+    last: u64,
+    count: usize,
+    latest: Option<Arc<str>>,
+}
+
+/// Microseconds between two notices of a channel beyond the limit, at least.
+const NOTICE_INTERVAL: u64 = 1_000_000;
+
+/// Microseconds more for each subscriber: a storm of joins takes the longer the more there are, and each notice goes
+/// to them all. 10,000 subscribers make it 4 seconds.
+const NOTICE_INTERVAL_EACH: u64 = 400;
+
+fn notice_interval(subscribers: usize) -> u64 {
+    NOTICE_INTERVAL.max(subscribers as u64 * NOTICE_INTERVAL_EACH)
+}
+
+/// What to do with a join or leave.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Tell {
+    /// A notice now, that stands for this many (`None`: told each, as below the limit).
+    Now(Option<usize>),
+    /// Nothing now.
+    Later,
+}
+
+impl Pending {
+    /// Decides about one more join or leave, of a channel that has `subscribers`.
+    pub fn add(&mut self, id: &Arc<str>, subscribers: usize, limit: usize, now: u64) -> Tell {
+        if subscribers <= limit {
+            // what still waits is told along with it
+            let waiting = self.take_all(now).map(|(_, count)| count + 1);
+            return Tell::Now(waiting);
+        }
+        if self.count == 0 && now.saturating_sub(self.last) >= notice_interval(subscribers) {
+            self.last = now;
+            return Tell::Now(Some(1));
+        }
+        self.wait(id)
+    }
+
+    /// One more that is told later, whatever its time.
+    pub fn wait(&mut self, id: &Arc<str>) -> Tell {
+        self.count += 1;
+        self.latest = Some(Arc::clone(id));
+        Tell::Later
+    }
+
+    /// All that waits, due or not: the latest client, and how many it stands for.
+    pub fn take_all(&mut self, now: u64) -> Option<(Arc<str>, usize)> {
+        let latest = self.latest.take()?;
+        self.last = now;
+        Some((latest, std::mem::take(&mut self.count)))
+    }
+
+    /// What is due by now: the latest client, and how many it stands for.
+    pub fn take_due(&mut self, subscribers: usize, now: u64) -> Option<(Arc<str>, usize)> {
+        if now.saturating_sub(self.last) < notice_interval(subscribers) {
+            return None;
+        }
+        self.take_all(now)
+    }
+
+    pub fn is_waiting(&self) -> bool {
+        self.count > 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn beyond_the_limit_one_notice_a_second_stands_for_all() {
+        let id = |name: &str| Arc::from(name);
+        let mut pending = Pending::default();
+        let start = 10 * NOTICE_INTERVAL;
+        assert_eq!(pending.add(&id("a"), 2, 2, start), Tell::Now(None));
+        assert_eq!(pending.add(&id("b"), 3, 2, start), Tell::Now(Some(1)));
+        assert_eq!(pending.add(&id("c"), 4, 2, start + 1), Tell::Later);
+        assert_eq!(pending.add(&id("d"), 5, 2, start + 2), Tell::Later);
+        assert_eq!(pending.take_due(4, start + 3), None);
+        assert_eq!(
+            pending.take_due(4, start + NOTICE_INTERVAL),
+            Some((id("d"), 2))
+        );
+        assert_eq!(pending.take_due(4, start + 3 * NOTICE_INTERVAL), None);
+        let start = start + NOTICE_INTERVAL;
+        assert_eq!(pending.add(&id("e"), 3, 2, start + 1), Tell::Later);
+        assert_eq!(pending.add(&id("f"), 2, 2, start + 2), Tell::Now(Some(2)));
+        assert_eq!(pending.take_due(4, start + 3 * NOTICE_INTERVAL), None);
+        assert!(!pending.is_waiting());
+    }
+
+    #[test]
+    fn the_more_listen_the_rarer_are_notices() {
+        let id = Arc::from("a");
+        let mut pending = Pending::default();
+        let start = 10 * NOTICE_INTERVAL;
+        assert_eq!(pending.add(&id, 10_000, 2, start), Tell::Now(Some(1)));
+        assert_eq!(
+            pending.add(&id, 10_000, 2, start + 3 * NOTICE_INTERVAL),
+            Tell::Later
+        );
+        assert_eq!(pending.take_due(10_000, start + 3 * NOTICE_INTERVAL), None);
+        assert_eq!(
+            pending.take_due(10_000, start + 4 * NOTICE_INTERVAL),
+            Some((id, 1))
+        );
+    }
+}

@@ -1,0 +1,61 @@
+//! What is counted; every drop and every refusal is.
+
+use crate::error::Disconnect;
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A number that only goes up.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    pub fn add(&self, count: usize) {
+        self.0.fetch_add(count as u64, Ordering::Relaxed);
+    }
+
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Messages handed over, once per recipient.
+    pub messages_sent: Counter,
+    /// Frames of clients whose action is the application's own.
+    pub messages_received: Counter,
+    /// Frames of clients, of every kind but control frames.
+    pub frames_received: Counter,
+    pub connections_total: Counter,
+    /// Broadcasts, of the application and of clients.
+    pub publications: Counter,
+    /// Frames encoded for them: one each, whatever the number of subscribers.
+    pub encoded: Counter,
+    /// Messages to clients that are not connected.
+    pub undelivered: Counter,
+    /// Errors that clients were told.
+    pub errors_sent: Counter,
+    /// Frames that waited for a slow consumer when it was closed.
+    pub dropped_slow_consumer: Counter,
+    /// Connects refused because of `max_connections`.
+    pub refused_full: Counter,
+    /// How often a shard read no further because another's inbox was full.
+    pub inbox_pauses: Counter,
+    disconnects: Mutex<BTreeMap<&'static str, u64>>,
+}
+
+impl Counters {
+    pub fn disconnected(&self, disconnect: Disconnect) {
+        *self
+            .disconnects
+            .lock()
+            .entry(disconnect.reason())
+            .or_default() += 1;
+    }
+
+    /// Ended connections by reason.
+    pub fn disconnects(&self) -> BTreeMap<&'static str, u64> {
+        self.disconnects.lock().clone()
+    }
+}

@@ -1,0 +1,101 @@
+//! What a shard's inbox takes, and where a connection is.
+
+use crate::error::Disconnect;
+use crate::frame::EncodedFrame;
+use crate::hub::{ChannelKey, Slot};
+use crate::inbox::{Inbox, Weigh};
+use std::net::TcpStream;
+use std::sync::atomic::AtomicUsize;
+
+/// Where a connection is: its shard, its slot there, and which of the slot's connections it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    pub shard: usize,
+    pub slot: Slot,
+    pub generation: u32,
+}
+
+#[derive(Debug)]
+pub enum Delivery {
+    /// A connected socket, whoever accepted it; `is_tuned` when it has the options of `shard::socket::tune`.
+    Adopt {
+        stream: TcpStream,
+        is_tuned: bool,
+    },
+    Subscribe {
+        place: Place,
+        channel: ChannelKey,
+    },
+    Unsubscribe {
+        place: Place,
+        channel: ChannelKey,
+    },
+    /// To the local subscribers of a channel.
+    Publish {
+        channel: ChannelKey,
+        frame: EncodedFrame,
+    },
+    /// To one connection.
+    Direct {
+        place: Place,
+        frame: EncodedFrame,
+    },
+    /// Ends one connection, behind what was delivered to it before.
+    Close {
+        place: Place,
+        disconnect: Disconnect,
+        frame: EncodedFrame,
+    },
+    /// The peer has shut its side: the connection ends behind what was delivered to it before.
+    Ended {
+        place: Place,
+    },
+    /// To every connection, before all that waits.
+    Urgent {
+        frame: EncodedFrame,
+    },
+    /// Say goodbye to every client.
+    Drain {
+        goodbye: EncodedFrame,
+    },
+    /// End, whoever is still there.
+    Finish,
+}
+
+impl Weigh for Delivery {
+    fn weight(&self) -> usize {
+        let frame = match self {
+            Delivery::Publish { frame, .. }
+            | Delivery::Direct { frame, .. }
+            | Delivery::Close { frame, .. }
+            | Delivery::Urgent { frame }
+            | Delivery::Drain { goodbye: frame } => frame.len(),
+            Delivery::Adopt { .. }
+            | Delivery::Subscribe { .. }
+            | Delivery::Unsubscribe { .. }
+            | Delivery::Ended { .. }
+            | Delivery::Finish => 0,
+        };
+        frame + size_of::<Delivery>()
+    }
+}
+
+/// A shard as the rest of the process sees it: its inbox, and gauges that it keeps up to date.
+#[derive(Debug)]
+pub struct Door {
+    pub inbox: Inbox<Delivery>,
+    /// Frames that wait for sockets, after the last turn.
+    pub queued_frames: AtomicUsize,
+    /// Bytes that wait for sockets, after the last turn.
+    pub queued_bytes: AtomicUsize,
+}
+
+impl Door {
+    pub fn new(inbox_bytes: usize) -> Self {
+        Self {
+            inbox: Inbox::new(inbox_bytes),
+            queued_frames: AtomicUsize::new(0),
+            queued_bytes: AtomicUsize::new(0),
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! What the node tells about itself.
+
+use super::{Channel, Node};
+use crate::protocol::EMERGENCY_CHANNEL;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// A channel as the application sees it. Times are seconds since 1970.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ChannelInfo {
+    pub name: Arc<str>,
+    pub kind: Box<str>,
+    /// Ids in the order in which they came.
+    pub subscribers: Vec<Arc<str>>,
+    pub created_at: f64,
+}
+
+/// A connected client as the application sees it. Times are seconds since 1970.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ConnectionInfo {
+    pub client_id: Arc<str>,
+    pub joined_at: f64,
+    pub last_ping: f64,
+    pub channels: Vec<Arc<str>>,
+}
+
+impl Node {
+    /// Who is on a channel; nobody is on one that there is not.
+    pub fn presence(&self, channel: &str) -> Vec<Arc<str>> {
+        let channel = self.channels.read().get(channel).cloned();
+        channel.map_or_else(Vec::new, |channel| {
+            channel.members.lock().roster.ids().cloned().collect()
+        })
+    }
+
+    /// How many are on each channel, in the order in which the channels were made.
+    pub fn census(&self) -> Vec<(Arc<str>, usize)> {
+        self.channels_by_age()
+            .iter()
+            .map(|channel| {
+                (
+                    Arc::clone(&channel.name),
+                    channel.members.lock().roster.len(),
+                )
+            })
+            .collect()
+    }
+
+    /// Names in the order in which the channels were made.
+    pub fn channel_names(&self) -> Vec<Arc<str>> {
+        self.channels_by_age()
+            .iter()
+            .map(|channel| Arc::clone(&channel.name))
+            .collect()
+    }
+
+    fn channels_by_age(&self) -> Vec<Arc<Channel>> {
+        let mut channels: Vec<_> = self.channels.read().values().cloned().collect();
+        channels.sort_unstable_by_key(|channel| channel.key);
+        channels
+    }
+
+    pub fn channel_count(&self) -> usize {
+        self.channels.read().len()
+    }
+
+    pub fn has_channel(&self, name: &str) -> bool {
+        self.channels.read().contains_key(name)
+    }
+
+    pub fn channel_info(&self, name: &str) -> Option<ChannelInfo> {
+        let channel = self.channels.read().get(name).cloned()?;
+        let subscribers = channel.members.lock().roster.ids().cloned().collect();
+        Some(ChannelInfo {
+            name: Arc::clone(&channel.name),
+            kind: channel.kind.clone(),
+            subscribers,
+            created_at: channel.created as f64 / 1e6,
+        })
+    }
+
+    /// Ids of the connected clients, in the order in which they connected.
+    pub fn connection_ids(&self) -> Vec<Arc<str>> {
+        let clients: Vec<_> = self.clients.read().values().cloned().collect();
+        let mut connected: Vec<_> = clients
+            .iter()
+            .filter(|client| client.state.lock().place.is_some())
+            .map(|client| (client.joined, Arc::clone(&client.id)))
+            .collect();
+        connected.sort_unstable();
+        connected.into_iter().map(|(_, id)| id).collect()
+    }
+
+    pub fn connection_count(&self) -> usize {
+        self.connected.load(Ordering::Acquire)
+    }
+
+    pub fn has_connection(&self, client_id: &str) -> bool {
+        let client = self.clients.read().get(client_id).cloned();
+        client.is_some_and(|client| client.state.lock().place.is_some())
+    }
+
+    /// `None` for a client that is not connected.
+    pub fn connection_info(&self, client_id: &str) -> Option<ConnectionInfo> {
+        let client = self.clients.read().get(client_id).cloned()?;
+        let state = client.state.lock();
+        state.place?;
+        Some(ConnectionInfo {
+            client_id: Arc::clone(&client.id),
+            joined_at: client.joined as f64 / 1e6,
+            last_ping: client.last_ping() as f64 / 1e6,
+            channels: state
+                .channels
+                .iter()
+                .map(|channel| Arc::clone(&channel.name))
+                .collect(),
+        })
+    }
+
+    /// The names of private channels, which without authorisation admit everyone.
+    pub fn private_channels(&self) -> Vec<Arc<str>> {
+        let channels = self.channels.read();
+        let mut names: Vec<_> = channels
+            .values()
+            .filter(|channel| &*channel.kind == "private" && &*channel.name != EMERGENCY_CHANNEL)
+            .map(|channel| Arc::clone(&channel.name))
+            .collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// Frames and bytes that wait for sockets, those that wait for shards included.
+    pub fn queued(&self) -> (usize, usize) {
+        self.doors
+            .load()
+            .iter()
+            .fold((0, 0), |(frames, bytes), door| {
+                (
+                    frames + door.inbox.len() + door.queued_frames.load(Ordering::Relaxed),
+                    bytes + door.inbox.bytes() + door.queued_bytes.load(Ordering::Relaxed),
+                )
+            })
+    }
+}

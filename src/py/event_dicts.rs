@@ -1,0 +1,75 @@
+//! Events as the dicts that handlers get.
+
+use crate::events::{Detail, Event, LogRecord, Told};
+use jiter::PythonParse;
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyString};
+
+/// An event's name and its fields.
+pub type NamedDict<'py> = (Bound<'py, PyString>, Bound<'py, PyDict>);
+
+/// An event's name and fields; a log record has no name.
+pub fn told(py: Python<'_>, told: Told) -> PyResult<Option<NamedDict<'_>>> {
+    Ok(match told {
+        Told::Event(event) => Some((PyString::new(py, &event.name), event_dict(py, &event)?)),
+        Told::Log(record) => Some((PyString::new(py, ""), log_dict(py, &record)?)),
+        Told::End => None,
+    })
+}
+
+fn event_dict<'py>(py: Python<'py>, event: &Event) -> PyResult<Bound<'py, PyDict>> {
+    let dict = match &event.detail {
+        // the frame's own fields, under those of the event
+        Detail::Frame(json) => parse(py, json)?.cast_into::<PyDict>()?,
+        _ => PyDict::new(py),
+    };
+    dict.set_item(intern!(py, "event"), &*event.name)?;
+    dict.set_item(intern!(py, "timestamp"), event.micros as f64 / 1e6)?;
+    if let Some(client_id) = &event.client_id {
+        dict.set_item(intern!(py, "client_id"), &**client_id)?;
+    }
+    if let Some(channel) = &event.channel {
+        dict.set_item(intern!(py, "channel"), &**channel)?;
+    }
+    match &event.detail {
+        Detail::None | Detail::Frame(_) => {}
+        Detail::Message(message) => dict.set_item(intern!(py, "message"), message)?,
+        Detail::TotalUsers(total) => dict.set_item(intern!(py, "total_users"), total)?,
+        Detail::Emergency {
+            message,
+            recipients,
+        } => {
+            dict.set_item(intern!(py, "message"), message)?;
+            dict.set_item(intern!(py, "severity"), intern!(py, "critical"))?;
+            dict.set_item(
+                intern!(py, "source"),
+                intern!(py, "tantor_emergency_system"),
+            )?;
+            dict.set_item(intern!(py, "recipients"), recipients)?;
+        }
+        Detail::Disconnect { reason, code } => {
+            dict.set_item(intern!(py, "reason"), reason)?;
+            dict.set_item(intern!(py, "code"), code)?;
+        }
+        Detail::Data(json) => dict.set_item(intern!(py, "data"), parse(py, json)?)?,
+    }
+    Ok(dict)
+}
+
+fn log_dict<'py>(py: Python<'py>, record: &LogRecord) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    dict.set_item(intern!(py, "logger"), record.logger)?;
+    dict.set_item(intern!(py, "level"), record.level as u8)?;
+    dict.set_item(intern!(py, "message"), &record.message)?;
+    Ok(dict)
+}
+
+/// JSON that was checked already. The standard library reads the few things that the fast parser does not, such as
+/// half a surrogate pair.
+fn parse<'py>(py: Python<'py>, json: &[u8]) -> PyResult<Bound<'py, PyAny>> {
+    match PythonParse::default().python_parse(py, json) {
+        Ok(value) => Ok(value),
+        Err(_) => py.import("json")?.call_method1("loads", (json,)),
+    }
+}

@@ -1,0 +1,65 @@
+//! The Python boundary: convert, let go of the interpreter, call, convert. The only user of pyo3.
+
+mod bridge;
+mod done;
+mod errors;
+mod event_dicts;
+mod json;
+mod messenger;
+
+use crate::config::{Config, SETTINGS, Value};
+use pyo3::prelude::*;
+use std::time::Duration;
+
+#[pymodule(gil_used = false)]
+mod _tantor {
+    #[pymodule_export]
+    use super::done::Done;
+    #[pymodule_export]
+    use super::messenger::Messenger;
+    #[pymodule_export]
+    use super::{after_fork_in_child, setting_table, wait_for_threads};
+
+    #[pymodule_export]
+    #[allow(non_upper_case_globals)]
+    const __version__: &str = env!("CARGO_PKG_VERSION");
+}
+
+/// A row of the settings' table: name, kind, default, help.
+type SettingRow = (&'static str, &'static str, Option<Py<PyAny>>, &'static str);
+
+#[pyfunction]
+fn setting_table(py: Python<'_>) -> PyResult<Vec<SettingRow>> {
+    let defaults = Config::default();
+    SETTINGS
+        .iter()
+        .map(|setting| {
+            let default = if setting.derived {
+                None
+            } else {
+                Some(to_python(py, setting.value(&defaults))?)
+            };
+            Ok((setting.name, setting.kind(), default, setting.help))
+        })
+        .collect()
+}
+
+#[pyfunction]
+fn wait_for_threads(py: Python<'_>, timeout: f64) -> bool {
+    let timeout = Duration::try_from_secs_f64(timeout).unwrap_or_default();
+    py.detach(|| crate::fork::wait_for_threads(timeout))
+}
+
+#[pyfunction]
+fn after_fork_in_child() {
+    crate::fork::in_child();
+}
+
+fn to_python(py: Python<'_>, value: Value) -> PyResult<Py<PyAny>> {
+    use pyo3::IntoPyObjectExt;
+    match value {
+        Value::Integer(value) => value.into_py_any(py),
+        Value::Number(value) => value.into_py_any(py),
+        Value::Text(value) => value.into_py_any(py),
+    }
+}

@@ -1,0 +1,434 @@
+//! The composition root: puts node, broker and store together, binds, starts the shards, drains and ends.
+
+use crate::broker::MemoryBroker;
+use crate::config::Config;
+use crate::error::Error;
+use crate::events::LogLevel;
+use crate::node::{Delivery, Door, Node};
+use crate::shard::{Acceptor, Shard};
+use crate::store::MemoryStore;
+use parking_lot::{Condvar, Mutex};
+use socket2::{Domain, Protocol, Socket, Type};
+use std::io;
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+/// Connections that the system may hold until they are accepted.
+const BACKLOG: i32 = 4096;
+
+/// How long the end of a server waits for those that were told of it.
+const MAX_FAREWELL: Duration = Duration::from_secs(2);
+
+/// A node, and the threads that serve it while it is started.
+pub struct Server {
+    node: Arc<Node>,
+    running: Mutex<Option<Running>>,
+    ended: Condvar,
+    /// The fork generation it was started in, or `NOT_STARTED`.
+    started_in: AtomicU32,
+}
+
+const NOT_STARTED: u32 = u32::MAX;
+
+/// What the shards of a run tell of their end.
+struct Shards {
+    drained: flume::Receiver<()>,
+    /// Its other side is gone when the last shard is.
+    ended: flume::Receiver<()>,
+    count: usize,
+}
+
+impl Shards {
+    async fn all_drained(&self) {
+        for _ in 0..self.count {
+            if self.drained.recv_async().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn all_ended(&self) {
+        while self.ended.recv_async().await.is_ok() {}
+    }
+}
+
+struct Running {
+    address: SocketAddr,
+    stop: flume::Sender<()>,
+    waiting: Waiting,
+}
+
+/// What is needed to await the end of a server.
+#[derive(Clone)]
+pub struct Waiting {
+    /// The runtime of the server's own thread. It lives until the guards are gone.
+    pub handle: Handle,
+    pub ended: watch::Receiver<bool>,
+    guards: Arc<AtomicUsize>,
+}
+
+/// Keeps the server's own runtime alive at its end, for a while.
+pub struct WaitingGuard(Arc<AtomicUsize>);
+
+impl Waiting {
+    pub fn guard(&self) -> WaitingGuard {
+        self.guards.fetch_add(1, Ordering::AcqRel);
+        WaitingGuard(Arc::clone(&self.guards))
+    }
+}
+
+impl Drop for WaitingGuard {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Server {
+    /// Starts nothing.
+    pub fn new(config: Config) -> Arc<Self> {
+        let broker = MemoryBroker::new(
+            Arc::new(MemoryStore::default()),
+            crate::random::random_u64(),
+        );
+        let node = Arc::new(Node::new(Arc::new(config), Arc::new(broker)));
+        let started_in = AtomicU32::new(NOT_STARTED);
+        Arc::new(Self {
+            node,
+            running: Mutex::new(None),
+            ended: Condvar::new(),
+            started_in,
+        })
+    }
+
+    pub fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
+    /// True in a child of the process that started it: nothing of it may be used there, as locks may be held by
+    /// threads that the child does not have.
+    pub fn is_inherited(&self) -> bool {
+        let started_in = self.started_in.load(Ordering::Relaxed);
+        started_in != NOT_STARTED && started_in != crate::fork::generation()
+    }
+
+    /// Binds and starts the shards; returns once connections are accepted. False when it is started already.
+    ///
+    /// Errors: an address that is taken or is none; a thread that cannot be started; `timeout` passed.
+    pub fn start(self: &Arc<Self>, timeout: Option<Duration>) -> Result<bool, Error> {
+        let mut running = self.running.lock();
+        if running.is_some() {
+            return Ok(false);
+        }
+        let config = &self.node.config;
+        let listener = bind(&config.host, config.port)?;
+        let doors: Vec<_> = (0..config.shards)
+            .map(|_| Arc::new(Door::new(config.inbox_bytes)))
+            .collect();
+        self.node.attach(doors.clone());
+        self.node.events.open();
+        match self.start_threads(listener, &doors, timeout) {
+            Ok(started) => {
+                self.started_in
+                    .store(crate::fork::generation(), Ordering::Relaxed);
+                self.tell_of_start(started.address);
+                *running = Some(started);
+                Ok(true)
+            }
+            Err(error) => {
+                self.node.drain();
+                self.finish_shards();
+                self.node.detach();
+                self.node.events.close();
+                Err(match error.kind() {
+                    io::ErrorKind::TimedOut => Error::TimedOut(error.to_string()),
+                    _ => Error::Start(format!("cannot start the server's threads: {error}")),
+                })
+            }
+        }
+    }
+
+    /// Starts to drain; nothing happens when it is not running.
+    pub fn begin_stop(&self) {
+        if let Some(running) = &*self.running.lock() {
+            // a second stop finds the first one's word still there
+            let _ = running.stop.try_send(());
+        }
+    }
+
+    /// Blocks until the server has ended; false when `timeout` passed before.
+    pub fn wait_stopped(&self, timeout: Option<Duration>) -> bool {
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let mut running = self.running.lock();
+        while running.is_some() {
+            match deadline {
+                Some(deadline) => {
+                    if self.ended.wait_until(&mut running, deadline).timed_out() {
+                        return running.is_none();
+                    }
+                }
+                None => self.ended.wait(&mut running),
+            }
+        }
+        true
+    }
+
+    /// `None` when it is not running. While the guard lives, its runtime does.
+    pub fn waiting(&self) -> Option<(Waiting, WaitingGuard)> {
+        // under the lock, or the server could end between the look and the guard
+        let running = self.running.lock();
+        let waiting = &running.as_ref()?.waiting;
+        Some((waiting.clone(), waiting.guard()))
+    }
+
+    /// Where it listens; `None` when it is not running.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.running.lock().as_ref().map(|running| running.address)
+    }
+
+    fn start_threads(
+        self: &Arc<Self>,
+        listener: TcpListener,
+        doors: &[Arc<Door>],
+        timeout: Option<Duration>,
+    ) -> io::Result<Running> {
+        let (stop, stopped) = flume::bounded(1);
+        let (tell_drained, drained) = flume::unbounded();
+        let (done, ended) = flume::bounded(1);
+        let shards = Shards {
+            drained,
+            ended,
+            count: doors.len(),
+        };
+        for (index, door) in doors.iter().enumerate() {
+            let shard = Shard::new(
+                index,
+                Arc::clone(&self.node),
+                Arc::clone(door),
+                tell_drained.clone(),
+            );
+            let (node, done) = (Arc::clone(&self.node), done.clone());
+            let runtime = Shard::runtime()?;
+            thread::Builder::new()
+                .name(format!("tantor-shard-{index}"))
+                .spawn(move || {
+                    if let Err(error) = shard.run(&runtime) {
+                        node.events.log(LogLevel::Error, "server", || {
+                            format!("shard {index} ended: {error}")
+                        });
+                    }
+                    drop(done);
+                })?;
+        }
+        drop(done);
+        // taken by hand, so that what nobody waits for any more is not sent
+        let (tell_ready, ready) = flume::bounded(0);
+        let server = Arc::clone(self);
+        let counted = crate::fork::CountedThread::new();
+        thread::Builder::new()
+            .name("tantor-server".to_owned())
+            .spawn(move || {
+                let runtime = match tokio::runtime::Builder::new_current_thread()
+                    .enable_io()
+                    .enable_time()
+                    .build()
+                {
+                    Ok(runtime) => runtime,
+                    Err(error) => {
+                        let _ = tell_ready.send(Err(error));
+                        return;
+                    }
+                };
+                runtime.block_on(server.serve(listener, tell_ready, stopped, shards));
+                // waits for what is being told to Python
+                drop(runtime);
+                drop(counted);
+            })?;
+        let (address, waiting) = match timeout {
+            None => ready.recv().map_err(io::Error::other)??,
+            Some(timeout) => ready.recv_timeout(timeout).map_err(|error| match error {
+                flume::RecvTimeoutError::Timeout => {
+                    let seconds = timeout.as_secs_f64();
+                    io::Error::new(
+                        io::ErrorKind::TimedOut,
+                        format!("not listening after {seconds} s"),
+                    )
+                }
+                flume::RecvTimeoutError::Disconnected => {
+                    io::Error::other("the server's thread ended at once")
+                }
+            })??,
+        };
+        Ok(Running {
+            address,
+            stop,
+            waiting,
+        })
+    }
+
+    /// What the server's own thread does, from the first accept to the last farewell.
+    async fn serve(
+        &self,
+        listener: TcpListener,
+        ready: flume::Sender<io::Result<(SocketAddr, Waiting)>>,
+        stopped: flume::Receiver<()>,
+        shards: Shards,
+    ) {
+        let (tell_ended, ended) = watch::channel(false);
+        let guards = Arc::new(AtomicUsize::new(0));
+        let waiting = Waiting {
+            handle: Handle::current(),
+            ended,
+            guards: Arc::clone(&guards),
+        };
+        let registered = crate::fork::Listener::register(&listener);
+        let acceptor = match Acceptor::new(listener, Arc::clone(&self.node)) {
+            Ok(acceptor) => acceptor,
+            Err(error) => {
+                let _ = ready.send(Err(error));
+                return;
+            }
+        };
+        // whoever started this may have given up, and then the node is no longer this thread's to serve
+        let is_wanted = ready
+            .send(acceptor.address().map(|address| (address, waiting)))
+            .is_ok();
+        drop(ready);
+        if !is_wanted {
+            return;
+        }
+        tokio::select! {
+            () = acceptor.run() => {}
+            _ = stopped.recv_async() => {}
+        }
+        self.node.drain();
+        tokio::select! {
+            // requests are answered until the last client has gone
+            () = acceptor.run() => {}
+            () = shards.all_drained() => {}
+        }
+        drop(registered);
+        acceptor.close();
+        self.finish_shards();
+        shards.all_ended().await;
+        self.node.detach();
+        self.node
+            .events
+            .log(LogLevel::Info, "server", || "stopped".to_owned());
+        self.node.events.close();
+        {
+            let mut running = self.running.lock();
+            *running = None;
+            self.started_in.store(NOT_STARTED, Ordering::Relaxed);
+        }
+        self.ended.notify_all();
+        let _ = tell_ended.send(true);
+        let farewell = Instant::now() + MAX_FAREWELL;
+        while guards.load(Ordering::Acquire) > 0 && Instant::now() < farewell {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    fn finish_shards(&self) {
+        for door in self.node.doors().iter() {
+            door.inbox.push(Delivery::Finish);
+        }
+    }
+
+    fn tell_of_start(&self, address: SocketAddr) {
+        let shards = self.node.config.shards;
+        self.node.events.log(LogLevel::Info, "server", || {
+            format!(
+                "listening on {address} with {shards} shard{}",
+                if shards == 1 { "" } else { "s" }
+            )
+        });
+        let private = self.node.private_channels();
+        if !private.is_empty() {
+            self.node.events.log(LogLevel::Warning, "auth", || {
+                format!(
+                    "no authorisation is configured: private channels admit everyone ({})",
+                    private.join(", ")
+                )
+            });
+        }
+    }
+}
+
+fn bind(host: &str, port: u16) -> Result<TcpListener, Error> {
+    let failed = |source| Error::Bind {
+        address: format!("{host}:{port}"),
+        source,
+    };
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in (host, port).to_socket_addrs().map_err(failed)? {
+        match bind_address(address) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => last = error,
+        }
+    }
+    Err(failed(last))
+}
+
+fn bind_address(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    // elsewhere it would let two servers share a port
+    #[cfg(unix)]
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Value;
+    use std::net::TcpStream;
+    use tokio_tungstenite::tungstenite::{self, Message, WebSocket};
+
+    fn connect(server: &Server) -> WebSocket<TcpStream> {
+        let stream = TcpStream::connect(server.address().unwrap()).unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_secs(20)))
+            .unwrap();
+        tungstenite::client("ws://localhost/", stream).unwrap().0
+    }
+
+    /// Reads on to a message that has this in it.
+    fn read_to(socket: &mut WebSocket<TcpStream>, wanted: &str) {
+        while !matches!(socket.read().unwrap(), Message::Text(text) if text.contains(wanted)) {}
+    }
+
+    #[test]
+    fn a_panic_closes_one_connection() {
+        let values = [
+            ("port".to_owned(), Value::Integer(0)),
+            ("shards".to_owned(), Value::Integer(1)),
+        ];
+        let server = Server::new(Config::from_values(&values).unwrap());
+        server.start(None).unwrap();
+        let (mut healthy, mut failing) = (connect(&server), connect(&server));
+        read_to(&mut failing, "user_joined");
+        failing.send(Message::text("panic")).unwrap();
+        let closed = loop {
+            if let Message::Close(frame) = failing.read().unwrap() {
+                break frame.unwrap();
+            }
+        };
+        assert_eq!(u16::from(closed.code), 1011);
+        healthy.send(Message::text(r#"{"action":"ping"}"#)).unwrap();
+        read_to(&mut healthy, "pong");
+        assert_eq!(server.node().connection_count(), 1);
+        server.begin_stop();
+        assert!(server.wait_stopped(Some(Duration::from_secs(20))));
+    }
+}

@@ -1,0 +1,151 @@
+//! Listens, and hands sockets to shards in turn.
+
+use crate::events::LogLevel;
+use crate::node::{Delivery, Node};
+use std::io;
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A pause after an accept that failed for want of descriptors or memory.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Sockets that are accepted before they are handed over together.
+const BATCH: usize = 64;
+
+pub struct Acceptor {
+    listener: Listener,
+    node: Arc<Node>,
+}
+
+impl Acceptor {
+    /// Must be called in a runtime that the acceptor will run on.
+    pub fn new(listener: TcpListener, node: Arc<Node>) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        super::socket::tune(&listener, node.config.heartbeat_timeout)?;
+        Ok(Self {
+            listener: Listener::new(listener)?,
+            node,
+        })
+    }
+
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.get().local_addr()
+    }
+
+    /// Ends the listening, also where a fork of this process holds the descriptor: dropping it alone would leave
+    /// the port listening there.
+    pub fn close(self) {
+        let _ = socket2::SockRef::from(self.listener.get()).shutdown(Shutdown::Both);
+    }
+
+    /// Accepts until it is dropped.
+    pub async fn run(&self) {
+        let mut next = 0_usize;
+        let mut accepted = Vec::new();
+        let mut is_failing = false;
+        loop {
+            let result = self.listener.accept(&mut accepted).await;
+            self.hand_over(&mut accepted, &mut next);
+            match result {
+                Ok(()) => {
+                    is_failing = false;
+                    tokio::task::yield_now().await;
+                }
+                // the peer was gone before it was accepted
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset
+                    ) => {}
+                Err(error) => {
+                    // said once, not ten times a second
+                    if !std::mem::replace(&mut is_failing, true) {
+                        self.node.events.log(LogLevel::Error, "server", || {
+                            format!("cannot accept connections for now: {error}")
+                        });
+                    }
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn hand_over(&self, accepted: &mut Vec<TcpStream>, next: &mut usize) {
+        let doors = self.node.doors();
+        if doors.is_empty() {
+            accepted.clear();
+            return;
+        }
+        let mut batches: Vec<Vec<Delivery>> = doors.iter().map(|_| Vec::new()).collect();
+        for stream in accepted.drain(..) {
+            batches[*next % doors.len()].push(Delivery::Adopt {
+                stream,
+                is_tuned: INHERITS,
+            });
+            *next = next.wrapping_add(1);
+        }
+        for (door, batch) in doors.iter().zip(batches) {
+            door.inbox.push_all(batch);
+        }
+    }
+}
+
+/// Whether accepted sockets have the options of their listener.
+const INHERITS: bool = cfg!(any(target_os = "linux", target_os = "android"));
+
+/// A listener whose sockets no runtime has seen yet: a shard registers them with its own.
+#[cfg(unix)]
+struct Listener(tokio::io::unix::AsyncFd<TcpListener>);
+
+#[cfg(unix)]
+impl Listener {
+    fn new(listener: TcpListener) -> io::Result<Self> {
+        // SAFETY: the listener owns its descriptor, gives it out to nobody, and is dropped with the registration.
+        let registered = unsafe {
+            tokio::io::unix::AsyncFd::register_with_interest(
+                listener,
+                tokio::io::Interest::READABLE,
+            )
+        };
+        Ok(Self(registered?))
+    }
+
+    fn get(&self) -> &TcpListener {
+        self.0.get_ref()
+    }
+
+    /// Waits for one, then takes what there is, up to a batch.
+    async fn accept(&self, accepted: &mut Vec<TcpStream>) -> io::Result<()> {
+        let mut ready = self.0.readable().await?;
+        while accepted.len() < BATCH {
+            match ready.try_io(|listener| listener.get_ref().accept()) {
+                Ok(Ok((stream, _))) => accepted.push(stream),
+                Ok(Err(error)) => return Err(error),
+                Err(_would_block) => break,
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(not(unix))]
+struct Listener(tokio::net::TcpListener, TcpListener);
+
+#[cfg(not(unix))]
+impl Listener {
+    fn new(listener: TcpListener) -> io::Result<Self> {
+        let shown = listener.try_clone()?;
+        Ok(Self(tokio::net::TcpListener::from_std(listener)?, shown))
+    }
+
+    fn get(&self) -> &TcpListener {
+        &self.1
+    }
+
+    async fn accept(&self, accepted: &mut Vec<TcpStream>) -> io::Result<()> {
+        let (stream, _) = self.0.accept().await?;
+        accepted.push(stream.into_std()?);
+        Ok(())
+    }
+}

@@ -1,0 +1,380 @@
+//! One connection on its shard: the handshake, reading, writing, heartbeats and the end.
+
+use super::wake::Readiness;
+use super::{CLOSE_TIMEOUT, HANDSHAKE_ALLOWANCE, Shard};
+use crate::connection::Reader;
+use crate::error::Disconnect;
+use crate::events::LogLevel;
+use crate::frame::EncodedFrame;
+use crate::handshake::{self, Refused};
+use crate::hub::Slot;
+use crate::node::Client;
+use crate::outbound::{Chunk, Outbound};
+use std::io::{self, IoSlice};
+use std::net::Shutdown;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+use tokio::io::AsyncWrite;
+use tokio::net::TcpStream;
+
+/// What a connection takes, roughly, here and in the node.
+const CONNECTION_SIZE: usize = 1024;
+
+/// Slices of one vectored write.
+const MAX_SLICES: usize = 64;
+
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact of its own; the phase holds what excludes each other"
+)]
+pub(super) struct Connection {
+    pub(super) stream: TcpStream,
+    pub(super) readiness: Arc<Readiness>,
+    pub(super) waker: Waker,
+    pub(super) generation: u32,
+    pub(super) phase: Phase,
+    pub(super) reader: Reader,
+    pub(super) outbound: Outbound,
+    /// In ticks.
+    pub(super) last_seen: u64,
+    /// In ticks.
+    pub(super) next_ping: u64,
+    /// The number of its latest entry in the wheel.
+    watch: u32,
+    pub(super) is_touched: bool,
+    pub(super) is_held_back: bool,
+    /// A close frame or a violation was read; nothing that follows counts.
+    pub(super) has_ended_reading: bool,
+    /// The peer has shut its side.
+    pub(super) is_at_end: bool,
+    /// A write failed; what is left to read is read.
+    pub(super) takes_nothing: bool,
+}
+
+/// An entry of the wheel; only a connection's latest counts.
+pub(super) struct Watch {
+    slot: Slot,
+    generation: u32,
+    number: u32,
+}
+
+pub(super) enum Phase {
+    /// The request head so far, and the tick by which it has to be whole.
+    Handshake {
+        head: Vec<u8>,
+        deadline: u64,
+    },
+    Open(Arc<Client>),
+    /// A last word is queued; then the socket is shut, and dropped when the peer has shut its side too.
+    Closing {
+        deadline: u64,
+        is_shut: bool,
+    },
+}
+
+impl Shard {
+    /// Takes over a connected socket, whoever made it.
+    pub(super) fn adopt(&mut self, stream: std::net::TcpStream, is_tuned: bool) {
+        if self.connections.len() >= self.config.max_connections + HANDSHAKE_ALLOWANCE {
+            self.node.counters.refused_full.add(1);
+            return;
+        }
+        let timeout = (!is_tuned).then_some(self.config.heartbeat_timeout);
+        let stream = match prepare(stream, timeout) {
+            Ok(stream) => stream,
+            Err(error) => {
+                self.node.events.log(LogLevel::Debug, "server", || {
+                    format!("a connection ended at once: {error}")
+                });
+                return;
+            }
+        };
+        self.next_generation = self.next_generation.wrapping_add(1);
+        let generation = self.next_generation;
+        let deadline = self.wheel.now() + self.ticks(self.config.handshake_timeout);
+        let entry = self.connections.vacant_entry();
+        let slot = entry.key() as Slot;
+        let readiness = Readiness::new(slot, &self.ready);
+        readiness.set();
+        entry.insert(Connection {
+            stream,
+            waker: Waker::from(Arc::clone(&readiness)),
+            readiness,
+            generation,
+            phase: Phase::Handshake {
+                head: Vec::new(),
+                deadline,
+            },
+            reader: Reader::default(),
+            outbound: Outbound::default(),
+            last_seen: self.wheel.now(),
+            next_ping: u64::MAX,
+            watch: 0,
+            is_touched: false,
+            is_held_back: false,
+            has_ended_reading: false,
+            is_at_end: false,
+            takes_nothing: false,
+        });
+        self.watch(slot, deadline);
+    }
+
+    /// Writes what waits, as far as the socket takes it.
+    pub(super) fn flush(&mut self, slot: Slot) {
+        let Some(connection) = self.connections.get_mut(slot as usize) else {
+            return;
+        };
+        if connection.outbound.is_empty() {
+            return;
+        }
+        let (frames, bytes) = (connection.outbound.frames(), connection.outbound.bytes());
+        let result = if connection.takes_nothing {
+            Err(())
+        } else {
+            connection.write_waiting().map_err(drop)
+        };
+        if result.is_err() {
+            connection.outbound.discard();
+        }
+        self.queued_frames -= frames - connection.outbound.frames();
+        self.queued_bytes -= bytes - connection.outbound.bytes();
+        match result {
+            // what it sent before it went still counts: the read comes to the end after it
+            Err(()) if matches!(connection.phase, Phase::Open(_)) => {
+                if !std::mem::replace(&mut connection.takes_nothing, true) {
+                    connection.readiness.set();
+                }
+            }
+            Err(()) => self.drop_connection(slot, Disconnect::Lost),
+            Ok(()) if connection.outbound.is_empty() => {
+                let is_at_end = connection.is_at_end;
+                if let Phase::Closing { is_shut, .. } = &mut connection.phase {
+                    if is_at_end {
+                        self.drop_connection(slot, Disconnect::Lost);
+                    } else if !std::mem::replace(is_shut, true) {
+                        let _ =
+                            socket2::SockRef::from(&connection.stream).shutdown(Shutdown::Write);
+                    }
+                }
+            }
+            Ok(()) => {}
+        }
+    }
+
+    /// Queues for one connection, which is written at the end of the turn.
+    pub(super) fn queue(&mut self, slot: Slot, chunk: Chunk) {
+        let Some(connection) = self.connections.get_mut(slot as usize) else {
+            return;
+        };
+        self.queued_frames += chunk.frames as usize;
+        self.queued_bytes += chunk.bytes.len();
+        connection.outbound.push(chunk);
+        if !std::mem::replace(&mut connection.is_touched, true) {
+            self.touched.push(slot);
+        }
+    }
+
+    /// Something of the wheel is due for a connection, if it is still there.
+    pub(super) fn on_due(&mut self, watch: &Watch, heartbeat: &mut Option<EncodedFrame>) {
+        let slot = watch.slot;
+        let now = self.wheel.now();
+        let timeout = self.ticks(self.config.heartbeat_timeout);
+        let interval = self.ticks(self.config.heartbeat_interval);
+        let Some(connection) = self.connections.get_mut(slot as usize) else {
+            return;
+        };
+        if connection.generation != watch.generation || connection.watch != watch.number {
+            return;
+        }
+        let next_look = match &connection.phase {
+            Phase::Handshake { deadline, .. } if now >= *deadline => {
+                self.last_word(slot, handshake::refusal_response(Refused::TimedOut));
+                return;
+            }
+            // a stop gives what waits all of its own time
+            Phase::Closing { deadline, .. }
+                if now >= *deadline
+                    && (self.draining.is_none() || connection.outbound.is_empty()) =>
+            {
+                self.drop_connection(slot, Disconnect::Lost);
+                return;
+            }
+            Phase::Handshake { deadline, .. } | Phase::Closing { deadline, .. } => *deadline,
+            // one that is held back may well have sent
+            Phase::Open(_) if !connection.is_held_back && now >= connection.last_seen + timeout => {
+                self.end(slot, Disconnect::HeartbeatTimeout);
+                return;
+            }
+            Phase::Open(_) => {
+                if connection.is_held_back {
+                    connection.last_seen = now;
+                }
+                let deadline = connection.last_seen + timeout;
+                if now >= connection.next_ping {
+                    connection.next_ping = now + interval;
+                    let frame = heartbeat
+                        .get_or_insert_with(|| self.node.heartbeat())
+                        .clone();
+                    self.queue(slot, EncodedFrame::ping().into());
+                    self.queue(slot, frame.into());
+                    self.check_slow(slot);
+                    (now + interval).min(deadline)
+                } else {
+                    connection.next_ping.min(deadline)
+                }
+            }
+        };
+        self.watch(slot, next_look);
+    }
+
+    /// Has the wheel look at a connection at a tick, and no longer at the tick set before.
+    pub(super) fn watch(&mut self, slot: Slot, tick: u64) {
+        let Some(connection) = self.connections.get_mut(slot as usize) else {
+            return;
+        };
+        connection.watch = connection.watch.wrapping_add(1);
+        let watch = Watch {
+            slot,
+            generation: connection.generation,
+            number: connection.watch,
+        };
+        self.wheel.insert(tick, watch);
+    }
+
+    /// Ends an open connection from this side: what waits leaves first, unless the client does not take it.
+    pub(super) fn end(&mut self, slot: Slot, disconnect: Disconnect) {
+        let Some(connection) = self.connections.get_mut(slot as usize) else {
+            return;
+        };
+        if matches!(
+            disconnect,
+            Disconnect::SlowConsumer | Disconnect::HeartbeatTimeout
+        ) {
+            let (bytes, weight) = (connection.outbound.bytes(), connection.outbound.weight());
+            let dropped = connection.outbound.clear_waiting();
+            self.queued_frames -= dropped;
+            self.queued_bytes -= bytes - connection.outbound.bytes();
+            self.freed += weight;
+            if disconnect == Disconnect::SlowConsumer {
+                self.node.counters.dropped_slow_consumer.add(dropped);
+            }
+        }
+        self.close(slot, disconnect, EncodedFrame::of_disconnect(disconnect));
+    }
+
+    /// Drops a connection at once.
+    pub(super) fn drop_connection(&mut self, slot: Slot, disconnect: Disconnect) {
+        let Some(connection) = self.connections.try_remove(slot as usize) else {
+            return;
+        };
+        self.queued_frames -= connection.outbound.frames();
+        self.queued_bytes -= connection.outbound.bytes();
+        self.freed += CONNECTION_SIZE + connection.outbound.weight() + connection.reader.held();
+        self.hub.remove(slot);
+        // a fork of this process may hold the descriptor, so dropping it alone would not end the connection
+        let _ = socket2::SockRef::from(&connection.stream).shutdown(Shutdown::Both);
+        if let Phase::Open(client) = connection.phase {
+            self.disconnected(&client, disconnect);
+        }
+    }
+
+    fn disconnected(&self, client: &Arc<Client>, disconnect: Disconnect) {
+        self.node.events.log(LogLevel::Debug, "connections", || {
+            format!(
+                "{} disconnected: {} ({})",
+                client.id,
+                disconnect.reason(),
+                disconnect.code()
+            )
+        });
+        self.node.disconnect(client, disconnect);
+    }
+
+    /// Queues the close frame and lets go of the client; the socket goes when it is written.
+    pub(super) fn close(&mut self, slot: Slot, disconnect: Disconnect, frame: EncodedFrame) {
+        let deadline = self.wheel.now() + self.ticks(CLOSE_TIMEOUT);
+        let Some(connection) = self.connections.get_mut(slot as usize) else {
+            return;
+        };
+        if !matches!(connection.phase, Phase::Open(_)) {
+            return;
+        }
+        let phase = std::mem::replace(
+            &mut connection.phase,
+            Phase::Closing {
+                deadline,
+                is_shut: false,
+            },
+        );
+        connection.is_held_back = false;
+        self.freed += std::mem::take(&mut connection.reader).held();
+        self.queue(slot, frame.into());
+        self.hub.remove(slot);
+        self.watch(slot, deadline);
+        if let Phase::Open(client) = phase {
+            self.disconnected(&client, disconnect);
+        }
+    }
+
+    /// Sends an HTTP answer, after which the connection ends.
+    pub(super) fn last_word(&mut self, slot: Slot, response: Vec<u8>) {
+        let deadline = self.wheel.now() + self.ticks(CLOSE_TIMEOUT);
+        let Some(connection) = self.connections.get_mut(slot as usize) else {
+            return;
+        };
+        connection.phase = Phase::Closing {
+            deadline,
+            is_shut: false,
+        };
+        self.queue(slot, Chunk::run(response.into(), 1));
+        self.watch(slot, deadline);
+    }
+}
+
+impl Connection {
+    fn write_waiting(&mut self) -> io::Result<()> {
+        let mut context = Context::from_waker(&self.waker);
+        while !self.outbound.is_empty() {
+            let stream = Pin::new(&mut self.stream);
+            let written = if self.outbound.chunks() == 1 {
+                stream.poll_write(&mut context, self.outbound.first())
+            } else {
+                let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+                let filled = self.outbound.fill(&mut slices);
+                stream.poll_write_vectored(&mut context, &slices[..filled])
+            };
+            match written {
+                Poll::Ready(Ok(count)) => self.outbound.advance(count),
+                Poll::Ready(Err(error)) => return Err(error),
+                Poll::Pending => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Makes a socket ready for its shard; `silence` as for `tune`, if that is still to be done.
+fn prepare(stream: std::net::TcpStream, silence: Option<Duration>) -> io::Result<TcpStream> {
+    stream.set_nonblocking(true)?;
+    if let Some(silence) = silence {
+        tune(&stream, silence)?;
+    }
+    TcpStream::from_std(stream)
+}
+
+/// Sets the options of every connection, on one or on the listener that it inherits them from: small frames leave
+/// at once, and a peer that acknowledges nothing for `silence` is gone.
+pub(super) fn tune<'a, S>(socket: &'a S, silence: Duration) -> io::Result<()>
+where
+    socket2::SockRef<'a>: From<&'a S>,
+{
+    let socket = socket2::SockRef::from(socket);
+    socket.set_tcp_nodelay(true)?;
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    socket.set_tcp_user_timeout(Some(silence))?;
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    let _ = silence;
+    Ok(())
+}
