@@ -1,0 +1,89 @@
+//! What the fan-out must not do more often than once.
+
+use _tantor::broker::MemoryBroker;
+use _tantor::config::Config;
+use _tantor::node::{Delivery, Door, Node, Place};
+use _tantor::store::MemoryStore;
+use std::sync::Arc;
+
+#[test]
+fn no_more_connect_than_may_from_any_number_of_threads() {
+    let config = Arc::new(Config {
+        max_connections: 3,
+        ..Config::default()
+    });
+    let node = Node::new(
+        config,
+        Arc::new(MemoryBroker::new(Arc::new(MemoryStore::default()), 1)),
+    );
+    let node = &node;
+    let connected: usize = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8)
+            .map(|slot| {
+                scope.spawn(move || {
+                    node.connect(Place {
+                        shard: 0,
+                        slot,
+                        generation: 1,
+                    })
+                    .is_some()
+                })
+            })
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| usize::from(thread.join().unwrap()))
+            .sum()
+    });
+    assert_eq!((connected, node.connection_count()), (3, 3));
+    assert_eq!(node.counters.refused_full.get(), 5);
+}
+
+#[test]
+fn one_encode_and_one_push_a_shard_for_ten_thousand_subscribers() {
+    let config = Arc::new(Config {
+        notice_limit: 0,
+        ..Config::default()
+    });
+    let node = Node::new(
+        config,
+        Arc::new(MemoryBroker::new(Arc::new(MemoryStore::default()), 1)),
+    );
+    let doors: Vec<_> = (0..4).map(|_| Arc::new(Door::new(usize::MAX))).collect();
+    node.attach(doors.clone());
+    for number in 0..10_000_u32 {
+        let place = Place {
+            shard: number as usize % 3,
+            slot: number,
+            generation: 1,
+        };
+        let (client, _) = node.connect(place).unwrap();
+        node.enter(&client);
+    }
+    let mut taken = Vec::new();
+    for door in &doors {
+        door.inbox.take(&mut taken);
+        taken.clear();
+    }
+    let before = node.counters.encoded.get();
+    assert_eq!(
+        node.broadcast("jungle", "tick", b"{\"n\":1}").unwrap(),
+        10_000
+    );
+    assert_eq!(node.counters.encoded.get() - before, 1);
+    let mut frames = Vec::new();
+    for (shard, door) in doors.iter().enumerate() {
+        door.inbox.take(&mut taken);
+        assert_eq!(taken.len(), usize::from(shard < 3), "shard {shard}");
+        for delivery in taken.drain(..) {
+            let Delivery::Publish { frame, .. } = delivery else {
+                panic!("{delivery:?}")
+            };
+            frames.push(frame.bytes().as_ptr());
+        }
+    }
+    assert!(
+        frames.windows(2).all(|pair| pair[0] == pair[1]),
+        "the shards do not share the frame's bytes"
+    );
+}

@@ -1,0 +1,12 @@
+//! The core without Python: layers, order, the wire byte by byte, and the contracts of the traits.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod contract;
+mod counted;
+mod layers;
+mod messages;
+mod oracle;
+mod order;
+mod peer;
+mod wire;

@@ -1,0 +1,153 @@
+//! The frame reader against tungstenite's, on bytes cut anywhere.
+
+use _tantor::connection::{Reader, Received};
+use proptest::prelude::*;
+use std::io::{self, Read, Write};
+use tokio_tungstenite::tungstenite::protocol::{Role, WebSocket, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{Error, Message};
+
+const LIMIT: usize = 4096;
+
+#[derive(Clone, Debug, PartialEq)]
+enum Seen {
+    Text(String),
+    Binary,
+    Ping(Vec<u8>),
+    Pong,
+    Close,
+    Violation,
+}
+
+/// What tungstenite makes of a client's bytes, up to the first violation or close.
+fn oracle(bytes: &[u8]) -> Vec<Seen> {
+    struct Input<'a>(&'a [u8]);
+    impl Read for Input<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            if self.0.is_empty() {
+                Err(io::ErrorKind::WouldBlock.into())
+            } else {
+                self.0.read(buffer)
+            }
+        }
+    }
+    impl Write for Input<'_> {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let config = WebSocketConfig::default()
+        .max_message_size(Some(LIMIT))
+        .max_frame_size(Some(LIMIT));
+    let mut socket = WebSocket::from_raw_socket(Input(bytes), Role::Server, Some(config));
+    let mut seen = Vec::new();
+    loop {
+        match socket.read() {
+            Ok(Message::Text(text)) => seen.push(Seen::Text(text.to_string())),
+            Ok(Message::Binary(_)) => seen.push(Seen::Binary),
+            Ok(Message::Ping(payload)) => seen.push(Seen::Ping(payload.to_vec())),
+            Ok(Message::Pong(_)) => seen.push(Seen::Pong),
+            Ok(Message::Close(frame)) => {
+                // a close frame with a code that is none is handed on as its own answer to it
+                let is_violation = frame.is_some_and(|frame| frame.reason == "Protocol violation");
+                seen.push(if is_violation {
+                    Seen::Violation
+                } else {
+                    Seen::Close
+                });
+                return seen;
+            }
+            Ok(Message::Frame(_)) => unreachable!("never read"),
+            Err(Error::Io(_)) => return seen,
+            Err(_) => {
+                seen.push(Seen::Violation);
+                return seen;
+            }
+        }
+    }
+}
+
+fn ours(bytes: &[u8], cuts: &[usize]) -> Vec<Seen> {
+    let mut reader = Reader::default();
+    let mut seen = Vec::new();
+    let mut rest = bytes;
+    let mut cuts = cuts.iter().cycle();
+    while !rest.is_empty() {
+        let cut = cuts.next().map_or(rest.len(), |cut| *cut).min(rest.len());
+        let mut part = rest[..cut].to_vec();
+        rest = &rest[cut..];
+        let result = reader.read(&mut part, LIMIT, &mut |received| {
+            seen.push(match received {
+                Received::Text(text) => Seen::Text(text.to_owned()),
+                Received::Binary => Seen::Binary,
+                Received::Ping(payload) => Seen::Ping(payload.to_vec()),
+                Received::Pong => Seen::Pong,
+                Received::Close(_) => Seen::Close,
+                Received::TooLarge(_) => Seen::Violation,
+            });
+            !matches!(seen.last(), Some(Seen::Close | Seen::Violation))
+        });
+        if result.is_err() {
+            seen.push(Seen::Violation);
+        }
+        if matches!(seen.last(), Some(Seen::Close | Seen::Violation)) {
+            break;
+        }
+    }
+    seen
+}
+
+fn any_frame() -> impl Strategy<Value = Vec<u8>> {
+    let payload = prop_oneof![
+        proptest::string::string_regex("[a-zäöü🐘]{0,200}")
+            .unwrap()
+            .prop_map(String::into_bytes),
+        prop::collection::vec(any::<u8>(), 0..10),
+    ];
+    // mostly what is allowed, sometimes anything
+    let first = prop_oneof![
+        8 => prop::sample::select(vec![0x81_u8, 0x82, 0x01, 0x00, 0x80, 0x89, 0x8A]),
+        1 => Just(0x88),
+        1 => any::<u8>(),
+    ];
+    (first, payload, prop::bool::weighted(0.97), any::<[u8; 4]>()).prop_map(
+        |(first, payload, is_masked, mask)| {
+            let bit = if is_masked { 0x80 } else { 0 };
+            let mut frame = vec![first];
+            if payload.len() < 126 {
+                frame.push(bit | u8::try_from(payload.len()).unwrap());
+            } else {
+                frame.push(bit | 0x7E);
+                frame.extend(u16::try_from(payload.len()).unwrap().to_be_bytes());
+            }
+            if is_masked {
+                frame.extend(mask);
+                frame.extend(
+                    payload
+                        .iter()
+                        .enumerate()
+                        .map(|(index, byte)| byte ^ mask[index % 4]),
+                );
+            } else {
+                frame.extend(payload);
+            }
+            frame
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn reads_what_tungstenite_reads(
+        frames in prop::collection::vec(any_frame(), 1..12),
+        cuts in prop::collection::vec(1_usize..300, 1..8),
+    ) {
+        let bytes = frames.concat();
+        let (ours, oracle) = (ours(&bytes, &cuts), oracle(&bytes));
+        prop_assert_eq!(ours, oracle);
+    }
+}
