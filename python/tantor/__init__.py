@@ -1,0 +1,42 @@
+"""Tantor, the real-time messenger for Python web apps.
+
+    from flask import Flask
+    from tantor import init_tantor
+
+    app = Flask(__name__)
+    tantor = init_tantor(app, port=8080)
+    tantor.start_background()
+
+Importing this needs nothing but the standard library, and starts nothing.
+"""
+
+import logging
+
+from tantor._tantor import Done, __version__
+from tantor.errors import DataError, ForkedError, SettingError, TantorError
+from tantor.flask import get_tantor, init_tantor
+from tantor.messenger import Tantor
+from tantor.runner import run_tantor, run_tantor_sync
+from tantor.views import Channel, ChannelType, Connection, Message, MessageType
+
+__all__ = [
+    "Channel",
+    "ChannelType",
+    "Connection",
+    "DataError",
+    "Done",
+    "ForkedError",
+    "Message",
+    "MessageType",
+    "SettingError",
+    "Tantor",
+    "TantorError",
+    "__version__",
+    "get_tantor",
+    "init_tantor",
+    "run_tantor",
+    "run_tantor_sync",
+]
+
+# what is said at each start is for those who configured logging; errors show in any case, as Python has it
+logging.getLogger("tantor.auth").addHandler(logging.NullHandler())

@@ -1,0 +1,152 @@
+"""The Rust half of Tantor. Use it through `tantor.Tantor`; these are its raw parts."""
+
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from typing import Any, Generic, NoReturn, Self, TypeVar, final
+
+from typing_extensions import disjoint_base
+
+__all__ = ["Done", "Messenger", "__version__", "after_fork_in_child", "setting_table", "wait_for_threads"]
+
+__version__: str
+
+_T = TypeVar("_T")
+
+def setting_table() -> list[tuple[str, str, Any, str]]:
+    """Every setting as `(name, kind, default, help)`; kind is "integer", "number" or "text".
+
+    A default of None means that it is derived from other settings; `help` says how.
+    """
+
+def after_fork_in_child() -> None:
+    """Tell the module that this process is a fresh fork: what was started before is not ours."""
+
+def wait_for_threads(timeout: float) -> bool:
+    """Block until no thread of an ended server can call into Python; False when `timeout` seconds passed before."""
+
+@final
+class Done(Generic[_T]):
+    """An awaitable that already holds its result; also a `collections.abc.Coroutine`.
+
+    `await done`, `asyncio.run(done)`, `asyncio.create_task(done)` and `asyncio.gather(done)` give the
+    result; `done.result()` gives it without a loop.
+    """
+
+    def result(self) -> _T: ...
+    def __await__(self) -> Generator[Any, Any, _T]: ...
+    def __iter__(self) -> Done[_T]: ...
+    def __next__(self) -> NoReturn: ...
+    def send(self, value: Any, /) -> NoReturn: ...
+    def throw(self, typ: Any, val: Any = None, tb: Any = None, /) -> NoReturn: ...
+    def close(self) -> None: ...
+    def __class_getitem__(cls, item: Any) -> Any: ...
+
+@disjoint_base
+class Messenger:
+    """A node and its server. Every method may be called from any thread.
+
+    In a child process that inherited a started one, every method raises `RuntimeError`.
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Takes what a subclass's `__init__` takes, and nothing of it; `configure` must follow."""
+
+    def configure(self, settings: Mapping[str, object], default: Callable[[Any], Any] | None = None) -> None:
+        """Make the node, once; before it, every other method raises `RuntimeError`.
+
+        Raises `SettingError` for a bad value, `TypeError` for an unknown setting.
+        """
+
+    @property
+    def port(self) -> int:
+        """The port asked for; once listening, the one in use."""
+
+    @property
+    def host(self) -> str: ...
+    @property
+    def is_running(self) -> bool: ...
+    def setting(self, name: str) -> Any:
+        """The value in force of one setting; `KeyError` if there is none of that name."""
+
+    def listen(self, timeout: float | None = None) -> bool:
+        """Bind and start the shards; returns once connections are accepted.
+
+        False when it is already listening. Raises `OSError` naming host and port; `TimeoutError` when it does
+        not listen after `timeout` seconds.
+        """
+
+    def begin_stop(self) -> None:
+        """Start to drain; returns at once. Nothing happens when it is not running."""
+
+    def wait_stopped(self, timeout: float | None = None) -> bool:
+        """Block (without the interpreter lock) until the server has ended; False when time ran out."""
+
+    def stopped(self) -> Awaitable[None]:
+        """An asyncio future of the running loop, done when the server has ended."""
+
+    def send(
+        self,
+        client_id: str,
+        message: Any,
+        channel: str | None = None,
+        *,
+        default: Callable[[Any], Any] | None = None,
+    ) -> Done[str]:
+        """Send to one client: a str goes under `message`, a dict's keys to the top level.
+
+        Returns the message id (`msg_` + hex). A client that is not connected is no error.
+        """
+
+    def broadcast(
+        self,
+        channel: str,
+        event: str,
+        data: Any = None,
+        *,
+        default: Callable[[Any], Any] | None = None,
+    ) -> Done[int]:
+        """To everyone subscribed to one channel; returns how many connected ones it was handed to."""
+
+    def subscribe(self, client_id: str, channel: str) -> Done[bool]:
+        """Put a client on a channel; it need not be connected. Always True."""
+
+    def unsubscribe(self, client_id: str, channel: str) -> Done[bool]:
+        """Take a client off a channel. Always True."""
+
+    def emergency(self, message: str) -> Done[int]:
+        """To every connected client once, ahead of all that waits; returns how many."""
+
+    def get_presence(self, channel: str | None = None) -> dict[str, Any]:
+        """`{"channel", "online", "users"}` of one channel, or `{name: count}` of all."""
+
+    def stats(self) -> dict[str, Any]:
+        """Counters and gauges; see docs/protocol.md for the keys."""
+
+    def channel_names(self) -> list[str]: ...
+    def channel_count(self) -> int: ...
+    def has_channel(self, name: str) -> bool: ...
+    def channel_info(self, name: str) -> tuple[str, str, list[str], float] | None:
+        """`(name, type, subscribers, created_at)`, or None."""
+
+    def create_channel(self, name: str, kind: str = "public") -> bool:
+        """False when it exists."""
+
+    def delete_channel(self, name: str) -> bool:
+        """Drop a channel and its subscriptions; False when there is none of that name."""
+
+    def connection_ids(self) -> list[str]: ...
+    def connection_count(self) -> int: ...
+    def has_connection(self, client_id: str) -> bool: ...
+    def connection_info(self, client_id: str) -> tuple[str, float, float, list[str]] | None:
+        """`(client_id, joined_at, last_ping, channels)`, times in Unix seconds; None when not connected."""
+
+    def want_event(self, event: str, wanted: bool) -> None:
+        """Queue events of this name for `next_events`, or stop to. Log records are always queued."""
+
+    def set_log_level(self, level: int) -> None:
+        """Make no log records below this level of `logging`."""
+
+    def next_events(self, most: int) -> list[tuple[str, dict[str, Any]]] | None:
+        """Wait (without the interpreter lock) for events; None once the server has ended and all are taken.
+
+        A log record comes as `("", {"logger", "level", "message"})` with the level of `logging`.
+        """

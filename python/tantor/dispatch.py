@@ -1,0 +1,143 @@
+"""Calls the application's handlers: one thread takes events from Rust in batches, coroutines go to a loop.
+
+The events of one client are handled in order; a slow handler delays other handlers at most, never a socket.
+"""
+
+import asyncio
+import inspect
+import logging
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from tantor import _tantor
+from tantor.coroutines import CoroutineRunner, Handler, log_failure, native
+
+_BATCH = 1024
+
+
+class Handlers:
+    """Which handlers are registered for which event."""
+
+    def __init__(self, messenger: _tantor.Messenger) -> None:
+        self._messenger = messenger
+        self._by_event: dict[str, tuple[Handler, ...]] = {}
+        self._changing = native("_thread", "allocate_lock")()
+
+    def add(self, event: str, handler: Handler) -> None:
+        """Register one more; the same one twice is called twice."""
+        if not isinstance(event, str):
+            raise TypeError(f"event must be a str, not {type(event).__name__}")
+        if not callable(handler):
+            raise TypeError(f"a handler of {event!r} must be callable, not {type(handler).__name__}")
+        with self._changing:
+            self._by_event[event] = (*self._by_event.get(event, ()), handler)
+            self._messenger.want_event(event, True)
+
+    def remove(self, event: str, handler: Handler) -> bool:
+        """Take the handler's latest registration off; False if it has none."""
+        with self._changing:
+            handlers = list(self._by_event.get(event, ()))
+            if handler not in handlers:
+                return False
+            handlers.reverse()
+            handlers.remove(handler)
+            handlers.reverse()
+            self._by_event[event] = tuple(handlers)
+            if not handlers:
+                self._messenger.want_event(event, False)
+            return True
+
+    def of(self, event: str) -> tuple[Handler, ...]:
+        """In the order of registration."""
+        return self._by_event.get(event, ())
+
+
+class Dispatcher:
+    """One run's dispatching, from the start of a server to the last event after its end.
+
+    Coroutines run on `loop`; if it is None, or ends before the server does, on a loop of Tantor's own. It takes
+    nothing before the `previous` run's dispatcher has taken its last. `on_finished` is called after the last event.
+    """
+
+    def __init__(
+        self,
+        messenger: _tantor.Messenger,
+        handlers: Handlers,
+        loop: asyncio.AbstractEventLoop | None,
+        previous: "Dispatcher | None",
+        on_finished: "Callable[[Dispatcher], None]",
+    ) -> None:
+        self._messenger = messenger
+        self._handlers = handlers
+        self._previous = previous
+        self._on_finished = on_finished
+        self._coroutines = CoroutineRunner(loop)
+        self._taken = _closed_gate()
+        self._finished = _closed_gate()
+        native("_thread", "start_new_thread")(self._run, ())
+
+    def wait_finished(self, timeout: float) -> bool:
+        """Block until every event was handled; False when `timeout` seconds passed before."""
+        return _wait_gate(self._finished, timeout)
+
+    async def finished(self, timeout: float) -> None:
+        """Wait on the running loop until every event was handled, or `timeout` seconds passed."""
+        deadline = asyncio.get_running_loop().time() + timeout
+        while not self.wait_finished(0) and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.005)
+
+    def _run(self) -> None:
+        try:
+            if self._previous is not None:
+                _wait_gate(self._previous._taken, -1)
+                self._previous = None
+            while (batch := self._messenger.next_events(_BATCH)) is not None:
+                for name, data in batch:
+                    try:
+                        self._tell(name, data)
+                    except BaseException:  # nothing ends the thread that all events go through
+                        traceback.print_exc()
+                _contained(self._coroutines.submit)
+        finally:
+            self._taken.release()
+            _contained(self._coroutines.finish)
+            self._on_finished(self)
+            self._finished.release()
+
+    def _tell(self, name: str, data: dict[str, Any]) -> None:
+        if not name:
+            logging.getLogger(f"tantor.{data['logger']}").log(data["level"], "%s", data["message"])
+            return
+        handlers = self._handlers.of(name)
+        client_id = data.get("client_id")
+        for handler in handlers:
+            try:
+                result = handler(data if len(handlers) == 1 else data.copy())
+                # `Done` has its result already
+                if result is not None and not isinstance(result, _tantor.Done) and inspect.isawaitable(result):
+                    self._coroutines.add(name, handler, client_id, result)
+            except BaseException:  # whatever a handler raises, SystemExit included, ends here
+                log_failure(name, handler)
+
+
+def _contained(call: Callable[..., None], *arguments: Any) -> None:
+    """Call, and let nothing that is raised end the thread that all events go through."""
+    try:
+        call(*arguments)
+    except BaseException:
+        traceback.print_exc()
+
+
+def _closed_gate() -> Any:
+    """A lock that opens for good when it is released."""
+    gate = native("_thread", "allocate_lock")()
+    gate.acquire()
+    return gate
+
+
+def _wait_gate(gate: Any, timeout: float) -> bool:
+    if not gate.acquire(timeout=timeout):
+        return False
+    gate.release()
+    return True

@@ -1,0 +1,81 @@
+"""Flask manners: one Tantor for each app, found from its context, and the routes that go with it.
+
+Importing this does not import Flask, and nothing here starts a server.
+"""
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from tantor.latest import latest
+from tantor.messenger import Tantor
+from tantor.settings import resolve
+
+_LOGGER = logging.getLogger("tantor.flask")
+
+if TYPE_CHECKING:
+    from flask import Blueprint, Flask
+
+
+def init_tantor(
+    app: "Flask",
+    port: int | None = None,
+    host: str | None = None,
+    *,
+    default: Callable[[Any], Any] | None = None,
+    **settings: Any,
+) -> Tantor:
+    """Make the Tantor of an app, known as `app.extensions["tantor"]` and `app.tantor`. It is not started.
+
+    A setting comes from the arguments, else from `app.config` (`TANTOR_PORT`, or a key of the dict
+    `TANTOR_CONFIG`), else from the environment (`TANTOR_PORT`), else it is the default: 8080 on 0.0.0.0.
+    `default` is for data that JSON does not know, as in `Tantor`.
+
+    Called again for an app, it returns the Tantor that is there if nothing else is asked for, and replaces one that
+    does not run, as the original did: Flask-TSK makes one for the app besides the application's own call.
+    Errors: `RuntimeError` if the app has one that runs with other settings; `SettingError` for a bad value and
+    `TypeError` for an unknown setting, which leave the app as it was.
+    """
+    given = {"port": port, "host": host, **settings}
+    known = app.extensions.get("tantor")
+    if isinstance(known, Tantor):
+        asked = resolve({name: value for name, value in given.items() if value is not None}, config={}, environ={})
+        if default is None and all(known.setting(name) == value for name, value in asked.items()):
+            return known
+        if known.is_running:
+            raise RuntimeError(
+                f"the Flask app {app.name!r} has a Tantor already: {known!r}; "
+                "call init_tantor once for each app, and get_tantor() wherever it is used"
+            )
+        _LOGGER.warning("the Tantor of the Flask app %r is replaced by one with other settings", app.name)
+    tantor = Tantor(default=default, **resolve(given, config=app.config))  # type: ignore[arg-type]  # checked in there
+    app.extensions["tantor"] = tantor
+    app.tantor = tantor  # type: ignore[attr-defined]  # where code written to the original looks
+    return tantor
+
+
+def get_tantor() -> Tantor | None:
+    """The app's Tantor inside a Flask context, else the one that this process made last; None if there is none."""
+    if "flask" in sys.modules:  # without Flask there is no context
+        from flask import current_app, has_app_context
+
+        if has_app_context():
+            found = current_app.extensions.get("tantor") or getattr(current_app, "tantor", None)
+            return found if isinstance(found, Tantor) else None
+    return latest()
+
+
+def blueprint(name: str = "tantor", url_prefix: str | None = "/api/tantor") -> "Blueprint":
+    """Routes over the app's Tantor, for `app.register_blueprint`.
+
+    `POST send, broadcast, subscribe, unsubscribe, emergency` take a JSON object, `GET presence, stats,
+    client/<id>` answer with one. Errors are `{"error": text}`: 400 for what was wrong with the request (with
+    the `field`, if it was one), 404 for an unknown client, 500 where the app has no Tantor.
+
+    Whoever can reach these routes can use them: add a check with the blueprint's `before_request` where that
+    is not everybody.
+    """
+    from tantor.routes import make_blueprint
+
+    return make_blueprint(name, url_prefix)

@@ -1,0 +1,228 @@
+"""`Tantor`: the messenger that applications make, start and talk to."""
+
+import asyncio
+import atexit
+import logging
+import os
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from tantor import _tantor
+from tantor.coroutines import Handler
+from tantor.dispatch import Dispatcher, Handlers
+from tantor.errors import ForkedError
+from tantor.latest import remember_latest
+from tantor.settings import resolve
+from tantor.test_client import write_test_client
+from tantor.views import Channels, Connections
+
+_HandlerT = TypeVar("_HandlerT", bound=Handler)
+
+# seconds that the end of a server waits for handlers of its last events
+_HANDLER_TIMEOUT = 2.0
+
+# seconds that the end of the interpreter waits for threads that may still tell it something
+_THREAD_TIMEOUT = 5.0
+
+
+class Tantor(_tantor.Messenger):
+    """A messaging server inside this process.
+
+    Making one starts nothing. Every method may be called from any thread and any event loop, whether the server
+    runs or not. `send`, `broadcast`, `subscribe`, `unsubscribe` and `emergency` have done their work when they
+    return; what they return may be awaited, and has `.result()` for where nothing can be.
+
+    Settings that are not given here come from the environment (`TANTOR_PORT`), else they are the defaults;
+    `tantor serve --help` lists them. `default` is called with data that JSON does not know, as in `json.dumps`.
+
+    Errors: `SettingError` for a value that a setting does not take, `TypeError` for a setting that does not exist.
+    """
+
+    def __init__(
+        self,
+        port: int | None = None,
+        host: str | None = None,
+        *,
+        default: Callable[[Any], Any] | None = None,
+        **settings: Any,
+    ) -> None:
+        self.configure(resolve({"port": port, "host": host, **settings}), default)
+        self._handlers = Handlers(self)
+        self._dispatcher: Dispatcher | None = None
+        self.channels = Channels(self)
+        self.connections = Connections(self)
+        self.memory: Any = None
+        remember_latest(self)
+
+    def __repr__(self) -> str:
+        return f"<Tantor on {self.host}:{self.port}, {'listening' if self.is_running else 'sleeping'}>"
+
+    async def start(self) -> None:
+        """Serve until `stop()`, cancellation or Ctrl-C; when it returns, the port is free.
+
+        Async handlers run on the loop of this call. If the server runs already, this only waits for its end.
+        Errors: `OSError` that names host and port when it cannot listen.
+        """
+        started = self._serve(asyncio.get_running_loop())
+        try:
+            await self.stopped()
+        except GeneratorExit:  # the loop was closed under it
+            self.begin_stop()
+            raise
+        except asyncio.CancelledError:
+            if started:
+                self.begin_stop()
+                await self._ended()
+            raise
+        if started:
+            await self._ended()
+
+    def start_background(self, timeout: float = 5) -> Self:
+        """Serve on threads of its own; returns once it listens. Nothing happens if it does already.
+
+        Async handlers run on a loop of Tantor's own. Errors: `OSError` as `start`; `TimeoutError` if it does not
+        listen after `timeout` seconds.
+        """
+        self._serve(None, timeout)
+        return self
+
+    async def stop(self) -> None:
+        """Say goodbye to every client, write what waits for them (up to `drain_timeout`), and end.
+
+        The port is free on return. May be called from any thread and loop, also when nothing runs.
+        """
+        self.begin_stop()
+        await self.stopped()
+
+    def __enter__(self) -> Self:
+        return self.start_background()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self.begin_stop()
+        except ForkedError:  # the end of a child ends nothing of its parent's
+            return
+        self.wait_stopped()
+        if self._dispatcher is not None:
+            self._dispatcher.wait_finished(_HANDLER_TIMEOUT)
+
+    async def __aenter__(self) -> Self:
+        self._serve(asyncio.get_running_loop())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self.begin_stop()
+        except ForkedError:  # as in __exit__
+            return
+        await self._ended()
+
+    def on_event(self, event: str, handler: Handler) -> None:
+        """Have a handler, sync or async, called with a dict for each event of this name.
+
+        Built in: `welcome` (also as `connect`), `user_joined`, `user_left`, `emergency_alert`, `server_shutdown`,
+        `ping`, `pong`, `disconnect`, `message` (a frame with an action of the application's own), and whatever
+        event a client broadcasts. A handler that raises is logged with its traceback.
+        """
+        self._handlers.add(event, handler)
+
+    def off_event(self, event: str, handler: Handler) -> bool:
+        """Take a handler off again; False if it was not on."""
+        return self._handlers.remove(event, handler)
+
+    def on(self, event: str) -> Callable[[_HandlerT], _HandlerT]:
+        """`on_event` as a decorator: `@tantor.on("user_joined")`."""
+
+        def register(handler: _HandlerT) -> _HandlerT:
+            self._handlers.add(event, handler)
+            return handler
+
+        return register
+
+    def get_client_info(self, client_id: str) -> dict[str, Any] | None:
+        """`{"client_id", "connected_at", "last_ping", "channels", "uptime", "user_data"}`; None if not connected.
+
+        Times are Unix seconds, `uptime` is seconds.
+        """
+        connection = self.connections.get(client_id)
+        if connection is None:
+            return None
+        return {
+            "client_id": client_id,
+            "connected_at": connection.joined_at,
+            "last_ping": connection.last_ping,
+            "channels": list(connection.channels),
+            "uptime": time.time() - connection.joined_at,
+            "user_data": dict(connection.user_data),
+        }
+
+    def create_test_client_html(self, port: int = 8080) -> str:
+        """Write `tantor-test-client.html`, a page to try a server on this port with; returns its path."""
+        return write_test_client(port)
+
+    async def _ended(self) -> None:
+        """The server has ended, and handlers had their time for its last events."""
+        await self.stopped()
+        if self._dispatcher is not None:
+            await self._dispatcher.finished(_HANDLER_TIMEOUT)
+
+    def _serve(self, loop: asyncio.AbstractEventLoop | None, timeout: float | None = None) -> bool:
+        """Listen and dispatch; False if it does already."""
+        _prepare_process()
+        loggers = ("tantor", "tantor.server", "tantor.auth", "tantor.connections", "tantor.events")
+        level = min(logging.getLogger(name).getEffectiveLevel() for name in loggers)
+        self.set_log_level(min(level, logging.CRITICAL))
+        _running.add(self)
+        try:
+            if not self.listen(timeout):
+                return False
+            self._dispatcher = Dispatcher(self, self._handlers, loop, self._dispatcher, self._dispatched)
+        except Exception:  # it does not listen, unless it did before
+            if not self.is_running:
+                _running.discard(self)
+            raise
+        except BaseException:  # Ctrl-C, perhaps in the moment after it began to listen
+            self.begin_stop()
+            raise
+        return True
+
+    def _dispatched(self, dispatcher: Dispatcher) -> None:
+        if dispatcher is self._dispatcher:  # and the server was not started again meanwhile
+            _running.discard(self)
+
+
+# what runs is held, so that it goes on when the application lets go of it
+_running: set[Tantor] = set()
+_prepared = False
+
+
+def _prepare_process() -> None:
+    global _prepared
+    if not _prepared:
+        _prepared = True
+        atexit.register(_stop_all)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _stop_all() -> None:
+    """Before the interpreter ends, so that no thread of Tantor's meets one that is gone."""
+    running = list(_running)
+    for tantor in running:
+        tantor.begin_stop()
+    for tantor in running:
+        tantor.wait_stopped(tantor.setting("drain_timeout") + _HANDLER_TIMEOUT)
+        if tantor._dispatcher is not None:
+            tantor._dispatcher.wait_finished(_HANDLER_TIMEOUT)
+    _tantor.wait_for_threads(_THREAD_TIMEOUT)
+
+
+def _after_fork_in_child() -> None:
+    _tantor.after_fork_in_child()
+    _running.clear()

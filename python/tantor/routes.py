@@ -1,0 +1,165 @@
+"""The routes of `tantor.flask.blueprint()`. The only module that needs Flask to be imported."""
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from flask import Blueprint, Response, jsonify, request
+from werkzeug.exceptions import BadRequest, HTTPException, UnsupportedMediaType
+
+from tantor.errors import TantorError
+from tantor.flask import get_tantor
+from tantor.messenger import Tantor
+
+if TYPE_CHECKING:
+    from tantor._tantor import Done
+
+_T = TypeVar("_T")
+
+# Longest rendering of a value in an error.
+_SHOWN_LENGTH = 80
+
+
+def make_blueprint(name: str, url_prefix: str | None) -> Blueprint:
+    """A fresh blueprint; see `tantor.flask.blueprint`."""
+    blueprint = Blueprint(name, __name__, url_prefix=url_prefix)
+    for view in (send, broadcast, subscribe, unsubscribe, emergency):
+        blueprint.add_url_rule(f"/{view.__name__}", view_func=view, methods=["POST"])
+    for view in (presence, stats):
+        blueprint.add_url_rule(f"/{view.__name__}", view_func=view)
+    blueprint.add_url_rule("/client/<client_id>", view_func=client)
+    blueprint.register_error_handler(RefusedError, _answer_refused)
+    blueprint.register_error_handler(HTTPException, _answer_http_error)
+    blueprint.register_error_handler(TantorError, _answer_tantor_error)
+    return blueprint
+
+
+def send() -> Response:
+    """`client_id`, `message` (text or object), `channel`: `{"success", "message_id"}`."""
+    tantor, body = _tantor(), _body()
+    client_id = _text(body, "client_id")
+    message = _field(body, "message", (str, dict), "a text or an object")
+    channel = _text(body, "channel", tantor.setting("default_channel"))
+    return jsonify(success=True, message_id=_result(tantor.send, client_id, message, channel))
+
+
+def broadcast() -> Response:
+    """`channel`, `event`, `data` (any JSON): `{"success", "recipients", "channel"}`."""
+    tantor, body = _tantor(), _body()
+    channel = _text(body, "channel", tantor.setting("default_channel"))
+    event = _text(body, "event", "message")
+    recipients = _result(tantor.broadcast, channel, event, body.get("data", {}))
+    return jsonify(success=True, recipients=recipients, channel=channel)
+
+
+def subscribe() -> Response:
+    """`client_id`, `channel`: `{"success", "client_id", "channel"}`."""
+    tantor = _tantor()
+    return _change_subscription(tantor, tantor.subscribe)
+
+
+def unsubscribe() -> Response:
+    """`client_id`, `channel`: `{"success", "client_id", "channel"}`."""
+    tantor = _tantor()
+    return _change_subscription(tantor, tantor.unsubscribe)
+
+
+def emergency() -> Response:
+    """`message`: `{"success", "recipients", "message"}`."""
+    tantor, body = _tantor(), _body()
+    message = _text(body, "message", "Emergency alert!")
+    return jsonify(success=True, recipients=_result(tantor.emergency, message), message=message)
+
+
+def presence() -> Response:
+    """Of `?channel=`: `{"channel", "online", "users"}`; without it `{name: count}`."""
+    return jsonify(_tantor().get_presence(request.args.get("channel") or None))
+
+
+def stats() -> Response:
+    """What `Tantor.stats()` says."""
+    return jsonify(_tantor().stats())
+
+
+def client(client_id: str) -> Response:
+    """What `Tantor.get_client_info()` says; 404 if no such client is connected."""
+    if (info := _tantor().get_client_info(client_id)) is None:
+        raise RefusedError("Client not found", status=404)
+    return jsonify(info)
+
+
+class RefusedError(Exception):
+    """A request that gets `{"error": message}`, and the `field` that was wrong if it was one."""
+
+    def __init__(self, message: str, *, status: int = 400, field: str | None = None) -> None:
+        """Answered by the blueprint's error handler."""
+        super().__init__(message)
+        self.status = status
+        self.body = {"error": message} if field is None else {"error": message, "field": field}
+
+
+def _change_subscription(tantor: Tantor, change: "Callable[[str, str], Done[bool]]") -> Response:
+    body = _body()
+    client_id = _text(body, "client_id")
+    channel = _text(body, "channel", tantor.setting("default_channel"))
+    return jsonify(success=_result(change, client_id, channel), client_id=client_id, channel=channel)
+
+
+def _tantor() -> Tantor:
+    if (tantor := get_tantor()) is None:
+        raise RefusedError("Tantor not initialized", status=500)
+    return tantor
+
+
+def _body() -> dict[str, Any]:
+    try:
+        body = request.get_json()
+    except UnsupportedMediaType:
+        kind = request.mimetype or "not said to be of any type"
+        raise RefusedError(f"the body is {kind}; it takes a JSON object, as application/json") from None
+    except (BadRequest, RecursionError):  # the latter for what nests too deep
+        raise RefusedError("the body is not valid JSON; it takes a JSON object") from None
+    if not isinstance(body, dict):
+        raise RefusedError(f"the body is {_shown(body)}; it takes a JSON object")
+    return body
+
+
+def _text(body: dict[str, Any], name: str, default: str | None = None) -> str:
+    """A field that is text; one without a default must be there."""
+    if default is not None and name not in body:
+        return default
+    return str(_field(body, name, (str,), "a text"))
+
+
+def _field(body: dict[str, Any], name: str, kinds: tuple[type, ...], takes: str) -> Any:
+    if name not in body:
+        raise RefusedError(f"the field {name!r} is missing; it takes {takes}", field=name)
+    if not isinstance(value := body[name], kinds):
+        raise RefusedError(f"the field {name!r} is {_shown(value)}; it takes {takes}", field=name)
+    return value
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _SHOWN_LENGTH else text[: _SHOWN_LENGTH - 1] + "…"
+
+
+def _result(call: "Callable[..., Done[_T]]", *arguments: object) -> _T:
+    """Do it; what Tantor refuses to take is an error of the request."""
+    try:
+        return call(*arguments).result()
+    except (TypeError, ValueError) as error:
+        raise RefusedError(str(error)) from error
+
+
+def _answer_refused(error: RefusedError) -> tuple[Response, int]:
+    return jsonify(error.body), error.status
+
+
+def _answer_http_error(error: HTTPException) -> tuple[Response, int]:
+    return jsonify(error=error.description), error.code or 500
+
+
+def _answer_tantor_error(error: TantorError) -> tuple[Response, int]:
+    """Such as a server that was started before a fork: nothing that the request could do better."""
+    return jsonify(error=str(error)), 503

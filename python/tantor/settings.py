@@ -1,0 +1,135 @@
+"""Where settings come from: arguments, a Flask configuration, the environment, a TOML file.
+
+Which settings there are, their defaults and their ranges is for Rust's table to say; here values are only
+collected, and text is turned into the setting's kind.
+"""
+
+import difflib
+import functools
+import os
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tantor import _tantor
+from tantor.errors import SettingError
+
+PREFIX = "TANTOR_"
+
+
+class Setting(NamedTuple):
+    """One setting. `kind` is "integer", "number" or "text"; a default of None is derived, as `help` says."""
+
+    name: str
+    kind: str
+    default: Any
+    help: str
+
+    @property
+    def variable(self) -> str:
+        """Its name in the environment and in a Flask configuration."""
+        return PREFIX + self.name.upper()
+
+
+@functools.cache
+def known_settings() -> Mapping[str, Setting]:
+    """Every setting by its name, in the order of `--help`."""
+    return {row[0]: Setting(*row) for row in _tantor.setting_table()}
+
+
+def resolve(
+    explicit: Mapping[str, object],
+    *,
+    config: Mapping[str, object] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> dict[str, object]:
+    """The settings that are given somewhere, by name; those that are not keep Rust's default.
+
+    The first place that has a value (other than None) wins: `explicit`, the key `TANTOR_<NAME>` of a Flask
+    `config`, its dict `TANTOR_CONFIG`, the variable `TANTOR_<NAME>` of `environ` (`os.environ` if None; an
+    empty variable counts as not set). Other names that start with `TANTOR_` are left alone.
+
+    Errors: an unknown name in `explicit` is a `TypeError`; an unknown key of `TANTOR_CONFIG`, or text that
+    cannot be read as the setting's kind, a `SettingError`. Text that another place overrides is not read, and
+    ranges are checked where the values are used.
+    """
+    for name in explicit:
+        if name not in known_settings():
+            raise TypeError(f"there is no setting {name!r}; {_suggestion(name)}")
+    config = {} if config is None else config
+    environ = os.environ if environ is None else environ
+    table = _flask_dict(config)
+    result: dict[str, object] = {}
+    for name, setting in known_settings().items():
+        places = (
+            (config.get(setting.variable), setting.variable),
+            (table.get(name), f"{name} in TANTOR_CONFIG"),
+            (environ.get(setting.variable) or None, setting.variable),
+        )
+        if (value := explicit.get(name)) is not None:
+            result[name] = value
+        elif found := next((place for place in places if place[0] is not None), None):
+            result[name] = _converted(setting, *found)
+    return result
+
+
+def load_toml(path: str | os.PathLike[str]) -> dict[str, object]:
+    """The settings in a TOML file: its table `[tantor]`, or its top level if it has none.
+
+    Errors: `OSError` if it cannot be read; `SettingError` if it is not TOML, has an unknown key, or text that
+    cannot be read as the setting's kind.
+    """
+    try:
+        document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingError(f"{path} is no valid TOML: {error}") from None
+    table = document.get("tantor", document)
+    if not isinstance(table, dict):
+        raise SettingError(f"tantor in {path} is {table!r}; it takes a table of settings")
+    _refuse_unknown(table, f" in {path}")
+    return {name: _converted(known_settings()[name], value, f"{name} in {path}") for name, value in table.items()}
+
+
+def from_text(setting: Setting, text: str, source: str) -> object:
+    """Text as the setting's kind. A `SettingError` names the source, the text and what it takes."""
+    read, takes = _KINDS[setting.kind]
+    try:
+        return read(text)
+    except ValueError:
+        raise SettingError(f"{source} is {text!r}; it takes {takes} ({setting.help})") from None
+
+
+# The kinds of the table: how their text is read, and what to say when it cannot be.
+_KINDS: Mapping[str, tuple[Callable[[str], object], str]] = {
+    "integer": (int, "a whole number"),
+    "number": (float, "a number"),
+    "text": (str, "a text"),
+}
+
+
+def _flask_dict(config: Mapping[str, object]) -> Mapping[str, object]:
+    table = config.get("TANTOR_CONFIG")
+    if table is None:
+        return {}
+    if not isinstance(table, Mapping):
+        raise SettingError(f"TANTOR_CONFIG is {table!r}; it takes a dict of settings")
+    _refuse_unknown(table, " in TANTOR_CONFIG")
+    return table
+
+
+def _refuse_unknown(table: Mapping[Any, object], where: str) -> None:
+    for name in table:
+        if name not in known_settings():
+            raise SettingError(f"there is no setting {name!r}{where}; {_suggestion(str(name))}")
+
+
+def _converted(setting: Setting, value: object, source: str) -> object:
+    return from_text(setting, value, source) if isinstance(value, str) else value
+
+
+def _suggestion(name: str) -> str:
+    names: Iterable[str] = known_settings()
+    if nearest := difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5):
+        return f"the nearest is {nearest[0]!r}"
+    return f"there are {', '.join(names)}"
