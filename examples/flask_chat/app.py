@@ -1,0 +1,74 @@
+"""A chat: Flask serves the page, Tantor carries the messages. Run it with `python examples/flask_chat/app.py`."""
+
+import argparse
+import contextlib
+import os
+import sys
+from typing import Any
+
+from flask import Flask, Response, jsonify, render_template, request
+from tantor import Tantor, init_tantor
+from tantor.flask import blueprint
+from werkzeug.serving import is_running_from_reloader
+
+LONGEST_NICK = 30
+
+
+def create_app(host: str = "127.0.0.1") -> Flask:
+    """The page, the routes under /api/tantor, and a Tantor that is not started (its port: TANTOR_PORT, else 8080)."""
+    app = Flask(__name__)
+    tantor = init_tantor(app, host=host)
+    app.register_blueprint(blueprint())
+
+    @tantor.on("hello")
+    def remember_nick(data: dict[str, Any]) -> None:
+        """A page says hello with its nick on each channel that it joins; `data` of the event is what it sent."""
+        said = data["data"]
+        connection = tantor.connections.get(data["client_id"])
+        if connection is not None and isinstance(said, dict) and isinstance(said.get("nick"), str):
+            connection.user_data["nick"] = said["nick"][:LONGEST_NICK]
+
+    @app.get("/")
+    def chat() -> str:
+        return render_template("chat.html", tantor_port=tantor.port)
+
+    @app.get("/people")
+    def people() -> Response:
+        """Who is in a channel, by client id, with the nick where it is known."""
+        presence = tantor.get_presence(request.args.get("channel") or "jungle")
+        return jsonify({client_id: nick_of(tantor, client_id) for client_id in presence["users"]})
+
+    return app
+
+
+def nick_of(tantor: Tantor, client_id: str) -> str | None:
+    """What a client called itself; None if it did not, or is gone."""
+    info = tantor.get_client_info(client_id)
+    return info["user_data"].get("nick") if info else None
+
+
+def main() -> None:
+    """Serve the page and the messages until Ctrl-C."""
+    parser = argparse.ArgumentParser(description="A chat with Flask and Tantor.")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address for the page and the messages (default: %(default)s)"
+    )
+    parser.add_argument("--port", type=int, default=os.environ.get("FLASK_RUN_PORT", "5000"), help="port of the page")
+    parser.add_argument("--debug", action="store_true", help="Flask's debugger and reloader")
+    options = parser.parse_args()
+
+    app = create_app(options.host)
+    # with the reloader there are two processes; only the one that serves the page may take the port
+    if not options.debug or is_running_from_reloader():
+        tantor: Tantor = app.extensions["tantor"]
+        try:
+            tantor.start_background()
+        except OSError as error:
+            sys.exit(f"Tantor cannot listen: {error}\nChoose another port with TANTOR_PORT=8081, for example.")
+        print(f"Chat at http://{options.host}:{options.port}  (messages on port {tantor.port})", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C before the page's server is ready for it
+        app.run(options.host, options.port, debug=options.debug)
+
+
+if __name__ == "__main__":
+    main()
