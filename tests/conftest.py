@@ -1,0 +1,95 @@
+"""Fixtures: servers, clients, a browser."""
+
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import support
+from support import WebSocketClient
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+    from tantor import Tantor
+
+CHROMIUM_ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # so it is in a job that a shell runs in the background, and scripts that are to be interrupted inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def no_settings_lie_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("TANTOR_") and name != "TANTOR_WHEEL":
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def free_port() -> int:
+    return support.free_port()
+
+
+@pytest.fixture
+def make_server() -> "Iterator[Callable[..., Tantor]]":
+    """`make_server(**settings)`: a server that listens on a port of its own, stopped after the test."""
+    from tantor import Tantor
+
+    servers: list[Tantor] = []
+
+    def make(**settings: Any) -> Tantor:
+        # a test's clients hang up without a word: nothing is worth a long wait at the end
+        server = Tantor(**({"port": 0, "host": "127.0.0.1", "drain_timeout": 1} | settings))
+        servers.append(server)
+        server.start_background()
+        return server
+
+    yield make
+    for server in servers:
+        server.begin_stop()
+    for server in servers:
+        assert server.wait_stopped(15), f"{server!r} did not stop within 15 s"
+
+
+@pytest.fixture
+def server(make_server: "Callable[..., Tantor]") -> "Tantor":
+    """A running server with the settings of the start."""
+    return make_server()
+
+
+@pytest.fixture
+def connect(make_server: "Callable[..., Tantor]") -> Iterator[Callable[..., WebSocketClient]]:
+    """`connect(server, **options)`: a client that has been welcomed; hangs up before the server stops."""
+    with ExitStack() as stack:
+
+        def open_client(server: "Tantor", path: str = "/", **options: Any) -> WebSocketClient:
+            return stack.enter_context(WebSocketClient(server.port, path, **options)).greet()
+
+        yield open_client
+
+
+@pytest.fixture
+def browser() -> "Iterator[Browser]":
+    """Chromium without a window. One for each test: Playwright's loop must not outlive the test that uses it."""
+    executable = shutil.which("chromium") or shutil.which("chromium-browser")
+    if executable is None:
+        support.missing("chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=CHROMIUM_ARGUMENTS)
+        yield browser
+        browser.close()

@@ -1,0 +1,209 @@
+"""The example chat, as `make demo` runs it, in Chromium."""
+
+import re
+import signal
+import socket
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+from support import Script, accepts_connections, eventually, free_port
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Locator, Page
+
+APP = Path(__file__).parents[1] / "examples" / "flask_chat" / "app.py"
+OpenTab = Callable[..., "Page"]
+
+
+class Chat:
+    """The example, running; started again with `start` after `stop`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port, self.tantor_port = free_port(), free_port()
+        self._folder = folder
+        self._started = 0
+
+    def start(self, *arguments: str) -> None:
+        self._started += 1
+        self.script = Script(
+            [sys.executable, str(APP), "--port", str(self.port), *arguments],
+            environment={"TANTOR_PORT": str(self.tantor_port)},
+            log=self._folder / f"log-{self._started}",
+        )
+        self.said = self.script.wait_for_line("Chat at")
+        eventually(lambda: accepts_connections(self.port), lambda: self.script.output)
+
+    def stop(self) -> None:
+        self.script.process.send_signal(signal.SIGINT)
+        self.script.wait()
+
+
+@pytest.fixture
+def chat(tmp_path: Path) -> Iterator[Chat]:
+    chat = Chat(tmp_path)
+    chat.start()
+    yield chat
+    with chat.script:
+        pass
+
+
+@pytest.fixture
+def open_tab(chat: Chat, browser: "Browser") -> "OpenTab":
+    """`open_tab(nick)`: the page in a tab of its own, connected."""
+
+    def open_one(nick: str) -> "Page":
+        page = browser.new_page()
+        page.goto(f"http://127.0.0.1:{chat.port}/")
+        page.get_by_text("Connected", exact=True).wait_for()
+        page.get_by_label("Your nick").fill(nick)
+        page.get_by_label("Your nick").press("Enter")
+        online(page, nick).wait_for()
+        return page
+
+    return open_one
+
+
+def online(page: "Page", nick: str) -> "Locator":
+    return page.locator("#people .name").get_by_text(nick, exact=True)
+
+
+def say(page: "Page", text: str) -> None:
+    page.get_by_label("Message", exact=True).fill(text)
+    page.get_by_label("Message", exact=True).press("Enter")
+
+
+def said(page: "Page", text: str) -> "Locator":
+    return page.get_by_role("log").locator(".text").get_by_text(text, exact=True)
+
+
+def channel(page: "Page", name: str) -> "Locator":
+    return page.get_by_role("navigation").get_by_role("button").filter(has_text=re.compile(rf"^{name}"))
+
+
+def test_it_prints_its_address_and_ends_on_ctrl_c(chat: Chat) -> None:
+    assert chat.said.startswith(f"http://127.0.0.1:{chat.port} ")
+    assert str(chat.tantor_port) in chat.said
+    chat.stop()
+    assert "Traceback" not in chat.script.output
+    assert not accepts_connections(chat.tantor_port)
+
+
+def test_two_tabs_see_each_other_and_their_messages(open_tab: OpenTab) -> None:
+    ada = open_tab("Ada")
+    bob = open_tab("Bob")
+    online(ada, "Bob").wait_for()
+    online(bob, "Ada").wait_for()  # who was there first
+    say(ada, "hello <i>everybody</i>")
+    for tab in (ada, bob):
+        said(tab, "hello <i>everybody</i>").wait_for()
+        assert tab.get_by_role("log").locator("i").count() == 0
+        assert tab.locator(".who strong").last.inner_text() == "Ada"
+    say(bob, "hello Ada")
+    said(ada, "hello Ada").wait_for()
+    bob.get_by_label("Your nick").fill("Robert")
+    bob.get_by_label("Your nick").press("Enter")
+    ada.get_by_text("Bob is Robert now").wait_for()
+    bob.close()
+    ada.get_by_text("Robert left").wait_for()
+    eventually(lambda: online(ada, "Robert").count() == 0, "Robert being gone")
+
+
+def test_channels_are_joined_counted_and_left(open_tab: OpenTab) -> None:
+    ada = open_tab("Ada")
+    bob = open_tab("Bob")
+    for tab in (ada, bob):
+        tab.get_by_label("Join another channel").fill("river")
+        tab.get_by_label("Join another channel").press("Enter")
+    online(ada, "Bob").wait_for()
+    channel(ada, "jungle").click()
+    say(bob, "the water rises")
+    channel(ada, "river").get_by_text("1", exact=True).wait_for()
+    assert said(ada, "the water rises").count() == 0
+    channel(ada, "river").click()
+    said(ada, "the water rises").wait_for()
+    assert channel(ada, "river").inner_text() == "river"
+    bob.get_by_role("button", name="Leave").click()
+    ada.get_by_text("Bob left").wait_for()
+    assert channel(bob, "river").count() == 0
+    say(bob, "back in the jungle")
+    channel(ada, "jungle").click()
+    said(ada, "back in the jungle").wait_for()
+
+
+def test_the_alarm_reaches_every_tab(open_tab: OpenTab) -> None:
+    ada = open_tab("Ada")
+    bob = open_tab("Bob")
+    channel(bob, "treehouse").click()
+    ada.get_by_role("button", name="Sound the alarm").click()
+    ada.get_by_label("What is the emergency?").fill("piranhas")
+    ada.get_by_role("button", name="Sound it").click()
+    for tab in (ada, bob):
+        banner = tab.locator("#alarm")
+        banner.get_by_text("piranhas", exact=True).wait_for()
+        banner.get_by_role("button", name="Dismiss").click()
+        banner.wait_for(state="hidden")
+
+
+def test_a_tab_comes_back_after_the_server_was_away(chat: Chat, open_tab: OpenTab) -> None:
+    ada = open_tab("Ada")
+    bob = open_tab("Bob")
+    channel(ada, "treehouse").click()
+    chat.stop()
+    for tab in (ada, bob):
+        tab.get_by_text("Reconnecting…", exact=True).wait_for()
+        assert tab.get_by_role("button", name="Send").is_disabled()
+    chat.start()
+    for tab in (ada, bob):
+        tab.get_by_text("Connected", exact=True).wait_for(timeout=30_000)
+        channel(tab, "treehouse").click()
+    online(ada, "Bob").wait_for()
+    online(bob, "Ada").wait_for()
+    say(ada, "still here")
+    said(bob, "still here").wait_for()
+
+
+def test_a_taken_port_is_said_plainly(chat: Chat, tmp_path: Path) -> None:
+    command = [sys.executable, str(APP), "--port", str(free_port())]
+    environment = {"TANTOR_PORT": str(chat.tantor_port)}
+    with Script(command, environment=environment, log=tmp_path / "second") as second:
+        assert second.wait() == 1
+    assert "Tantor cannot listen: " in second.output
+    assert str(chat.tantor_port) in second.output
+    assert "TANTOR_PORT=" in second.output
+    assert "Traceback" not in second.output
+
+
+def test_with_the_reloader_one_process_serves(tmp_path: Path) -> None:
+    chat = Chat(tmp_path)
+    chat.start("--debug")
+    family = [chat.script.process.pid]
+    try:
+        process = psutil.Process(chat.script.process.pid)
+        family += [child.pid for child in process.children(recursive=True)]
+        with urllib.request.urlopen(f"http://127.0.0.1:{chat.port}/", timeout=10) as response:
+            assert f'data-tantor-port="{chat.tantor_port}"' in response.read().decode()
+        assert accepts_connections(chat.tantor_port)
+        assert chat.script.output.count("Chat at") == 1
+        process.terminate()
+        chat.script.wait()
+        eventually(lambda: not accepts_connections(chat.tantor_port), "the port being free")
+    finally:
+        for pid in family:
+            if psutil.pid_exists(pid):
+                psutil.Process(pid).kill()
+
+
+def test_a_taken_port_of_the_page_is_said_plainly(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        command = [sys.executable, str(APP), "--port", str(taken.getsockname()[1])]
+        with Script(command, environment={"TANTOR_PORT": str(free_port())}, log=tmp_path / "log") as script:
+            assert script.wait() == 1
+    assert "in use" in script.output
+    assert "Traceback" not in script.output

@@ -1,0 +1,442 @@
+"""Starting, stopping and starting again, in one process: threads, loops, ports.
+
+This page, `test_processes.py` and `test_hosts.py` run on every Python version that is supported.
+"""
+
+import asyncio
+import concurrent.futures
+import inspect
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import psutil
+import pytest
+from support import WebSocketClient, accepts_connections, eventually, handshake_request, http_request
+from tantor import Tantor
+
+MakeServer = Callable[..., Tantor]
+Connect = Callable[..., WebSocketClient]
+
+
+def quick(port: int = 0, **settings: object) -> Tantor:
+    """A server that does not wait long for clients at its end."""
+    return Tantor(port, "127.0.0.1", **({"drain_timeout": 1} | settings))
+
+
+def serves(server: Tantor) -> bool:
+    """A client is welcomed, gets a broadcast and goes; nobody is on the server again when this returns."""
+    with WebSocketClient(server.port).greet() as client:
+        server.broadcast("jungle", "news")
+        has_news = bool(client.receive_until(event="news"))
+    eventually(lambda: not server.connections, lambda: f"{server.connections} are still there")
+    return has_news
+
+
+@pytest.fixture
+def thread_pool() -> Iterator[concurrent.futures.ThreadPoolExecutor]:
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        yield pool
+
+
+# start() on a loop
+
+
+def test_start_is_a_coroutine() -> None:
+    coroutine = Tantor().start()
+    assert inspect.iscoroutine(coroutine)
+    coroutine.close()
+
+
+def test_start_in_a_thread_and_stop_from_another(thread_pool: concurrent.futures.ThreadPoolExecutor) -> None:
+    server = quick()
+    serving = thread_pool.submit(lambda: asyncio.run(server.start()))
+    eventually(lambda: server.is_running, "a running server")
+    assert serves(server)
+    assert not serving.done()
+    thread_pool.submit(lambda: asyncio.run(server.stop())).result(15)
+    assert serving.result(15) is None
+    assert not server.is_running
+    assert not accepts_connections(server.port)
+
+
+def test_start_as_a_task_on_the_applications_loop() -> None:
+    async def run() -> None:
+        server = quick()
+        task = asyncio.create_task(server.start())
+        while not server.is_running:
+            await asyncio.wait({task}, timeout=0.005)
+        assert await asyncio.to_thread(serves, server)
+        await server.stop()
+        await asyncio.wait_for(task, 10)
+        assert not accepts_connections(server.port)
+
+    asyncio.run(run())
+
+
+def test_cancelling_start_stops_the_server() -> None:
+    async def run() -> None:
+        server = quick()
+        task = asyncio.create_task(server.start())
+        while not server.is_running:
+            await asyncio.wait({task}, timeout=0.005)
+        port = server.port
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not server.is_running
+        assert not accepts_connections(port)
+
+    asyncio.run(run())
+
+
+def test_a_time_limit_on_start_stops_the_server() -> None:
+    server = quick()
+    with pytest.raises(TimeoutError):
+        asyncio.run(asyncio.wait_for(server.start(), 0.3))
+    assert not server.is_running
+    assert not accepts_connections(server.port)
+
+
+def test_a_start_that_ran_out_of_time_leaves_the_next_one_alone() -> None:
+    server = quick()
+    for _ in range(100):  # now and then the start is in time all the same
+        try:
+            server.start_background(timeout=0)
+        except TimeoutError as error:
+            assert "not listening after 0" in str(error)  # noqa: PT017 - it may not be raised
+            break
+        server.begin_stop()
+        assert server.wait_stopped(15)
+    assert not server.is_running
+    with server:
+        # what was left of the first start would end the second one's shards
+        assert all(serves(server) for _ in range(5))
+
+
+def test_start_beside_a_background_server_waits_for_its_end(
+    thread_pool: concurrent.futures.ThreadPoolExecutor,
+) -> None:
+    server = quick()
+    server.start_background()
+    serving = thread_pool.submit(lambda: asyncio.run(server.start()))
+    assert serves(server)
+    assert not serving.done()
+    asyncio.run(server.stop())
+    serving.result(15)
+
+
+def test_a_loop_stays_free_while_it_serves() -> None:
+    async def run() -> None:
+        server = quick()
+        task = asyncio.create_task(server.start())
+        while not server.is_running:
+            await asyncio.wait({task}, timeout=0.005)
+        turns = 0
+        flood = asyncio.create_task(asyncio.to_thread(publish_for, server, 0.5))
+        while not flood.done():
+            await asyncio.wait({flood}, timeout=0.001)
+            turns += 1
+        assert turns > 20, f"the loop turned {turns} times in half a second"
+        await server.stop()
+        await task
+
+    asyncio.run(run())
+
+
+def publish_for(server: Tantor, seconds: float) -> None:
+    with WebSocketClient(server.port).greet():
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            server.broadcast("den", "news", {"n": 1})
+
+
+# In the background, and as a context
+
+
+def test_start_background_returns_when_it_listens_and_is_idempotent(
+    thread_pool: concurrent.futures.ThreadPoolExecutor,
+) -> None:
+    server = quick()
+    try:
+        server.start_background()
+        port = server.port
+        assert port != 0
+        assert accepts_connections(port)
+        server.start_background(timeout=1)
+        for started in [thread_pool.submit(server.start_background) for _ in range(8)]:
+            started.result(10)
+        assert server.port == port
+        assert serves(server)
+    finally:
+        asyncio.run(server.stop())
+
+
+def test_as_a_context() -> None:
+    server = quick()
+    with server as entered:
+        assert entered is server
+        assert serves(server)
+    assert not server.is_running
+    with pytest.raises(ZeroDivisionError), server:
+        print(1 / 0)
+    assert not server.is_running
+
+
+def test_as_an_asynchronous_context() -> None:
+    async def run() -> None:
+        server = quick()
+        async with server as entered:
+            assert entered is server
+            assert await asyncio.to_thread(serves, server)
+            assert await server.broadcast("jungle", "news") == 0
+        assert not server.is_running
+
+    asyncio.run(run())
+
+
+# stop()
+
+
+def test_stop_without_a_start_and_twice() -> None:
+    server = quick()
+    asyncio.run(server.stop())
+    with server:
+        pass
+    asyncio.run(server.stop())
+    asyncio.run(server.stop())
+
+
+def test_every_stop_returns() -> None:
+    server = quick()
+    for _ in range(200):
+        server.start_background()
+        assert http_request(server.port, "GET /healthz HTTP/1.1\r\n\r\n")[0] == 200
+        asyncio.run(asyncio.wait_for(server.stop(), 15))
+        assert not server.is_running
+
+
+def test_stop_from_many_threads_at_once(thread_pool: concurrent.futures.ThreadPoolExecutor) -> None:
+    server = quick()
+    server.start_background()
+    with WebSocketClient(server.port).greet() as client:
+        stopped = [thread_pool.submit(lambda: asyncio.run(server.stop())) for _ in range(4)]
+        assert client.wait_closed() == 1001
+        for each in stopped:
+            each.result(15)
+    assert not server.is_running
+
+
+def test_stop_from_a_handler() -> None:
+    server = quick()
+
+    @server.on("enough")
+    async def stop(data: dict[str, object]) -> None:
+        await server.stop()
+
+    server.start_background()
+    with WebSocketClient(server.port).greet() as client:
+        client.action("broadcast", event="enough")
+        assert client.wait_closed() == 1001
+    assert server.wait_stopped(10)
+
+
+def test_the_port_is_free_when_stop_returns(connect: Connect) -> None:
+    server = quick()
+    server.start_background()
+    port = server.port
+    clients = [WebSocketClient(port).greet() for _ in range(5)]
+    asyncio.run(server.stop())
+    assert not accepts_connections(port)
+    with quick(port) as again:
+        assert again.port == port
+        assert serves(again)
+    for client in clients:
+        client.close()
+
+
+def test_a_stop_is_bounded_though_a_client_does_not_read() -> None:
+    server = quick(drain_timeout=0.5, max_pending_bytes=64 << 20)
+    server.start_background()
+    with WebSocketClient(server.port, receive_buffer=4096).greet():
+        while server.stats()["queued_messages"] < 50:
+            server.broadcast("jungle", "news", "x" * 60_000)
+        started = time.monotonic()
+        asyncio.run(server.stop())
+        assert time.monotonic() - started < 5
+    assert server.stats()["queued_messages"] == 0
+
+
+def test_while_it_drains_it_says_so() -> None:
+    server = quick(drain_timeout=30, max_pending_bytes=64 << 20)
+    server.start_background()
+    with WebSocketClient(server.port, receive_buffer=4096).greet() as client:
+        while server.stats()["queued_messages"] < 50:
+            server.broadcast("jungle", "news", "x" * 60_000)
+        server.begin_stop()
+        status, _, body = http_request(server.port, "GET /healthz HTTP/1.1\r\n\r\n")
+        assert status == 503, body
+        assert http_request(server.port, handshake_request(server.port))[0] == 503
+        assert client.receive_until(event="server_shutdown", timeout=30)["channel"] == "system"
+        assert client.wait_closed() == 1001
+    assert server.wait_stopped(15)
+
+
+# Again, and beside each other
+
+
+def test_start_after_stop_on_the_same_port(free_port: int) -> None:
+    server = quick(free_port)
+    for _ in range(3):
+        with server:
+            assert server.port == free_port
+            assert serves(server)
+        assert server.stats()["status"] == "sleeping"
+        assert server.stats()["total_connections"] == 0
+    assert server.stats()["connections_total"] == 3
+
+
+def test_subscriptions_of_clients_that_are_away_outlive_a_restart() -> None:
+    server = quick()
+    with server:
+        server.subscribe("client_away", "den")
+    with server:
+        assert server.get_presence("den")["users"] == ["client_away"]
+
+
+def test_a_restart_leaves_no_threads_and_no_descriptors_behind() -> None:
+    server = quick()
+    process = psutil.Process()
+
+    def counts() -> tuple[int, int]:
+        return process.num_threads(), process.num_fds()
+
+    for round_number in range(6):
+        with server:
+            assert serves(server)
+        if round_number == 0:
+            before = counts()
+    eventually(lambda: all(now <= then for now, then in zip(counts(), before, strict=True)), lambda: (before, counts()))
+
+
+def test_two_servers_in_one_process(make_server: MakeServer, connect: Connect) -> None:
+    one, two = make_server(), make_server(default_channel="plaza")
+    assert one.port != two.port
+    of_one, of_two = connect(one), connect(two)
+    assert list(one.connections) == [of_one.client_id]
+    assert list(two.connections) == [of_two.client_id]
+    assert one.emergency("fire").result() == 1
+    assert [message for message in of_two.settle(two) if message.get("event") == "emergency_alert"] == []
+    asyncio.run(one.stop())
+    assert of_one.wait_closed() == 1001
+    assert serves_on(two, "plaza")
+
+
+def serves_on(server: Tantor, channel: str) -> bool:
+    with WebSocketClient(server.port).greet() as client:
+        server.broadcast(channel, "news")
+        return bool(client.receive_until(event="news"))
+
+
+# Ports
+
+
+def test_port_0_picks_one() -> None:
+    server = quick()
+    assert server.port == 0
+    with server:
+        assert server.port != 0
+
+
+def test_a_taken_port_is_an_error_that_names_host_and_port() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        server = quick(port)
+        with pytest.raises(OSError, match=rf"127\.0\.0\.1.*{port}"):
+            server.start_background()
+        with pytest.raises(OSError, match=rf"127\.0\.0\.1.*{port}"):
+            asyncio.run(server.start())
+        with pytest.raises(OSError, match=rf"127\.0\.0\.1.*{port}"), server:
+            pass
+        assert not server.is_running
+    with server:
+        assert serves(server), "once the port is free, the same object serves"
+
+
+def test_a_host_that_is_none_is_an_error_that_names_it() -> None:
+    with pytest.raises(OSError, match=r"no-such-host\.invalid"):
+        Tantor(0, "no-such-host.invalid").start_background()
+
+
+@pytest.mark.parametrize("host", ["localhost", "::1", "0.0.0.0", "::"])
+def test_hosts_of_every_kind(host: str) -> None:
+    if ":" in host and not socket.has_ipv6:
+        pytest.skip("IPv6 is missing")
+    server = Tantor(0, host, drain_timeout=1)
+    try:
+        server.start_background()
+    except OSError:
+        if ":" not in host:
+            raise
+        pytest.skip("IPv6 is missing")
+    try:
+        address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        with socket.create_connection((address, server.port), 10) as connection:
+            connection.sendall(b"GET /healthz HTTP/1.1\r\n\r\n")
+            assert connection.recv(12) == b"HTTP/1.1 200"
+    finally:
+        asyncio.run(server.stop())
+
+
+# Many threads
+
+
+def test_everything_at_once_from_every_thread(make_server: MakeServer) -> None:
+    server = make_server()
+    stop = threading.Event()
+    failures: list[BaseException] = []
+
+    def keep_doing(action: Callable[[], object]) -> None:
+        try:
+            while not stop.is_set():
+                action()
+        except BaseException as error:
+            failures.append(error)
+
+    def come_and_go() -> None:
+        with WebSocketClient(server.port).greet() as client:
+            client.action("join_channel", channel="den")
+            client.settle(server)
+
+    def look() -> None:
+        for channel in server.channels.values():
+            list(channel.subscribers)
+        for client_id in list(server.connections):
+            server.get_client_info(client_id)
+        server.get_presence("den")
+        server.stats()
+
+    def change() -> None:
+        server.subscribe("client_away", "den")
+        server.broadcast("den", "news", {"n": 1})
+        server.unsubscribe("client_away", "den")
+        server.emergency("fire")
+        if "den" in server.channels:
+            server.delete_channel("den")
+
+    actions = [come_and_go, come_and_go, look, look, change, change]
+    threads = [threading.Thread(target=keep_doing, args=(action,)) for action in actions]
+    for thread in threads:
+        thread.start()
+    try:
+        eventually(lambda: server.stats()["connections_total"] > 100 or failures, server.stats, timeout=30)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(20)
+    assert failures == []
+    eventually(lambda: server.stats()["total_connections"] == 0, server.stats)
+    assert serves(server)

@@ -1,0 +1,107 @@
+"""The constructor and its settings."""
+
+import threading
+from typing import Any
+
+import pytest
+from support import accepts_connections
+from tantor import SettingError, Tantor
+
+
+def test_defaults() -> None:
+    tantor = Tantor()
+    assert (tantor.port, tantor.host) == (8080, "0.0.0.0")
+    expected = {
+        "default_channel": "jungle",
+        "heartbeat_interval": 30,
+        "heartbeat_timeout": 40,
+        "message_ttl": 3600,
+        "emergency_ttl": 86400,
+        "max_message_size": 1 << 20,
+        "notice_limit": 200,
+        "max_depth": 128,
+    }
+    assert {name: tantor.setting(name) for name in expected} == expected
+    assert 1 <= tantor.setting("shards") <= 4
+
+
+def test_port_and_host_may_be_given_by_place() -> None:
+    tantor = Tantor(8081, "127.0.0.1")
+    assert (tantor.port, tantor.host) == (8081, "127.0.0.1")
+
+
+def test_the_constructor_starts_nothing(free_port: int) -> None:
+    before = threading.active_count()
+    tantor = Tantor(free_port, "127.0.0.1")
+    assert threading.active_count() == before
+    assert not accepts_connections(free_port)
+    assert not tantor.is_running
+    assert tantor.stats()["status"] == "sleeping"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "nearest"),
+    [
+        ("heartbeat_intervall", "heartbeat_interval"),
+        ("max_connection", "max_connections"),
+        ("prot", "port"),
+        ("message_tt", "message_ttl"),
+    ],
+)
+def test_a_setting_that_does_not_exist_names_the_nearest(wrong: str, nearest: str) -> None:
+    with pytest.raises(TypeError, match=rf"{wrong}.*\b{nearest}\b"):
+        Tantor(**{wrong: 1})
+
+
+BAD_SETTINGS: list[tuple[str, Any]] = [
+    ("port", -1),
+    ("port", 65_536),
+    ("port", "eighty"),
+    ("port", 80.5),
+    ("port", True),
+    ("host", ""),
+    ("host", 7),
+    ("default_channel", "a\nb"),
+    ("default_channel", "x" * 256),
+    ("heartbeat_interval", 0),
+    ("heartbeat_interval", -1),
+    ("heartbeat_interval", float("nan")),
+    ("heartbeat_interval", float("inf")),
+    ("heartbeat_interval", "soon"),
+    ("heartbeat_timeout", 5),
+    ("message_ttl", -1),
+    ("emergency_ttl", -1),
+    ("max_connections", 0),
+    ("max_connections", 1 << 70),
+    ("max_message_size", 0),
+    ("max_message_size", 1.5),
+    ("max_depth", 0),
+    ("max_header_size", -5),
+    ("handshake_timeout", 0),
+    ("max_channels_per_client", 0),
+    ("max_pending_bytes", 0),
+    ("event_queue_bytes", 0),
+    ("drain_timeout", -1),
+    ("notice_limit", -1),
+    ("empty_channel_ttl", -1),
+    ("shards", 0),
+    ("shards", []),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD_SETTINGS)
+def test_a_bad_setting_is_an_error_that_names_it_its_value_and_what_it_takes(name: str, value: Any) -> None:
+    with pytest.raises(SettingError) as raised:
+        Tantor(**{name: value})
+    message = str(raised.value)
+    assert name in message
+    assert "take" in message, message
+    # a text that is too long or cannot be shown is told by what is wrong with it
+    shown = {"a\nb": "U+000A", "x" * 256: "256 bytes", "": '""'}.get(value, value) if isinstance(value, str) else value
+    assert str(shown).lower() in message.lower(), f"the value {value!r} is not in {message!r}"
+    assert isinstance(raised.value, ValueError)
+
+
+def test_a_setting_can_be_asked_for_only_by_a_name_that_exists() -> None:
+    with pytest.raises(KeyError):
+        Tantor().setting("colour")
