@@ -2,7 +2,9 @@
 //!
 //! The Python layer reads the table for `--help`, environment and TOML names, so a setting is added here only.
 
+use crate::channel_settings::{ChannelRules, ChannelSettings, MAX_HISTORY_SIZE};
 use crate::error::Error;
+use crate::priority::SlowConsumer;
 use std::fmt;
 use std::time::Duration;
 
@@ -11,6 +13,7 @@ use std::time::Duration;
 pub enum Value {
     Integer(i64),
     Number(f64),
+    Boolean(bool),
     Text(String),
 }
 
@@ -29,8 +32,19 @@ enum Access {
         set: fn(&mut Config, Duration),
         get: fn(&Config) -> Duration,
     },
+    Boolean {
+        set: fn(&mut Config, bool),
+        get: fn(&Config) -> bool,
+    },
     Text {
         set: fn(&mut Config, String),
+        get: fn(&Config) -> String,
+    },
+    /// Text that is read further; the error says what is wrong with it.
+    Read {
+        kind: &'static str,
+        takes: &'static str,
+        set: fn(&mut Config, &str) -> Result<(), String>,
         get: fn(&Config) -> String,
     },
 }
@@ -46,12 +60,14 @@ pub struct Setting {
 }
 
 impl Setting {
-    /// "integer", "number" or "text".
+    /// "integer", "number", "boolean", "text", or "json" for text that holds JSON.
     pub fn kind(&self) -> &'static str {
         match self.access {
             Access::Integer { .. } => "integer",
             Access::Seconds { .. } => "number",
+            Access::Boolean { .. } => "boolean",
             Access::Text { .. } => "text",
+            Access::Read { kind, .. } => kind,
         }
     }
 
@@ -59,12 +75,13 @@ impl Setting {
         match self.access {
             Access::Integer { get, .. } => Value::Integer(get(config)),
             Access::Seconds { get, .. } => Value::Number(get(config).as_secs_f64()),
-            Access::Text { get, .. } => Value::Text(get(config)),
+            Access::Boolean { get, .. } => Value::Boolean(get(config)),
+            Access::Text { get, .. } | Access::Read { get, .. } => Value::Text(get(config)),
         }
     }
 
-    /// Writes the value, if the row takes it.
-    fn set(&self, config: &mut Config, value: &Value) -> bool {
+    /// Writes the value, if the row takes it; else says why not.
+    fn set(&self, config: &mut Config, value: &Value) -> Result<(), String> {
         match (self.access, value) {
             (Access::Integer { low, high, set, .. }, Value::Integer(given))
                 if (low..=high).contains(given) =>
@@ -81,12 +98,24 @@ impl Setting {
             {
                 set(config, Duration::from_secs_f64(*given));
             }
+            (Access::Boolean { set, .. }, Value::Boolean(given)) => set(config, *given),
             (Access::Text { set, .. }, Value::Text(given)) if !given.is_empty() => {
                 set(config, given.clone());
             }
-            _ => return false,
+            (Access::Read { set, takes, .. }, Value::Text(given)) => {
+                set(config, given).map_err(|problem| {
+                    format!("{} is {value}; it takes {takes}: {problem}", self.name)
+                })?;
+            }
+            _ => {
+                return Err(format!(
+                    "{} is {value}; it takes {}",
+                    self.name,
+                    self.takes()
+                ));
+            }
         }
-        true
+        Ok(())
     }
 
     /// What it takes, in words.
@@ -96,7 +125,9 @@ impl Setting {
             Access::Seconds { low, high, .. } => {
                 format!("a number of seconds from {low} to {high}")
             }
+            Access::Boolean { .. } => "true or false".to_owned(),
             Access::Text { .. } => "a text that is not empty".to_owned(),
+            Access::Read { takes, .. } => takes.to_owned(),
         }
     }
 }
@@ -118,12 +149,30 @@ pub struct Config {
     pub handshake_timeout: Duration,
     pub max_channels_per_client: usize,
     pub max_pending_bytes: usize,
+    pub max_queued_bytes: usize,
+    pub slow_consumer: SlowConsumer,
+    pub history_size: usize,
+    pub history_bytes: usize,
+    pub channel_settings: ChannelRules,
+    pub resume_ttl: Duration,
+    pub leave_delay: Duration,
+    pub max_away_clients: usize,
+    pub mailbox_size: usize,
+    pub mailbox_bytes: usize,
+    pub mailboxes_bytes: usize,
+    pub ack_timeout: Duration,
+    pub idempotency_ttl: Duration,
+    pub max_idempotency_keys: usize,
+    /// Empty: nothing is saved.
+    pub database: String,
+    pub durable: bool,
     pub inbox_bytes: usize,
     pub event_queue_bytes: usize,
     pub notice_limit: usize,
     pub empty_channel_ttl: Duration,
     pub max_empty_channels: usize,
     pub drain_timeout: Duration,
+    pub reconnect_window: Duration,
     pub shards: usize,
 }
 
@@ -154,12 +203,29 @@ impl Default for Config {
             handshake_timeout: Duration::from_secs(10),
             max_channels_per_client: 128,
             max_pending_bytes: 1 << 20,
+            max_queued_bytes: 1 << 30,
+            slow_consumer: SlowConsumer::Disconnect,
+            history_size: 100,
+            history_bytes: 64 << 20,
+            channel_settings: ChannelRules::default(),
+            resume_ttl: Duration::from_secs(120),
+            leave_delay: Duration::from_secs(15),
+            max_away_clients: 100_000,
+            mailbox_size: 1000,
+            mailbox_bytes: 256 << 10,
+            mailboxes_bytes: 64 << 20,
+            ack_timeout: Duration::from_secs(10),
+            idempotency_ttl: Duration::from_secs(300),
+            max_idempotency_keys: 100_000,
+            database: String::new(),
+            durable: false,
             inbox_bytes: 64 << 20,
             event_queue_bytes: 16 << 20,
             notice_limit: 200,
             empty_channel_ttl: Duration::from_secs(60),
             max_empty_channels: 10_000,
             drain_timeout: Duration::from_secs(5),
+            reconnect_window: Duration::from_secs(10),
             shards: default_shards(),
         }
     }
@@ -176,36 +242,128 @@ impl Config {
             let Some(setting) = SETTINGS.iter().find(|setting| setting.name == name) else {
                 return Err(Error::UnknownSetting(name.clone()));
             };
-            if !setting.set(&mut config, value) {
-                return Err(Error::Setting(format!(
-                    "{name} is {value}; it takes {}",
-                    setting.takes()
-                )));
-            }
+            setting.set(&mut config, value).map_err(Error::Setting)?;
         }
         let given = |wanted: &str| values.iter().any(|(name, _)| name == wanted);
         if !given("heartbeat_timeout") {
             config.heartbeat_timeout = config.heartbeat_interval + HEARTBEAT_SLACK;
         }
+        if !given("leave_delay") {
+            config.leave_delay = config.leave_delay.min(config.resume_ttl);
+        }
+        if !given("mailbox_bytes") {
+            config.mailbox_bytes = config
+                .mailbox_bytes
+                .min(config.max_pending_bytes / 2)
+                .min(config.mailboxes_bytes);
+        }
         config.validate()?;
         Ok(config)
     }
 
+    /// What holds for a channel.
+    pub fn of_channel(&self, name: &str) -> ChannelSettings {
+        let settings = self.channel_settings.of(name, self.every_channel(name));
+        // emergencies wait for no disk
+        let is_durable = settings.durable && name != crate::protocol::EMERGENCY_CHANNEL;
+        ChannelSettings {
+            durable: is_durable,
+            ..settings
+        }
+    }
+
+    fn every_channel(&self, name: &str) -> ChannelSettings {
+        let is_emergency = name == crate::protocol::EMERGENCY_CHANNEL;
+        ChannelSettings {
+            history_size: self.history_size,
+            message_ttl: if is_emergency {
+                self.emergency_ttl
+            } else {
+                self.message_ttl
+            },
+            durable: self.durable,
+            slow_consumer: self.slow_consumer,
+        }
+    }
+
     fn validate(&self) -> Result<(), Error> {
+        let contradiction = self
+            .contradiction()
+            .or_else(|| self.unsavable())
+            .or_else(|| {
+                let refusal = crate::protocol::check_channel_name(&self.default_channel).err()?;
+                Some(format!("default_channel: {}", refusal.message))
+            });
+        contradiction.map_or(Ok(()), |problem| Err(Error::Setting(problem)))
+    }
+
+    /// Two values that cannot both hold.
+    fn contradiction(&self) -> Option<String> {
         if self.heartbeat_timeout <= self.heartbeat_interval {
-            return Err(Error::Setting(format!(
+            return Some(format!(
                 "heartbeat_timeout is {}; it takes more than heartbeat_interval ({}), or every quiet client is closed",
                 self.heartbeat_timeout.as_secs_f64(),
                 self.heartbeat_interval.as_secs_f64()
-            )));
+            ));
         }
-        if let Err(refusal) = crate::protocol::check_channel_name(&self.default_channel) {
-            return Err(Error::Setting(format!(
-                "default_channel: {}",
-                refusal.message
-            )));
+        if self.leave_delay > self.resume_ttl {
+            return Some(format!(
+                "leave_delay is {}; it takes at most resume_ttl ({}), after which nobody can return",
+                self.leave_delay.as_secs_f64(),
+                self.resume_ttl.as_secs_f64()
+            ));
         }
-        Ok(())
+        for (name, value, other, most, reason) in [
+            (
+                "max_pending_bytes",
+                self.max_pending_bytes,
+                "max_queued_bytes",
+                self.max_queued_bytes,
+                "which holds for all clients together",
+            ),
+            (
+                "mailbox_bytes",
+                self.mailbox_bytes,
+                "max_pending_bytes",
+                self.max_pending_bytes,
+                "or a client that returns is too slow at once",
+            ),
+            (
+                "mailbox_bytes",
+                self.mailbox_bytes,
+                "mailboxes_bytes",
+                self.mailboxes_bytes,
+                "which holds for all clients together",
+            ),
+        ] {
+            if value > most {
+                return Some(format!(
+                    "{name} is {value}; it takes at most {other} ({most}), {reason}"
+                ));
+            }
+        }
+        None
+    }
+
+    /// A durable channel that cannot be saved.
+    fn unsavable(&self) -> Option<String> {
+        let general = self.every_channel("");
+        let rules = self.channel_settings.all(general);
+        let durable = std::iter::once(("", general))
+            .chain(rules)
+            .find(|(_, settings)| settings.durable)?;
+        let (pattern, settings) = durable;
+        let durable = if pattern.is_empty() {
+            "durable is true".to_owned()
+        } else {
+            format!("channel_settings: {pattern:?} is durable")
+        };
+        if self.database.is_empty() {
+            return Some(format!("{durable}; that takes a database"));
+        }
+        (settings.history_size == 0 || settings.message_ttl.is_zero() || self.history_bytes == 0).then(|| {
+            format!("{durable}; that takes a history_size, a message_ttl and history_bytes above 0, for what is saved is its history")
+        })
     }
 }
 
@@ -233,6 +391,23 @@ macro_rules! access {
             get: |config| config.$field,
         }
     };
+    ($field:ident, boolean) => {
+        Access::Boolean {
+            set: |config, value| config.$field = value,
+            get: |config| config.$field,
+        }
+    };
+    ($field:ident, read($kind:expr, $takes:expr, $read:expr, $write:expr)) => {
+        Access::Read {
+            kind: $kind,
+            takes: $takes,
+            set: |config, text| {
+                config.$field = $read(text)?;
+                Ok(())
+            },
+            get: |config| $write(&config.$field),
+        }
+    };
     ($field:ident, text) => {
         Access::Text {
             set: |config, value| config.$field = value,
@@ -242,13 +417,13 @@ macro_rules! access {
 }
 
 macro_rules! settings {
-    ($($field:ident: $kind:ident $(($low:expr, $high:expr))?, $derived:expr, $help:expr;)*) => {
+    ($($field:ident: $kind:ident $(($($argument:expr),*))?, $derived:expr, $help:expr;)*) => {
         /// The table, in the order of `--help`.
         pub static SETTINGS: &[Setting] = &[$(Setting {
             name: stringify!($field),
             derived: $derived,
             help: $help,
-            access: access!($field, $kind $(($low, $high))?),
+            access: access!($field, $kind $(($($argument),*))?),
         }),*];
     };
 }
@@ -271,13 +446,49 @@ settings! {
     handshake_timeout: seconds(0.05, 3600.0), GIVEN, "seconds for an HTTP request head to arrive";
     max_channels_per_client: integer(1, 1_000_000), GIVEN, "channels that one client may join";
     max_pending_bytes: integer(1024, GIB), GIVEN, "bytes that may wait for one client before it is closed as a slow consumer (3008)";
+    max_queued_bytes: integer(1024, 64 * GIB), GIVEN, "bytes that may wait for all clients together; beyond it the one with most is treated as a slow consumer";
+    slow_consumer: read("text", SlowConsumer::TAKES, read_slow_consumer, write_slow_consumer), GIVEN, "what happens over max_pending_bytes: disconnect, drop_oldest, or latest (only the newest of a channel waits)";
+    history_size: integer(0, MAX_HISTORY_SIZE), GIVEN, "publications kept of each channel, for clients that return; 0 keeps none";
+    history_bytes: integer(0, 64 * GIB), GIVEN, "bytes of publications kept of all channels; beyond it the channels that were quiet longest lose theirs first";
+    channel_settings: read("json", "an object of channels or patterns, each with an object of settings", ChannelRules::parse, write_rules), GIVEN, "history_size, message_ttl, durable and slow_consumer by channel or pattern: {\"chat:*\": {\"history_size\": 1000}}";
+    resume_ttl: seconds(0.0, YEAR), GIVEN, "seconds in which a client that was lost can return as the same; 0 for never";
+    leave_delay: seconds(0.0, YEAR), DERIVED, "seconds after which others are told that a client was lost (default: 15, at most resume_ttl)";
+    max_away_clients: integer(0, 10_000_000), GIVEN, "lost clients that may return; beyond it those that are away longest cannot";
+    mailbox_size: integer(1, 10_000_000), GIVEN, "messages kept for one client that is away; the oldest go first";
+    mailbox_bytes: integer(0, GIB), DERIVED, "bytes kept for one client that is away (default: 256 KiB, at most half of max_pending_bytes)";
+    mailboxes_bytes: integer(0, 64 * GIB), GIVEN, "bytes kept for all clients that are away; the oldest go first";
+    ack_timeout: seconds(0.05, DAY), GIVEN, "seconds after which an emergency is sent again to a client that acknowledges and has not";
+    idempotency_ttl: seconds(0.0, DAY), GIVEN, "seconds in which an idempotency key is known";
+    max_idempotency_keys: integer(0, 10_000_000), GIVEN, "idempotency keys known at once; the oldest go first";
+    database: read("text", "sqlite:/// and a path, or nothing", read_database, String::clone), GIVEN, "where history, mailboxes and clients are saved: sqlite:///tantor.db (default: nowhere)";
+    durable: boolean, GIVEN, "publications of every channel are saved before they are handed over";
     inbox_bytes: integer(1 << 16, 64 * GIB), GIVEN, "bytes that may wait for one shard before publishers are held back";
     event_queue_bytes: integer(1024, 64 * GIB), GIVEN, "bytes of events that may wait for Python before clients are read no further";
     notice_limit: integer(0, 1_000_000), GIVEN, "subscribers up to which each join and leave is told; beyond it, one notice a second";
     empty_channel_ttl: seconds(0.0, YEAR), GIVEN, "seconds until a channel without subscribers disappears";
     max_empty_channels: integer(1, 10_000_000), GIVEN, "channels without subscribers that are held at once; the oldest go first";
     drain_timeout: seconds(0.0, 3600.0), GIVEN, "seconds that a stop waits for queues to empty";
+    reconnect_window: seconds(0.0, 3600.0), GIVEN, "seconds over which clients are told to come back after a stop, each at a time of its own";
     shards: integer(1, 256), DERIVED, "threads that own connections (default: the machine's cores, at most 4)";
+}
+
+fn read_slow_consumer(text: &str) -> Result<SlowConsumer, String> {
+    SlowConsumer::from_name(text).ok_or_else(|| "there is no such policy".to_owned())
+}
+
+fn write_slow_consumer(policy: &SlowConsumer) -> String {
+    policy.name().to_owned()
+}
+
+fn write_rules(rules: &ChannelRules) -> String {
+    rules.text().to_owned()
+}
+
+fn read_database(url: &str) -> Result<String, String> {
+    if !url.is_empty() {
+        crate::database_url::parse_database_url(url)?;
+    }
+    Ok(url.to_owned())
 }
 
 impl fmt::Display for Value {
@@ -285,6 +496,7 @@ impl fmt::Display for Value {
         match self {
             Value::Integer(value) => write!(f, "{value}"),
             Value::Number(value) => write!(f, "{value}"),
+            Value::Boolean(value) => write!(f, "{value}"),
             Value::Text(value) => write!(f, "{value:?}"),
         }
     }
@@ -305,11 +517,9 @@ mod tests {
         let defaults = Config::default();
         for setting in SETTINGS {
             let mut config = defaults.clone();
-            assert!(
-                setting.set(&mut config, &setting.value(&defaults)),
-                "{}",
-                setting.name
-            );
+            setting
+                .set(&mut config, &setting.value(&defaults))
+                .expect(setting.name);
             assert_eq!(config, defaults, "{}", setting.name);
         }
     }
@@ -334,6 +544,69 @@ mod tests {
                 .contains("more than heartbeat_interval (30)")
         );
         assert!(error("default_channel", Value::Text("a\nb".into())).contains("default_channel"));
+    }
+
+    #[test]
+    fn values_that_contradict_each_other_are_named() {
+        let text = |text: &str| Value::Text(text.to_owned());
+        let rules = r#"{"a": {"durable": true, "history_size": 0}}"#;
+        for (values, wanted) in [
+            (
+                vec![("durable", Value::Boolean(true))],
+                "durable is true; that takes a database",
+            ),
+            (
+                vec![("channel_settings", text(r#"{"a": {"durable": true}}"#))],
+                "\"a\" is durable; that takes a database",
+            ),
+            (
+                vec![
+                    ("channel_settings", text(rules)),
+                    ("database", text("sqlite:///a.db")),
+                ],
+                "takes a history_size",
+            ),
+            (
+                vec![
+                    ("resume_ttl", Value::Integer(5)),
+                    ("leave_delay", Value::Integer(6)),
+                ],
+                "leave_delay is 6; it takes at most resume_ttl (5)",
+            ),
+            (
+                vec![
+                    ("mailbox_bytes", Value::Integer(4096)),
+                    ("max_pending_bytes", Value::Integer(2048)),
+                ],
+                "mailbox_bytes is 4096; it takes at most max_pending_bytes (2048)",
+            ),
+            (
+                vec![("max_queued_bytes", Value::Integer(1 << 16))],
+                "it takes at most max_queued_bytes (65536)",
+            ),
+            (
+                vec![("slow_consumer", text("x"))],
+                "slow_consumer is \"x\"; it takes",
+            ),
+            (
+                vec![("channel_settings", text("[]"))],
+                "it takes an object of channels",
+            ),
+            (
+                vec![("durable", text("yes"))],
+                "durable is \"yes\"; it takes true or false",
+            ),
+        ] {
+            let values: Vec<_> = values
+                .into_iter()
+                .map(|(name, value)| (name.to_owned(), value))
+                .collect();
+            let error = Config::from_values(&values).expect_err(wanted).to_string();
+            assert!(error.contains(wanted), "{error}");
+        }
+        let short =
+            Config::from_values(&[("resume_ttl".to_owned(), Value::Integer(0))]).expect("valid");
+        assert_eq!(short.leave_delay, Duration::ZERO);
     }
 
     #[test]

@@ -19,11 +19,14 @@ pub enum ErrorCode {
     ReservedEvent = 108,
     ReservedChannel = 109,
     TooManyChannels = 110,
+    BadLimit = 112,
+    UnknownMessage = 113,
+    NotSaved = 114,
 }
 
 impl ErrorCode {
     /// Every code, in the order of the documented table.
-    pub const ALL: [ErrorCode; 10] = [
+    pub const ALL: [ErrorCode; 13] = [
         ErrorCode::NotJson,
         ErrorCode::NotAnObject,
         ErrorCode::BadField,
@@ -34,6 +37,9 @@ impl ErrorCode {
         ErrorCode::ReservedEvent,
         ErrorCode::ReservedChannel,
         ErrorCode::TooManyChannels,
+        ErrorCode::BadLimit,
+        ErrorCode::UnknownMessage,
+        ErrorCode::NotSaved,
     ];
 
     pub fn number(self) -> u16 {
@@ -71,11 +77,13 @@ pub enum Disconnect {
     Internal,
     SlowConsumer,
     HeartbeatTimeout,
+    /// Another connection has resumed the client.
+    Displaced,
 }
 
 impl Disconnect {
     /// Those that this side decides on, in the order of the documented table.
-    pub const OURS: [Disconnect; 7] = [
+    pub const OURS: [Disconnect; 8] = [
         Disconnect::Shutdown,
         Disconnect::ProtocolError,
         Disconnect::InvalidUtf8,
@@ -83,9 +91,11 @@ impl Disconnect {
         Disconnect::Internal,
         Disconnect::SlowConsumer,
         Disconnect::HeartbeatTimeout,
+        Disconnect::Displaced,
     ];
 
-    /// The close code: RFC 6455 section 7.4.1 below 3000; 3000 to 3499 ask the client to come back.
+    /// The close code: RFC 6455 section 7.4.1 below 3000; 3000 to 3499 ask the client to come back, 3500 to
+    /// 3999 ask it not to.
     pub fn code(self) -> u16 {
         match self {
             Disconnect::Closed(code) => code,
@@ -97,7 +107,21 @@ impl Disconnect {
             Disconnect::Internal => 1011,
             Disconnect::SlowConsumer => 3008,
             Disconnect::HeartbeatTimeout => 3012,
+            Disconnect::Displaced => 3503,
         }
+    }
+
+    /// True when the client did not mean to leave, and may be back soon.
+    pub fn is_abrupt(self) -> bool {
+        matches!(
+            self,
+            Disconnect::Closed(RETURNING)
+                | Disconnect::Lost
+                | Disconnect::Shutdown
+                | Disconnect::SlowConsumer
+                | Disconnect::HeartbeatTimeout
+                | Disconnect::Internal
+        )
     }
 
     pub fn reason(self) -> &'static str {
@@ -111,9 +135,13 @@ impl Disconnect {
             Disconnect::Internal => "internal_error",
             Disconnect::SlowConsumer => "slow_consumer",
             Disconnect::HeartbeatTimeout => "heartbeat_timeout",
+            Disconnect::Displaced => "displaced",
         }
     }
 }
+
+/// With this code a client says that it will be back: its place is kept as if it had been lost.
+const RETURNING: u16 = 4900;
 
 /// Why a call was refused. The Python layer maps each to one exception.
 #[derive(Debug)]
@@ -133,6 +161,8 @@ pub enum Error {
     Start(String),
     /// What was waited for did not come in the time given.
     TimedOut(String),
+    /// The storage cannot be opened or has failed.
+    Storage(String),
 }
 
 impl fmt::Display for Error {
@@ -141,7 +171,8 @@ impl fmt::Display for Error {
             Error::Setting(message)
             | Error::Argument(message)
             | Error::Start(message)
-            | Error::TimedOut(message) => f.write_str(message),
+            | Error::TimedOut(message)
+            | Error::Storage(message) => f.write_str(message),
             Error::UnknownSetting(name) => write!(f, "there is no setting {name:?}"),
             Error::Bind { address, source } => write!(f, "cannot listen on {address}: {source}"),
         }

@@ -46,6 +46,17 @@ impl EncodedFrame {
         &self.0
     }
 
+    /// What is behind the header.
+    pub fn payload(&self) -> &[u8] {
+        // a server's frame has no mask (RFC 6455 section 5.2)
+        let header = match self.0.get(1) {
+            Some(126) => 4,
+            Some(127) => 10,
+            _ => 2,
+        };
+        self.0.get(header..).unwrap_or_default()
+    }
+
     pub fn len(&self) -> usize {
         self.0.len()
     }
@@ -130,6 +141,7 @@ mod tests {
         for (payload, header) in [(0, 2), (125, 2), (126, 4), (65_535, 4), (65_536, 10)] {
             let frame = EncodedFrame::text(&vec![b'x'; payload]);
             assert_eq!(frame.len(), payload + header);
+            assert_eq!(frame.payload().len(), payload);
             let read = read_header(frame.bytes()).expect("valid").expect("whole");
             assert_eq!(
                 (read.header_len, read.payload_len),

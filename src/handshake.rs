@@ -11,7 +11,12 @@ pub enum Request {
     /// More bytes are needed.
     Incomplete,
     /// A valid upgrade; `len` is where the head ends and frames begin.
-    Upgrade { accept: String, len: usize },
+    Upgrade {
+        accept: String,
+        len: usize,
+        resume: Option<String>,
+        acknowledges: bool,
+    },
     /// A request that is no upgrade, with `GET` or `HEAD`.
     Page { path: String, is_head: bool },
     /// Anything else: the answer that it gets.
@@ -28,7 +33,8 @@ pub enum Refused {
     Version,
     HeadTooLarge,
     Full,
-    Draining,
+    /// With after how many seconds to come back.
+    Draining(u64),
 }
 
 /// Reads a request head of at most `max_size` bytes.
@@ -53,6 +59,7 @@ pub fn accept_response(accept: &str) -> Vec<u8> {
 
 /// The whole answer to a request that is refused; the connection ends with it.
 pub fn refusal_response(refused: Refused) -> Vec<u8> {
+    let retry_after;
     let (status, extra, body) = match refused {
         Refused::Malformed(problem) => ("400 Bad Request", "", problem),
         Refused::MethodNotAllowed => (
@@ -81,11 +88,14 @@ pub fn refusal_response(refused: Refused) -> Vec<u8> {
             "Retry-After: 5\r\n",
             "as many clients as allowed are connected",
         ),
-        Refused::Draining => (
-            "503 Service Unavailable",
-            "Retry-After: 1\r\n",
-            "the server is stopping",
-        ),
+        Refused::Draining(seconds) => {
+            retry_after = format!("Retry-After: {seconds}\r\n");
+            (
+                "503 Service Unavailable",
+                retry_after.as_str(),
+                "the server is stopping",
+            )
+        }
     };
     response(
         status,
@@ -179,10 +189,15 @@ fn read_complete(request: &httparse::Request<'_, '_>, len: usize) -> Request {
         return Request::Refused(Refused::Version);
     }
     match header("sec-websocket-key").map(<[u8]>::trim_ascii) {
-        Some(key) if is_key(key) => Request::Upgrade {
-            accept: derive_accept_key(key),
-            len,
-        },
+        Some(key) if is_key(key) => {
+            let target = request.path.unwrap_or_default();
+            Request::Upgrade {
+                accept: derive_accept_key(key),
+                len,
+                resume: query_value(target, "resume").map(str::to_owned),
+                acknowledges: query_value(target, "ack") == Some("1"),
+            }
+        }
         Some(_) => Request::Refused(Refused::Malformed(
             "Sec-WebSocket-Key must be 16 bytes in base64",
         )),
@@ -190,6 +205,17 @@ fn read_complete(request: &httparse::Request<'_, '_>, len: usize) -> Request {
             "a WebSocket handshake has the header Sec-WebSocket-Key",
         )),
     }
+}
+
+/// The value of a parameter in a request's target, as it stands there: what is looked for needs no escapes.
+fn query_value<'a>(target: &'a str, name: &str) -> Option<&'a str> {
+    let (_, query) = target.split_once('?')?;
+    let query = query.split('#').next().unwrap_or_default();
+    query
+        .split('&')
+        .filter_map(|pair| pair.split_once('='))
+        .find(|(known, _)| *known == name)
+        .map(|(_, value)| value)
 }
 
 /// 16 bytes in base64 are 22 digits and two signs of padding.
@@ -219,9 +245,20 @@ mod tests {
             read(&format!("{UPGRADE}rest")),
             Request::Upgrade {
                 accept,
-                len: UPGRADE.len()
+                len: UPGRADE.len(),
+                resume: None,
+                acknowledges: false,
             }
         );
+        let Request::Upgrade {
+            resume,
+            acknowledges,
+            ..
+        } = read(&UPGRADE.replace("?x=1", "?x=1&resume=12ab&ack=1&resume=3"))
+        else {
+            panic!("an upgrade");
+        };
+        assert_eq!((resume.as_deref(), acknowledges), (Some("12ab"), true));
         for cut in 0..UPGRADE.len() {
             assert_eq!(read(&UPGRADE[..cut]), Request::Incomplete, "{cut}");
         }

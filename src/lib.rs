@@ -3,21 +3,29 @@
 //! `docs/architecture.md` has the layers; a test holds them.
 
 pub mod broker;
+pub mod channel_settings;
+pub mod command;
 pub mod config;
 pub mod connection;
+pub mod database_url;
 pub mod error;
 pub mod events;
 pub mod fork;
 pub mod frame;
 pub mod handshake;
+pub mod history;
 pub mod hub;
+pub mod idempotency;
 pub mod inbox;
 pub mod interest;
+pub mod mailbox;
 pub mod node;
 pub mod outbound;
 pub mod presence;
+pub mod priority;
 pub mod protocol;
 pub mod random;
+pub mod receipt;
 pub mod server;
 pub mod shard;
 pub mod store;

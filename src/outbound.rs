@@ -1,51 +1,107 @@
-//! What waits for one client: an ordered queue of encoded frames, bounded in bytes by its owner.
+//! What waits for one client: encoded frames in lanes, bounded in bytes by its owner.
 //!
-//! Whatever leaves a connection leaves through here, in the order in which it was queued; only urgent frames
-//! overtake, and those at a frame boundary.
+//! Whatever leaves a connection leaves through here. Inside a lane the order queued is the order on the wire; what is
+//! in a higher lane goes first, from the next frame boundary on.
 
 use crate::frame::{self, EncodedFrame};
+use crate::hub::ChannelKey;
+use crate::priority::{Priority, SlowConsumer};
+use crate::receipt::Receipt;
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::io::IoSlice;
+use std::sync::Arc;
+
+/// Where in the order a chunk goes; the highest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Lane {
+    LastWords,
+    Waiting(Priority),
+    FirstWords,
+}
 
 /// Whole frames that are queued and counted together.
 #[derive(Clone, Debug)]
 pub struct Chunk {
     pub bytes: Bytes,
     pub frames: u32,
-    urgent: bool,
+    lane: Lane,
+    /// What becomes of it when too much waits.
+    policy: SlowConsumer,
+    /// The channel it was published on; 0 for none.
+    channel: ChannelKey,
+    /// Its offset there, if it is kept: of a run, the last.
+    offset: u64,
+    receipt: Option<Arc<Receipt>>,
 }
 
 impl Chunk {
-    /// Frames that were joined into one run of bytes.
-    pub fn run(bytes: Bytes, frames: u32) -> Self {
-        Self {
-            bytes,
-            frames,
-            urgent: false,
-        }
-    }
-}
-
-impl Chunk {
-    /// What has to leave before anything else may, urgent frames included. It need not be a frame.
-    pub fn first_words(bytes: Bytes) -> Self {
+    fn new(bytes: Bytes, lane: Lane) -> Self {
         Self {
             bytes,
             frames: 1,
-            urgent: true,
+            lane,
+            policy: SlowConsumer::Disconnect,
+            channel: 0,
+            offset: 0,
+            receipt: None,
         }
+    }
+
+    /// Frames that were published on a channel, joined into one run of bytes.
+    pub fn published(
+        bytes: Bytes,
+        frames: u32,
+        priority: Priority,
+        (channel, offset, policy): (ChannelKey, Option<u64>, SlowConsumer),
+    ) -> Self {
+        Self {
+            frames,
+            policy,
+            channel,
+            offset: offset.unwrap_or(0),
+            ..Self::new(bytes, Lane::Waiting(priority))
+        }
+    }
+
+    /// A frame to one connection.
+    pub fn direct(frame: &EncodedFrame, priority: Priority, receipt: Option<Arc<Receipt>>) -> Self {
+        Self {
+            receipt,
+            ..Self::new(frame.bytes().clone(), Lane::Waiting(priority))
+        }
+    }
+
+    /// What has to leave before anything else may, urgent frames included. It need not be a frame.
+    pub fn first_words(bytes: Bytes) -> Self {
+        Self::new(bytes, Lane::FirstWords)
+    }
+
+    /// What has to leave behind everything else. It need not be a frame.
+    pub fn last_words(bytes: Bytes) -> Self {
+        Self::new(bytes, Lane::LastWords)
     }
 }
 
 impl From<EncodedFrame> for Chunk {
     fn from(frame: EncodedFrame) -> Self {
-        Self::run(frame.bytes().clone(), 1)
+        Self::direct(&frame, Priority::Normal, None)
     }
+}
+
+/// Publications of one channel that were dropped from a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shed {
+    pub channel: ChannelKey,
+    pub frames: usize,
+    /// The last that was dropped, if they are kept.
+    pub offset: u64,
+    pub policy: SlowConsumer,
 }
 
 #[derive(Debug, Default)]
 pub struct Outbound {
+    /// The highest lane first, but for a first chunk that is half written.
     chunks: VecDeque<Chunk>,
     /// How much of the first chunk is written already.
     written: usize,
@@ -54,49 +110,110 @@ pub struct Outbound {
 }
 
 impl Outbound {
+    /// Queues behind what waits in its lane and in higher ones, and behind a frame that is half written.
     pub fn push(&mut self, chunk: Chunk) {
         self.bytes += chunk.bytes.len();
         self.frames += chunk.frames as usize;
-        self.chunks.push_back(chunk);
+        if self
+            .chunks
+            .back()
+            .is_none_or(|last| last.lane >= chunk.lane)
+        {
+            self.chunks.push_back(chunk);
+            return;
+        }
+        self.split_first();
+        let begun = usize::from(self.written > 0);
+        let waiting = self.chunks.iter().skip(begun);
+        let ahead = waiting.take_while(|other| other.lane >= chunk.lane).count();
+        self.chunks.insert(begun + ahead, chunk);
     }
 
-    /// Queues a frame before all that waits, behind earlier urgent ones and the frame that is half written.
-    pub fn push_urgent(&mut self, frame: &EncodedFrame) {
-        if self.written > 0 {
-            self.split_first();
+    /// Drops all that waits but emergencies and the frame that is half written; returns what was dropped, by channel
+    /// (0 for what was on none).
+    pub fn clear_waiting(&mut self) -> Vec<Shed> {
+        self.split_first();
+        self.drop_waiting(|_| true)
+    }
+
+    /// Drops what the channels' policies allow to, until what is left weighs `limit` or less: of those with `Latest`
+    /// all but the newest, then of those with `DropOldest` the oldest.
+    pub fn shed(&mut self, limit: usize) -> Vec<Shed> {
+        self.split_first();
+        let mut newest: Vec<ChannelKey> = Vec::new();
+        let mut keep = Vec::with_capacity(self.chunks.len());
+        for chunk in self.chunks.iter().rev() {
+            let is_newest =
+                chunk.policy != SlowConsumer::Latest || !newest.contains(&chunk.channel);
+            if is_newest && chunk.policy == SlowConsumer::Latest {
+                newest.push(chunk.channel);
+            }
+            keep.push(is_newest);
         }
-        let behind_first = usize::from(self.written > 0);
-        let urgent = self
-            .chunks
+        let mut dropped = self.drop_waiting(|_| keep.pop() == Some(false));
+        let mut excess = self.weight().saturating_sub(limit);
+        let oldest = self.drop_waiting(|chunk| {
+            let drops = excess > 0 && chunk.policy == SlowConsumer::DropOldest;
+            if drops {
+                excess = excess.saturating_sub(chunk.bytes.len() + CHUNK_OVERHEAD);
+            }
+            drops
+        });
+        dropped.extend(oldest);
+        dropped
+    }
+
+    /// Drops what waits of a channel, for something newer.
+    pub fn conflate(&mut self, channel: ChannelKey) -> Vec<Shed> {
+        self.split_first();
+        self.drop_waiting(|chunk| chunk.channel == channel && chunk.policy == SlowConsumer::Latest)
+    }
+
+    /// True when something of a channel waits, the half-written frame not counted.
+    pub fn has_waiting(&self, channel: ChannelKey) -> bool {
+        let begun = usize::from(self.written > 0);
+        self.chunks
             .iter()
-            .skip(behind_first)
-            .take_while(|chunk| chunk.urgent)
-            .count();
-        self.bytes += frame.len();
-        self.frames += 1;
-        self.chunks.insert(
-            behind_first + urgent,
-            Chunk {
-                bytes: frame.bytes().clone(),
-                frames: 1,
-                urgent: true,
-            },
-        );
+            .skip(begun)
+            .any(|chunk| chunk.channel == channel)
     }
 
-    /// Drops all that waits but the frame that is half written; returns how many frames.
-    pub fn clear_waiting(&mut self) -> usize {
-        let before = self.frames;
-        if self.written > 0 {
-            self.split_first();
-        }
-        self.chunks.truncate(usize::from(self.written > 0));
-        self.bytes = self
-            .chunks
-            .front()
-            .map_or(0, |chunk| chunk.bytes.len() - self.written);
-        self.frames = self.chunks.front().map_or(0, |chunk| chunk.frames as usize);
-        before - self.frames
+    /// Drops the chunks that `is_dropped` says, in their order; never emergencies, nor the first or the last words, nor
+    /// the frame that is half written.
+    fn drop_waiting(&mut self, mut is_dropped: impl FnMut(&Chunk) -> bool) -> Vec<Shed> {
+        let mut dropped: Vec<Shed> = Vec::new();
+        let begun = usize::from(self.written > 0);
+        let (mut bytes, mut frames, mut at) = (0, 0, 0);
+        self.chunks.retain(|chunk| {
+            at += 1;
+            let is_asked = is_dropped(chunk);
+            let may_go = at > begun
+                && matches!(chunk.lane, Lane::Waiting(priority) if priority < Priority::Emergency);
+            if !(is_asked && may_go) {
+                return true;
+            }
+            bytes += chunk.bytes.len();
+            frames += chunk.frames as usize;
+            match dropped
+                .iter_mut()
+                .find(|shed| shed.channel == chunk.channel)
+            {
+                Some(shed) => {
+                    shed.frames += chunk.frames as usize;
+                    shed.offset = shed.offset.max(chunk.offset);
+                }
+                None => dropped.push(Shed {
+                    channel: chunk.channel,
+                    frames: chunk.frames as usize,
+                    offset: chunk.offset,
+                    policy: chunk.policy,
+                }),
+            }
+            false
+        });
+        self.bytes -= bytes;
+        self.frames -= frames;
+        dropped
     }
 
     /// Drops everything.
@@ -127,6 +244,9 @@ impl Outbound {
             count -= left;
             self.written = 0;
             self.frames -= first.frames as usize;
+            if let Some(receipt) = &first.receipt {
+                receipt.note_written();
+            }
             self.chunks.pop_front();
         }
         if self.chunks.capacity() > KEPT_CAPACITY {
@@ -167,19 +287,19 @@ impl Outbound {
 
     /// Cuts a half-written first chunk at the end of the frame that was begun, so that frames fit in between.
     fn split_first(&mut self) {
-        let Some(first) = self.chunks.front_mut() else {
+        if self.written == 0 {
+            return;
+        }
+        let Some(first) = self.chunks.front_mut().filter(|first| first.frames > 1) else {
             return;
         };
-        if first.urgent {
-            return; // a single frame, or none at all
-        }
         let end = frame::frame_end(&first.bytes, self.written);
         let begun = u32::from(end > self.written);
         let rest = first.bytes.slice(end..);
         let rest = Chunk {
             frames: count_frames(&rest),
             bytes: rest,
-            urgent: false,
+            ..first.clone()
         };
         // frames of the run that have left whole are no longer waiting
         self.frames = self.frames + begun as usize + rest.frames as usize - first.frames as usize;
@@ -219,6 +339,20 @@ mod tests {
         EncodedFrame::text(content.as_bytes())
     }
 
+    fn urgent(content: &str) -> Chunk {
+        Chunk::direct(&text(content), Priority::Emergency, None)
+    }
+
+    fn run_of(bytes: Vec<u8>, frames: u32) -> Chunk {
+        let source = (0, None, SlowConsumer::Disconnect);
+        Chunk::published(bytes.into(), frames, Priority::Normal, source)
+    }
+
+    fn published(content: &str, channel: ChannelKey, offset: u64, policy: SlowConsumer) -> Chunk {
+        let source = (channel, Some(offset), policy);
+        Chunk::published(text(content).bytes().clone(), 1, Priority::Normal, source)
+    }
+
     /// Writes up to `count` bytes as a socket would.
     fn write(queue: &mut Outbound, count: usize, wire: &mut Vec<u8>) {
         let mut slices = [IoSlice::new(&[]); 8];
@@ -254,11 +388,11 @@ mod tests {
             .iter()
             .flat_map(|frame| frame.bytes().to_vec())
             .collect();
-        queue.push(Chunk::run(bytes.into(), 3));
+        queue.push(run_of(bytes, 3));
         let mut wire = Vec::new();
         write(&mut queue, 7, &mut wire);
-        queue.push_urgent(&text("fire"));
-        queue.push_urgent(&text("flood"));
+        queue.push(urgent("fire"));
+        queue.push(urgent("flood"));
         assert_eq!(queue.frames(), 4);
         write(&mut queue, 1000, &mut wire);
         assert_eq!(payloads(&wire), ["one", "two", "fire", "flood", "three"]);
@@ -274,7 +408,7 @@ mod tests {
             queue.push(text("later").into());
             let mut wire = Vec::new();
             write(&mut queue, written, &mut wire);
-            queue.push_urgent(&text("fire"));
+            queue.push(urgent("fire"));
             write(&mut queue, 1000, &mut wire);
             assert_eq!(&wire[..12], b"HTTP/1.1 101");
             assert_eq!(payloads(&wire[12..]), ["welcome", "fire", "later"]);
@@ -288,26 +422,125 @@ mod tests {
         queue.push(text("two").into());
         let mut wire = Vec::new();
         write(&mut queue, 2, &mut wire);
-        assert_eq!(queue.clear_waiting(), 1);
+        let dropped: usize = queue.clear_waiting().iter().map(|shed| shed.frames).sum();
+        assert_eq!(dropped, 1);
         queue.push(text("end").into());
         write(&mut queue, 1000, &mut wire);
         assert_eq!(payloads(&wire), ["one", "end"]);
+    }
+
+    #[test]
+    fn higher_lanes_go_first_and_last_words_last() {
+        let mut queue = Outbound::default();
+        let mut wire = Vec::new();
+        queue.push(text("begun").into());
+        write(&mut queue, 2, &mut wire);
+        queue.push(Chunk::last_words(text("bye").bytes().clone()));
+        for (name, priority) in [
+            ("low", Priority::Low),
+            ("normal", Priority::Normal),
+            ("high", Priority::High),
+            ("emergency", Priority::Emergency),
+            ("low 2", Priority::Low),
+            ("high 2", Priority::High),
+        ] {
+            queue.push(Chunk::direct(&text(name), priority, None));
+        }
+        write(&mut queue, 1000, &mut wire);
+        let wanted = [
+            "begun",
+            "emergency",
+            "high",
+            "high 2",
+            "normal",
+            "low",
+            "low 2",
+            "bye",
+        ];
+        assert_eq!(payloads(&wire), wanted);
+    }
+
+    #[test]
+    fn what_is_shed_follows_the_channels_policies() {
+        let mut queue = Outbound::default();
+        queue.push(text("begun").into());
+        let mut wire = Vec::new();
+        write(&mut queue, 2, &mut wire);
+        for offset in 1..=3 {
+            queue.push(published(
+                &format!("latest {offset}"),
+                1,
+                offset,
+                SlowConsumer::Latest,
+            ));
+            queue.push(published(
+                &format!("oldest {offset}"),
+                2,
+                offset,
+                SlowConsumer::DropOldest,
+            ));
+            queue.push(published(
+                &format!("kept {offset}"),
+                3,
+                offset,
+                SlowConsumer::Disconnect,
+            ));
+        }
+        queue.push(urgent("fire"));
+        let limit = queue.weight() - 2 * (CHUNK_OVERHEAD + 10) - CHUNK_OVERHEAD;
+        let shed = |channel, frames, offset, policy| Shed {
+            channel,
+            frames,
+            offset,
+            policy,
+        };
+        let wanted = [
+            shed(1, 2, 2, SlowConsumer::Latest),
+            shed(2, 1, 1, SlowConsumer::DropOldest),
+        ];
+        assert_eq!(queue.shed(limit), wanted);
+        assert!(queue.weight() <= limit && queue.has_waiting(1) && !queue.has_waiting(4));
+        queue.push(published("latest 4", 1, 4, SlowConsumer::Latest));
+        assert_eq!(queue.conflate(1), [shed(1, 2, 4, SlowConsumer::Latest)]);
+        write(&mut queue, 1000, &mut wire);
+        let wanted = [
+            "begun", "fire", "kept 1", "oldest 2", "kept 2", "oldest 3", "kept 3",
+        ];
+        assert_eq!(payloads(&wire), wanted);
+        assert_eq!((queue.bytes(), queue.frames()), (0, 0));
+    }
+
+    #[test]
+    fn a_receipt_is_signed_when_the_last_byte_has_left() {
+        let receipt = Arc::new(Receipt::default());
+        let mut queue = Outbound::default();
+        let frame = text("one");
+        queue.push(Chunk::direct(
+            &frame,
+            Priority::Normal,
+            Some(Arc::clone(&receipt)),
+        ));
+        let written = || receipt.written.load(std::sync::atomic::Ordering::Relaxed);
+        write(&mut queue, frame.len() - 1, &mut Vec::new());
+        assert_eq!(written(), 0);
+        write(&mut queue, 1, &mut Vec::new());
+        assert_eq!(written(), 1);
     }
 
     proptest! {
         #[test]
         fn order_queued_is_order_on_the_wire(steps in prop::collection::vec((any::<bool>(), 0_usize..40, 1_u32..4), 1..60)) {
             let mut queue = Outbound::default();
-            let (mut wire, mut normal, mut urgent) = (Vec::new(), Vec::new(), Vec::new());
+            let (mut wire, mut normal, mut overtaking) = (Vec::new(), Vec::new(), Vec::new());
             for (number, (is_urgent, written, frames)) in steps.into_iter().enumerate() {
                 if is_urgent {
                     let name = format!("u{number}");
-                    queue.push_urgent(&text(&name));
-                    urgent.push(name);
+                    queue.push(urgent(&name));
+                    overtaking.push(name);
                 } else {
                     let names: Vec<String> = (0..frames).map(|part| format!("n{number}.{part}")).collect();
                     let bytes: Vec<u8> = names.iter().flat_map(|name| text(name).bytes().to_vec()).collect();
-                    queue.push(Chunk::run(bytes.into(), frames));
+                    queue.push(run_of(bytes, frames));
                     normal.extend(names);
                 }
                 write(&mut queue, written, &mut wire);
@@ -320,7 +553,7 @@ mod tests {
             let seen = payloads(&wire);
             let is_urgent = |name: &&String| name.starts_with('u');
             prop_assert_eq!(seen.iter().filter(|name| !is_urgent(name)).cloned().collect::<Vec<_>>(), normal);
-            prop_assert_eq!(seen.iter().filter(is_urgent).cloned().collect::<Vec<_>>(), urgent);
+            prop_assert_eq!(seen.iter().filter(is_urgent).cloned().collect::<Vec<_>>(), overtaking);
             prop_assert_eq!((queue.bytes(), queue.frames()), (0, 0));
         }
     }

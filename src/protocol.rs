@@ -1,12 +1,8 @@
-//! The wire's JSON: commands as clients write them, messages as clients read them (`docs/protocol.md`).
+//! The wire's JSON: names, and messages as clients read them (`docs/protocol.md`).
 
 use crate::config::MAX_CHANNEL_NAME;
 use crate::error::{ErrorCode, Refusal};
-use serde::Deserialize;
-use serde::de::{IgnoredAny, MapAccess, Visitor};
-use serde_json::value::RawValue;
-use std::borrow::Cow;
-use std::fmt;
+use crate::frame::EncodedFrame;
 use std::sync::LazyLock;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -28,92 +24,8 @@ const BUILT_IN_EVENTS: &[&str] = &[
     "pong",
     "error",
     "reply",
+    "gap",
 ];
-
-/// What a client asks for.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Command<'a> {
-    Join {
-        channel: Cow<'a, str>,
-    },
-    Leave {
-        channel: Cow<'a, str>,
-    },
-    Broadcast {
-        channel: Cow<'a, str>,
-        event: Cow<'a, str>,
-        data: &'a str,
-    },
-    Ping,
-    /// An action that is none of the known ones: the application's.
-    Other,
-}
-
-impl<'a> Command<'a> {
-    /// Reads one text frame. A channel that is not named is `default_channel`.
-    ///
-    /// Errors: what is wrong with the frame, as the client is told.
-    pub fn parse(
-        text: &'a str,
-        default_channel: &'a str,
-        max_depth: usize,
-    ) -> Result<Self, Refusal> {
-        check_depth(text, max_depth)?;
-        if !text
-            .trim_start_matches([' ', '\t', '\n', '\r'])
-            .starts_with('{')
-        {
-            return Err(match serde_json::from_str::<IgnoredAny>(text) {
-                Ok(_) => Refusal::new(
-                    ErrorCode::NotAnObject,
-                    "a message must be a JSON object, like {\"action\": \"ping\"}",
-                ),
-                Err(error) => not_json(&error),
-            });
-        }
-        let fields: Fields<'a> = serde_json::from_str(text).map_err(|error| not_json(&error))?;
-        let action = optional_text("action", fields.action)?;
-        let channel = || -> Result<Cow<'a, str>, Refusal> {
-            let channel =
-                optional_text("channel", fields.channel)?.unwrap_or(Cow::Borrowed(default_channel));
-            check_channel_name(&channel)?;
-            if channel == SYSTEM_CHANNEL {
-                return Err(Refusal::new(
-                    ErrorCode::ReservedChannel,
-                    "channel \"system\" is the server's own",
-                ));
-            }
-            Ok(channel)
-        };
-        match action.as_deref() {
-            Some("join_channel") => Ok(Command::Join {
-                channel: channel()?,
-            }),
-            Some("leave_channel") => Ok(Command::Leave {
-                channel: channel()?,
-            }),
-            Some("ping") => Ok(Command::Ping),
-            Some("broadcast") => {
-                let channel = channel()?;
-                if channel == EMERGENCY_CHANNEL {
-                    return Err(Refusal::new(
-                        ErrorCode::ReservedChannel,
-                        "only the server publishes on channel \"emergency\"",
-                    ));
-                }
-                let event =
-                    optional_text("event", fields.event)?.unwrap_or(Cow::Borrowed("message"));
-                check_client_event(&event)?;
-                Ok(Command::Broadcast {
-                    channel,
-                    event,
-                    data: fields.data.map_or("{}", RawValue::get),
-                })
-            }
-            _ => Ok(Command::Other),
-        }
-    }
-}
 
 /// Errors: empty, over 255 bytes, or with a control character.
 pub fn check_channel_name(name: &str) -> Result<(), Refusal> {
@@ -123,6 +35,11 @@ pub fn check_channel_name(name: &str) -> Result<(), Refusal> {
 /// Errors: a name as for a channel that is none, told as a bad `event`.
 pub fn check_event_name(name: &str) -> Result<(), Refusal> {
     check_name("event", name, ErrorCode::BadField)
+}
+
+/// Errors: a key as for a channel that is none, told as a bad `idempotency_key`.
+pub fn check_idempotency_key(key: &str) -> Result<(), Refusal> {
+    check_name("idempotency_key", key, ErrorCode::BadField)
 }
 
 /// Errors: an id as for a channel that is none, told as a bad `client_id`.
@@ -149,6 +66,20 @@ impl Stamp {
     }
 }
 
+/// The id in `msg_` and 16 hexadecimal digits; `None` for what is no such text.
+pub fn parse_message_id(text: &str) -> Option<u64> {
+    let digits = text.strip_prefix("msg_")?;
+    let is_id = digits.len() == 16 && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+    is_id
+        .then(|| u64::from_str_radix(digits, 16).ok())
+        .flatten()
+}
+
+/// An epoch as it is on the wire.
+pub fn epoch_text(epoch: u64) -> String {
+    format!("{epoch:016x}")
+}
+
 pub fn now_micros() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -164,6 +95,10 @@ pub fn monotonic_micros() -> u64 {
 
 const MONOTONIC_START: u64 = 1 << 50;
 
+/// The field `ref`: JSON of a string or a whole number, which goes back as it came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reference<'a>(pub &'a str);
+
 /// A broadcast: `event`, `data` and who published it.
 #[derive(Clone, Copy, Debug)]
 pub struct Publication<'a> {
@@ -173,6 +108,10 @@ pub struct Publication<'a> {
     pub data: &'a [u8],
     /// The client that published it, if one did.
     pub from: Option<&'a str>,
+    /// Its offset, if it is kept.
+    pub offset: Option<u64>,
+    /// Clients that acknowledge messages are to acknowledge it.
+    pub wants_ack: bool,
 }
 
 pub fn write_publication(out: &mut Vec<u8>, stamp: Stamp, publication: &Publication<'_>) {
@@ -186,8 +125,17 @@ pub fn write_publication(out: &mut Vec<u8>, stamp: Stamp, publication: &Publicat
         out.extend_from_slice(b",\"from\":");
         write_text(out, from);
     }
+    if let Some(offset) = publication.offset {
+        out.extend_from_slice(b",\"offset\":");
+        write_number(out, offset);
+    }
+    if publication.wants_ack {
+        out.extend_from_slice(WANTS_ACK);
+    }
     out.push(b'}');
 }
+
+const WANTS_ACK: &[u8] = b",\"ack\":true";
 
 /// Which fields of the envelope a message to one client brings itself; its own win, as in the original.
 #[derive(Clone, Copy, Debug, Default)]
@@ -200,6 +148,8 @@ pub struct OwnFields {
     pub channel: bool,
     pub timestamp: bool,
     pub sender: bool,
+    /// Not of the envelope: it marks what is to be acknowledged.
+    pub ack: bool,
 }
 
 /// What `send` sends.
@@ -211,12 +161,29 @@ pub enum Body<'a> {
     Fields(&'a [u8], OwnFields),
 }
 
-pub fn write_direct(out: &mut Vec<u8>, stamp: Stamp, channel: &str, body: Body<'_>) {
+impl Body<'_> {
+    /// Whether the mark of what is to be acknowledged can be told from a field of its own.
+    pub fn can_want_ack(&self) -> bool {
+        !matches!(self, Body::Fields(_, own) if own.ack || own.id)
+    }
+}
+
+/// With `wants_ack`, a client that acknowledges messages is to acknowledge it.
+pub fn write_direct(
+    out: &mut Vec<u8>,
+    stamp: Stamp,
+    channel: &str,
+    body: Body<'_>,
+    wants_ack: bool,
+) {
     match body {
         Body::Message(text) => {
             write_envelope(out, stamp, channel);
             out.extend_from_slice(b",\"message\":");
             out.extend_from_slice(text);
+            if wants_ack {
+                out.extend_from_slice(WANTS_ACK);
+            }
             out.push(b'}');
         }
         Body::Fields(object, own) => {
@@ -236,6 +203,9 @@ pub fn write_direct(out: &mut Vec<u8>, stamp: Stamp, channel: &str, body: Body<'
             if !own.sender {
                 out.extend_from_slice(b"\"sender\":\"tantor\",");
             }
+            if wants_ack {
+                out.extend_from_slice(b"\"ack\":true,");
+            }
             let fields = &object[1..];
             if fields == b"}" && out.last() == Some(&b',') {
                 out.pop();
@@ -245,19 +215,129 @@ pub fn write_direct(out: &mut Vec<u8>, stamp: Stamp, channel: &str, body: Body<'
     }
 }
 
-pub fn write_welcome(out: &mut Vec<u8>, stamp: Stamp, client_id: &str) {
+/// What a welcome says besides the client's id.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct WelcomeFields<'a> {
+    /// With what to come back, and for how many seconds.
+    pub resume: Option<(&'a str, f64)>,
+    pub heartbeat_interval: f64,
+    pub outcome: Option<ResumeOutcome<'a>>,
+}
+
+/// What became of the wish to come back.
+#[derive(Clone, Copy, Debug)]
+pub enum ResumeOutcome<'a> {
+    Resumed {
+        channels: &'a [std::sync::Arc<str>],
+        /// Messages that follow.
+        waiting: usize,
+        /// Messages that could not be kept.
+        dropped: u64,
+    },
+    Refused(&'a str),
+}
+
+pub fn write_welcome(out: &mut Vec<u8>, stamp: Stamp, client_id: &str, fields: &WelcomeFields<'_>) {
     write_envelope(out, stamp, SYSTEM_CHANNEL);
     out.extend_from_slice(b",\"event\":\"welcome\",\"message\":");
     write_text(out, WELCOME);
     out.extend_from_slice(b",\"client_id\":");
     write_text(out, client_id);
+    write_json(out, "heartbeat_interval", fields.heartbeat_interval);
+    if let Some((token, seconds)) = fields.resume {
+        write_json(out, "resume", token);
+        write_json(out, "resume_ttl", seconds);
+    }
+    match fields.outcome {
+        None => {}
+        Some(ResumeOutcome::Refused(reason)) => {
+            write_json(out, "resumed", false);
+            write_json(out, "reason", reason);
+        }
+        Some(ResumeOutcome::Resumed {
+            channels,
+            waiting,
+            dropped,
+        }) => {
+            write_json(out, "resumed", true);
+            let names: Vec<&str> = channels.iter().map(|name| &**name).collect();
+            write_json(out, "channels", names);
+            write_json(out, "waiting", waiting);
+            if dropped > 0 {
+                write_json(out, "dropped", dropped);
+            }
+        }
+    }
     out.push(b'}');
 }
 
-pub fn write_shutdown(out: &mut Vec<u8>, stamp: Stamp) {
+/// An answer to a command about a channel, or `SYSTEM_CHANNEL`; `write` adds its own fields, with the comma before each.
+pub fn write_reply(
+    out: &mut Vec<u8>,
+    stamp: Stamp,
+    reference: Option<Reference<'_>>,
+    channel: &str,
+    write: impl FnOnce(&mut Vec<u8>),
+) {
+    write_envelope(out, stamp, channel);
+    out.extend_from_slice(b",\"event\":\"reply\"");
+    write_reference(out, reference);
+    out.extend_from_slice(b",\"ok\":true");
+    write(out);
+    out.push(b'}');
+}
+
+/// A field behind others.
+pub fn write_json(out: &mut Vec<u8>, name: &str, value: impl serde::Serialize) {
+    out.push(b',');
+    write_text(out, name);
+    out.push(b':');
+    // writing to a Vec does not fail
+    let _ = serde_json::to_writer(out, &value);
+}
+
+/// The field `publications`: messages as they were on the wire.
+pub fn write_publications<'a>(
+    out: &mut Vec<u8>,
+    publications: impl IntoIterator<Item = &'a EncodedFrame>,
+) {
+    out.extend_from_slice(b",\"publications\":[");
+    for (number, frame) in publications.into_iter().enumerate() {
+        if number > 0 {
+            out.push(b',');
+        }
+        out.extend_from_slice(frame.payload());
+    }
+    out.push(b']');
+}
+
+fn write_reference(out: &mut Vec<u8>, reference: Option<Reference<'_>>) {
+    if let Some(Reference(text)) = reference {
+        out.extend_from_slice(b",\"ref\":");
+        out.extend_from_slice(text.as_bytes());
+    }
+}
+
+fn write_number(out: &mut Vec<u8>, number: u64) {
+    use std::io::Write;
+    // writing to a Vec does not fail
+    let _ = write!(out, "{number}");
+}
+
+/// The goodbye of a server that stops, with when to come back, in milliseconds.
+pub fn write_shutdown(out: &mut Vec<u8>, stamp: Stamp, reconnect_after: u64) {
     write_envelope(out, stamp, SYSTEM_CHANNEL);
     out.extend_from_slice(b",\"event\":\"server_shutdown\",\"message\":");
     write_text(out, GOODBYE);
+    write_json(out, "reconnect_after_ms", reconnect_after);
+    out.push(b'}');
+}
+
+/// Messages of a channel were dropped; `write` adds its own fields, with the comma before each.
+pub fn write_gap(out: &mut Vec<u8>, stamp: Stamp, channel: &str, write: impl FnOnce(&mut Vec<u8>)) {
+    write_envelope(out, stamp, channel);
+    out.extend_from_slice(b",\"event\":\"gap\"");
+    write(out);
     out.push(b'}');
 }
 
@@ -273,15 +353,16 @@ pub fn write_pong(out: &mut Vec<u8>, stamp: Stamp) {
     out.extend_from_slice(b",\"pong\":true}");
 }
 
-pub fn write_error(out: &mut Vec<u8>, stamp: Stamp, refusal: &Refusal) {
+pub fn write_error(
+    out: &mut Vec<u8>,
+    stamp: Stamp,
+    reference: Option<Reference<'_>>,
+    refusal: &Refusal,
+) {
     write_envelope(out, stamp, SYSTEM_CHANNEL);
-    out.extend_from_slice(
-        format!(
-            ",\"event\":\"error\",\"code\":{},\"message\":",
-            refusal.code.number()
-        )
-        .as_bytes(),
-    );
+    out.extend_from_slice(b",\"event\":\"error\"");
+    write_reference(out, reference);
+    out.extend_from_slice(format!(",\"code\":{},\"message\":", refusal.code.number()).as_bytes());
     write_text(out, &refusal.message);
     out.push(b'}');
 }
@@ -343,7 +424,8 @@ fn check_name(field: &str, name: &str, code: ErrorCode) -> Result<(), Refusal> {
     ))
 }
 
-fn check_client_event(event: &str) -> Result<(), Refusal> {
+/// Errors: an event of the server's own, besides what `check_event_name` finds.
+pub fn check_client_event(event: &str) -> Result<(), Refusal> {
     check_event_name(event)?;
     if BUILT_IN_EVENTS.contains(&event) {
         return Err(Refusal::new(
@@ -352,139 +434,4 @@ fn check_client_event(event: &str) -> Result<(), Refusal> {
         ));
     }
     Ok(())
-}
-
-/// Brackets are counted in the text, because what is passed on unread is skipped without recursion or limit.
-fn check_depth(text: &str, max_depth: usize) -> Result<(), Refusal> {
-    // a text too short to nest so deep needs no scan
-    if text.len() < 2 * max_depth {
-        return Ok(());
-    }
-    let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
-    for byte in text.bytes() {
-        if in_string {
-            match byte {
-                _ if escaped => escaped = false,
-                b'\\' => escaped = true,
-                b'"' => in_string = false,
-                _ => {}
-            }
-            continue;
-        }
-        match byte {
-            b'"' => in_string = true,
-            b'[' | b'{' => {
-                depth += 1;
-                if depth > max_depth {
-                    return Err(Refusal::new(
-                        ErrorCode::TooDeep,
-                        format!("a message may nest {max_depth} deep, not more"),
-                    ));
-                }
-            }
-            b']' | b'}' => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-    }
-    Ok(())
-}
-
-fn not_json(error: &serde_json::Error) -> Refusal {
-    Refusal::new(
-        ErrorCode::NotJson,
-        format!("a message must be JSON: {error}"),
-    )
-}
-
-fn optional_text<'a>(
-    field: &str,
-    raw: Option<&'a RawValue>,
-) -> Result<Option<Cow<'a, str>>, Refusal> {
-    let Some(raw) = raw else { return Ok(None) };
-    let raw = raw.get();
-    let kind = match raw.as_bytes().first() {
-        Some(b'"') => {
-            return match serde_json::from_str::<Text<'a>>(raw) {
-                Ok(text) => Ok(Some(text.0)),
-                // an escape that is no character, such as half a surrogate pair
-                Err(error) => Err(Refusal::new(
-                    ErrorCode::BadField,
-                    format!("{field}: {error}"),
-                )),
-            };
-        }
-        Some(b'{') => "an object",
-        Some(b'[') => "an array",
-        Some(b't' | b'f') => "a boolean",
-        Some(b'n') => "null",
-        _ => "a number",
-    };
-    Err(Refusal::new(
-        ErrorCode::BadField,
-        format!("{field} must be a string, not {kind}"),
-    ))
-}
-
-/// The known fields of a command, unread; of one given twice the last counts.
-#[derive(Default)]
-struct Fields<'a> {
-    action: Option<&'a RawValue>,
-    channel: Option<&'a RawValue>,
-    event: Option<&'a RawValue>,
-    data: Option<&'a RawValue>,
-}
-
-impl<'de> Deserialize<'de> for Fields<'de> {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct FieldsVisitor;
-        impl<'de> Visitor<'de> for FieldsVisitor {
-            type Value = Fields<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut fields = Fields::default();
-                while let Some(Text(key)) = map.next_key()? {
-                    match key.as_ref() {
-                        "action" => fields.action = Some(map.next_value()?),
-                        "channel" => fields.channel = Some(map.next_value()?),
-                        "event" => fields.event = Some(map.next_value()?),
-                        "data" => fields.data = Some(map.next_value()?),
-                        _ => {
-                            map.next_value::<IgnoredAny>()?;
-                        }
-                    }
-                }
-                Ok(fields)
-            }
-        }
-        deserializer.deserialize_map(FieldsVisitor)
-    }
-}
-
-/// A string that borrows where it has no escapes.
-struct Text<'a>(Cow<'a, str>);
-
-impl<'de> Deserialize<'de> for Text<'de> {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct TextVisitor;
-        impl<'de> Visitor<'de> for TextVisitor {
-            type Value = Text<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a string")
-            }
-
-            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
-                Ok(Text(Cow::Borrowed(text)))
-            }
-
-            fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
-                Ok(Text(Cow::Owned(text.to_owned())))
-            }
-        }
-        deserializer.deserialize_str(TextVisitor)
-    }
 }

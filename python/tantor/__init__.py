@@ -13,11 +13,12 @@ Importing this needs nothing but the standard library, and starts nothing.
 import logging
 
 from tantor._tantor import Done, __version__
-from tantor.errors import DataError, ForkedError, SettingError, TantorError
+from tantor.errors import DataError, ForkedError, SettingError, StorageError, TantorError
 from tantor.flask import get_tantor, init_tantor
 from tantor.messenger import Tantor
+from tantor.pending import Pending
 from tantor.runner import run_tantor, run_tantor_sync
-from tantor.views import Channel, ChannelType, Connection, Message, MessageType
+from tantor.views import Channel, ChannelType, Connection, History, Message, MessageType
 
 __all__ = [
     "Channel",
@@ -26,9 +27,12 @@ __all__ = [
     "DataError",
     "Done",
     "ForkedError",
+    "History",
     "Message",
     "MessageType",
+    "Pending",
     "SettingError",
+    "StorageError",
     "Tantor",
     "TantorError",
     "__version__",

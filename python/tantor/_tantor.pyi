@@ -5,14 +5,27 @@ from typing import Any, Generic, NoReturn, Self, TypeVar, final
 
 from typing_extensions import disjoint_base
 
-__all__ = ["Done", "Messenger", "__version__", "after_fork_in_child", "setting_table", "wait_for_threads"]
+from tantor.pending import Pending
+from tantor.views import History
+
+__all__ = [
+    "Bell",
+    "Commit",
+    "Done",
+    "Messenger",
+    "__version__",
+    "after_fork_in_child",
+    "setting_table",
+    "wait_for_threads",
+]
 
 __version__: str
 
 _T = TypeVar("_T")
 
 def setting_table() -> list[tuple[str, str, Any, str]]:
-    """Every setting as `(name, kind, default, help)`; kind is "integer", "number" or "text".
+    """Every setting as `(name, kind, default, help)`; kind is "integer", "number", "boolean", "text" or
+    "json" (text that holds JSON).
 
     A default of None means that it is derived from other settings; `help` says how.
     """
@@ -24,6 +37,28 @@ def wait_for_threads(timeout: float) -> bool:
     """Block until no thread of an ended server can call into Python; False when `timeout` seconds passed before."""
 
 @final
+class Commit:
+    """Something that is being saved. Not made by Python."""
+
+    def done(self) -> bool:
+        """Whether it is saved, or could not be."""
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Block (without the interpreter lock) until it is. `StorageError` if it could not be; `TimeoutError`."""
+
+    def ring_when_done(self, bell: Bell) -> bool:
+        """Have a bell rung when it is; False, without a ring, when it is already."""
+
+@final
+class Bell:
+    """A socket that becomes readable when what it was given to is done. `OSError` where there are none."""
+
+    def __new__(cls) -> Self: ...
+    def fileno(self) -> int: ...
+    def hear(self) -> None:
+        """Make it unreadable until it is rung again."""
+
+@final
 class Done(Generic[_T]):
     """An awaitable that already holds its result; also a `collections.abc.Coroutine`.
 
@@ -31,6 +66,8 @@ class Done(Generic[_T]):
     result; `done.result()` gives it without a loop.
     """
 
+    @property
+    def value(self) -> _T: ...
     def result(self) -> _T: ...
     def __await__(self) -> Generator[Any, Any, _T]: ...
     def __iter__(self) -> Done[_T]: ...
@@ -90,11 +127,11 @@ class Messenger:
         channel: str | None = None,
         *,
         default: Callable[[Any], Any] | None = None,
-    ) -> Done[str]:
-        """Send to one client: a str goes under `message`, a dict's keys to the top level.
-
-        Returns the message id (`msg_` + hex). A client that is not connected is no error.
-        """
+        priority: str | None = None,
+        durable: bool = False,
+        idempotency_key: str | None = None,
+    ) -> Done[str] | Pending[str]:
+        """As `tantor.Tantor.send`."""
 
     def broadcast(
         self,
@@ -103,8 +140,42 @@ class Messenger:
         data: Any = None,
         *,
         default: Callable[[Any], Any] | None = None,
-    ) -> Done[int]:
-        """To everyone subscribed to one channel; returns how many connected ones it was handed to."""
+        priority: str | None = None,
+        durable: bool = False,
+        idempotency_key: str | None = None,
+    ) -> Done[int] | Pending[int]:
+        """To everyone subscribed to one channel; gives how many connected ones it was handed to.
+
+        `priority` is "low", "normal" (the default), "high" or "emergency". With `durable`, or on a durable channel, the
+        awaitable is done when it is saved. A repeat with an `idempotency_key` publishes nothing and gives the first
+        result. Errors: `DataError` for what JSON cannot hold; `ValueError` for a name or option that cannot be;
+        `StorageError` if the database cannot be used.
+        """
+
+    def history(
+        self, channel: str, limit: int = 100, after: int | None = None, before: int | None = None
+    ) -> Done[History]:
+        """What is kept of a channel: with `after` the oldest `limit` behind that offset, else the newest `limit`
+        (before the offset `before`, if given). `ValueError` for what cannot be.
+        """
+
+    def delivery(self, message_id: str) -> dict[str, int] | None:
+        """`{"handed_over", "written", "acknowledged", "waiting"}` of a message that was sent, or of an emergency: to
+        how many connections it was handed over, how many sockets took it, how many clients acknowledged it, and for
+        how many it is kept. None for one that is not known any more (the last 100,000 are).
+        """
+
+    def resume_token(self, client_id: str) -> str:
+        """A token with which a client can connect under this id: `ws://host/?resume=` and the token.
+
+        `ValueError` if `resume_ttl` is 0.
+        """
+
+    def user_data(self, client_id: str) -> bytes | None:
+        """What is kept for a client, as JSON; None when nothing is."""
+
+    def set_user_data(self, client_id: str, data: Any) -> None:
+        """Keep something for a client, as long as it is known. `DataError` for what JSON cannot hold."""
 
     def subscribe(self, client_id: str, channel: str) -> Done[bool]:
         """Put a client on a channel; it need not be connected. Always True."""
@@ -131,7 +202,7 @@ class Messenger:
         """False when it exists."""
 
     def delete_channel(self, name: str) -> bool:
-        """Drop a channel and its subscriptions; False when there is none of that name."""
+        """Drop a channel, its history and its subscriptions; False when there is none of that name."""
 
     def connection_ids(self) -> list[str]: ...
     def connection_count(self) -> int: ...

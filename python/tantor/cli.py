@@ -101,9 +101,9 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--config", metavar="FILE", help="TOML file with settings, in a table [tantor] or at its top")
     serve.add_argument("--log-level", choices=_LEVELS, default="info", help="least that is logged (default: info)")
     settings = serve.add_argument_group("settings")
-    metavars = {"integer": "N", "number": "NUMBER", "text": "TEXT"}
+    metavars = {"integer": "N", "number": "NUMBER", "boolean": "BOOLEAN", "text": "TEXT", "json": "JSON"}
     for name, setting in known_settings().items():
-        default = "" if setting.default is None else f" (default: {setting.default})"
+        default = "" if setting.default in (None, "") else f" (default: {_shown(setting.default)})"
         settings.add_argument(
             _option(name),
             dest=name,
@@ -118,6 +118,10 @@ def _parser() -> argparse.ArgumentParser:
     actions.add_parser("uninstall", help="remove it")
     actions.add_parser("status", help="say whether it is there, and whether Flask-TSK is")
     return parser
+
+
+def _shown(default: object) -> object:
+    return str(default).lower() if isinstance(default, bool) else default
 
 
 def _option(name: str) -> str:

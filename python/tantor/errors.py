@@ -18,3 +18,7 @@ class DataError(TantorError, TypeError, ValueError):
 
 class ForkedError(TantorError, RuntimeError):
     """A server that another process started was used in this one."""
+
+
+class StorageError(TantorError, OSError):
+    """The database cannot be used, or did not save something; the message names the file and what is wrong."""

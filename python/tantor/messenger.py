@@ -14,6 +14,8 @@ from tantor.coroutines import Handler
 from tantor.dispatch import Dispatcher, Handlers
 from tantor.errors import ForkedError
 from tantor.latest import remember_latest
+from tantor.memory import Keeper, Memory, find_memory
+from tantor.pending import Pending
 from tantor.settings import resolve
 from tantor.test_client import write_test_client
 from tantor.views import Channels, Connections
@@ -53,7 +55,9 @@ class Tantor(_tantor.Messenger):
         self._dispatcher: Dispatcher | None = None
         self.channels = Channels(self)
         self.connections = Connections(self)
-        self.memory: Any = None
+        self.memory: Memory | None = None
+        self._keeper = Keeper()
+        self._has_sought_memory = False
         remember_latest(self)
 
     def __repr__(self) -> str:
@@ -145,6 +149,56 @@ class Tantor(_tantor.Messenger):
 
         return register
 
+    def send(
+        self,
+        client_id: str,
+        message: Any,
+        channel: str | None = None,
+        *,
+        default: Callable[[Any], Any] | None = None,
+        priority: str | None = None,
+        durable: bool = False,
+        idempotency_key: str | None = None,
+    ) -> "_tantor.Done[str] | Pending[str]":
+        """Send to one client: a str goes under `message`, a dict's keys to the top level. Gives the message id.
+
+        A client that is away, or not there yet, gets it when it comes (within `message_ttl`). `priority` is "low",
+        "normal" (the default), "high" or "emergency". With `durable` the awaitable is done when it is saved. A repeat
+        with an `idempotency_key` sends nothing and gives the first id.
+        Errors: `DataError` for what JSON cannot hold; `ValueError` for an id, channel or option that cannot be;
+        `StorageError` if the database cannot be used.
+        """
+        sent = super().send(
+            client_id,
+            message,
+            channel,
+            default=default,
+            priority=priority,
+            durable=durable,
+            idempotency_key=idempotency_key,
+        )
+        if self.memory is not None:
+            message_id = sent.value
+            value = {
+                "id": message_id,
+                "client_id": client_id,
+                "channel": channel or self.setting("default_channel"),
+                "sender": "tantor",
+                "timestamp": time.time(),
+            }
+            value |= message if isinstance(message, dict) else {"message": message}
+            self._keeper.keep(self.memory, f"tantor_msg_{message_id}", value, int(self.setting("message_ttl")))
+        return sent
+
+    def emergency(self, message: str) -> "_tantor.Done[int]":
+        """To every connected client once, ahead of all that waits; gives how many. Kept for those that are away."""
+        recipients = super().emergency(message)
+        if self.memory is not None:
+            now = time.time()
+            value = {"message": message, "severity": "critical", "timestamp": now, "recipients": recipients.value}
+            self._keeper.keep(self.memory, f"tantor_emergency_{int(now)}", value, int(self.setting("emergency_ttl")))
+        return recipients
+
     def get_client_info(self, client_id: str) -> dict[str, Any] | None:
         """`{"client_id", "connected_at", "last_ping", "channels", "uptime", "user_data"}`; None if not connected.
 
@@ -175,7 +229,17 @@ class Tantor(_tantor.Messenger):
     def _serve(self, loop: asyncio.AbstractEventLoop | None, timeout: float | None = None) -> bool:
         """Listen and dispatch; False if it does already."""
         _prepare_process()
-        loggers = ("tantor", "tantor.server", "tantor.auth", "tantor.connections", "tantor.events")
+        if self.memory is None and not self._has_sought_memory:
+            self._has_sought_memory = True
+            self.memory = find_memory()
+        loggers = (
+            "tantor",
+            "tantor.server",
+            "tantor.auth",
+            "tantor.connections",
+            "tantor.events",
+            "tantor.storage",
+        )
         level = min(logging.getLogger(name).getEffectiveLevel() for name in loggers)
         self.set_log_level(min(level, logging.CRITICAL))
         _running.add(self)

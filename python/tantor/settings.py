@@ -6,6 +6,7 @@ collected, and text is turned into the setting's kind.
 
 import difflib
 import functools
+import json
 import os
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
@@ -19,7 +20,7 @@ PREFIX = "TANTOR_"
 
 
 class Setting(NamedTuple):
-    """One setting. `kind` is "integer", "number" or "text"; a default of None is derived, as `help` says."""
+    """One setting. `kind` is "integer", "number", "boolean", "text" or "json"; a default of None is derived, as `help` says."""
 
     name: str
     kind: str
@@ -68,7 +69,7 @@ def resolve(
             (environ.get(setting.variable) or None, setting.variable),
         )
         if (value := explicit.get(name)) is not None:
-            result[name] = value
+            result[name] = _as_text(setting, value)
         elif found := next((place for place in places if place[0] is not None), None):
             result[name] = _converted(setting, *found)
     return result
@@ -96,7 +97,7 @@ def from_text(setting: Setting, text: str, source: str) -> object:
     read, takes = _KINDS[setting.kind]
     try:
         return read(text)
-    except ValueError:
+    except (ValueError, KeyError):
         raise SettingError(f"{source} is {text!r}; it takes {takes} ({setting.help})") from None
 
 
@@ -104,8 +105,12 @@ def from_text(setting: Setting, text: str, source: str) -> object:
 _KINDS: Mapping[str, tuple[Callable[[str], object], str]] = {
     "integer": (int, "a whole number"),
     "number": (float, "a number"),
+    "boolean": (lambda text: _BOOLEANS[text.lower()], "true or false"),
     "text": (str, "a text"),
+    "json": (str, "JSON"),
 }
+
+_BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 
 
 def _flask_dict(config: Mapping[str, object]) -> Mapping[str, object]:
@@ -125,7 +130,17 @@ def _refuse_unknown(table: Mapping[Any, object], where: str) -> None:
 
 
 def _converted(setting: Setting, value: object, source: str) -> object:
-    return from_text(setting, value, source) if isinstance(value, str) else value
+    return from_text(setting, value, source) if isinstance(value, str) else _as_text(setting, value)
+
+
+def _as_text(setting: Setting, value: object) -> object:
+    """A dict for a setting that is JSON, as JSON; anything else as it is."""
+    if setting.kind != "json" or not isinstance(value, Mapping):
+        return value
+    try:
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise SettingError(f"{setting.name} is {value!r}, which is no JSON: {error}") from None
 
 
 def _suggestion(name: str) -> str:

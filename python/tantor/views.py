@@ -4,13 +4,18 @@ The mappings hold nothing of their own but what the application attached (`user_
 made when it is asked for.
 """
 
+import json
+import logging
 import time
-from collections.abc import ItemsView, Iterator, Mapping, MutableMapping, ValuesView
+from collections.abc import Callable, ItemsView, Iterator, Mapping, MutableMapping, ValuesView
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from tantor import _tantor
+from tantor.errors import DataError
+
+_LOGGER = logging.getLogger("tantor.connections")
 
 
 class MessageType(Enum):
@@ -46,6 +51,23 @@ class Message:
     def __post_init__(self) -> None:
         if self.data is None:
             self.data = {}
+
+
+@dataclass(frozen=True)
+class History:
+    """What is kept of a channel: `publications` as they were on the wire, oldest first, each with its `offset`.
+
+    `epoch` names the incarnation of the channel's stream, `offset` is its top: that of its last publication.
+    """
+
+    epoch: str
+    offset: int
+    publications: list[dict[str, Any]]
+
+    @classmethod
+    def from_wire(cls, epoch: str, offset: int, publications: list[bytes]) -> "History":
+        """From the publications' JSON."""
+        return cls(epoch, offset, [json.loads(publication) for publication in publications])
 
 
 class ReadOnlyList(list[str]):
@@ -91,7 +113,8 @@ class Channel:
 class Connection:
     """A connected client: `client_id`, `joined_at`, `last_ping` (Unix seconds), `channels`, `user_data`.
 
-    `user_data` is a dict for the application's own use, kept while the client is connected. Those that
+    `user_data` is a dict for the application's own use, kept while the client is connected, and while it is away if it
+    can be JSON (what is changed inside of its values is kept once it is assigned again). Those that
     `Tantor.connections` gives are live: `last_ping` and `channels` are those of the moment, and the last known
     ones after it has gone.
     """
@@ -218,8 +241,9 @@ class _Attached(Generic[_Value]):
 
     _SPARE = 64
 
-    def __init__(self) -> None:
+    def __init__(self, make: Callable[[str], dict[str, Any]] | None = None) -> None:
         self._dicts: dict[str, dict[str, Any]] = {}
+        self._make = make
 
     def of(self, name: str, live: Mapping[str, _Value]) -> dict[str, Any]:
         attached = self._dicts.get(name)
@@ -228,17 +252,74 @@ class _Attached(Generic[_Value]):
                 for known in list(self._dicts):
                     if known not in live:
                         self._dicts.pop(known, None)
-            attached = self._dicts.setdefault(name, {})
+            attached = self._dicts.setdefault(name, {} if self._make is None else self._make(name))
         return attached
 
     def replace(self, name: str, value: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise TypeError(f"what is attached to {name!r} must be a dict, not {type(value).__name__}")
-        self._dicts[name] = value
-        return value
+        if self._make is None:
+            self._dicts[name] = value
+            return value
+        attached = self._make(name)
+        attached.clear()
+        attached.update(value)
+        self._dicts[name] = attached
+        return attached
 
     def forget(self, name: str) -> None:
         self._dicts.pop(name, None)
+
+
+class _UserData(dict[str, Any]):
+    """Hands what it holds to the messenger at each change, so that it outlives the connection."""
+
+    def __init__(self, messenger: _tantor.Messenger, client_id: str) -> None:
+        self._messenger = messenger
+        self._client_id = client_id
+        known = messenger.user_data(client_id)
+        super().__init__({} if known is None else json.loads(known))
+
+    def _save(self) -> None:
+        try:
+            self._messenger.set_user_data(self._client_id, dict(self))
+        except DataError as error:
+            _LOGGER.debug("the user_data of %s is kept in this process only: %s", self._client_id, error)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, value)
+        self._save()
+
+    def __delitem__(self, key: str) -> None:
+        super().__delitem__(key)
+        self._save()
+
+    def __ior__(self, other: Any) -> Self:  # type: ignore[override, misc]  # as dict's
+        self.update(other)
+        return self
+
+    def update(self, *others: Any, **values: Any) -> None:
+        super().update(*others, **values)
+        self._save()
+
+    def pop(self, *arguments: Any) -> Any:
+        value = super().pop(*arguments)
+        self._save()
+        return value
+
+    def popitem(self) -> tuple[str, Any]:
+        item = super().popitem()
+        self._save()
+        return item
+
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        value = super().setdefault(key, default)
+        self._save()
+        return value
+
+    def clear(self) -> None:
+        super().clear()
+        self._save()
 
 
 class Channels(MutableMapping[str, Channel]):
@@ -299,7 +380,7 @@ class Connections(Mapping[str, Connection]):
 
     def __init__(self, messenger: _tantor.Messenger) -> None:
         self._messenger = messenger
-        self._user_data: _Attached[Connection] = _Attached()
+        self._user_data: _Attached[Connection] = _Attached(lambda client_id: _UserData(messenger, client_id))
 
     def __getitem__(self, client_id: str) -> Connection:
         info = self._messenger.connection_info(client_id)

@@ -1,54 +1,104 @@
-//! Gives every publication its place in its channel's stream, in one order for all.
+//! Gives every publication its place in its channel's stream, in one order for all, and keeps the last of them.
 
 mod memory;
 
 pub use memory::MemoryBroker;
 
+use crate::channel_settings::ChannelSettings;
 use crate::frame::EncodedFrame;
+use crate::history::History;
+use crate::store::{Committed, SavedStream, StoreError};
 use std::sync::Arc;
 
 /// A place in a channel's stream: offsets count publications within one epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StreamPosition {
-    /// This incarnation of the stream; another one means that offsets began anew.
+    /// This incarnation of the stream; another one means that offsets began anew, or that some were lost.
     pub epoch: u64,
     /// 1 for the first publication.
     pub offset: u64,
 }
 
-/// Encodes a publication at its position (`None` when it has none), hands it to subscribers and returns it.
+/// Encodes a publication at its position (`None` when it is not kept), hands it to subscribers and returns it.
 pub type HandOver<'a> = dyn FnMut(Option<StreamPosition>) -> EncodedFrame + 'a;
 
+/// Encodes a publication at its position.
+pub type Encode<'a> = dyn FnMut(Option<StreamPosition>) -> EncodedFrame + 'a;
+
+/// Hands a saved publication to subscribers, or hears that it could not be saved.
+pub type HandOverSaved =
+    Box<dyn FnOnce(Result<(StreamPosition, &EncodedFrame), StoreError>) + Send>;
+
+/// Which streams are closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closing {
+    /// One of which nothing is kept, nor about to be.
+    IfEmpty,
+    Whatever,
+}
+
 pub trait Broker: Send + Sync {
-    /// The stream of a channel, opened where its store left it.
+    /// Takes in what was saved. Called once, before streams are opened.
+    ///
+    /// Ordering: before every `open`. Errors: none. Blocking: no.
+    fn restore(&self, streams: Vec<SavedStream>);
+
+    /// The stream of a channel, opened where it was left.
     ///
     /// Ordering: two calls for a channel that was not closed in between give the same stream. Errors: none.
-    /// Blocking: may read from the store.
-    fn open(&self, channel: &str) -> Arc<dyn Stream>;
+    /// Blocking: no.
+    fn open(&self, channel: &Arc<str>, kind: &str, settings: ChannelSettings) -> Arc<dyn Stream>;
 
-    /// Lets go of a channel that has ended.
+    /// Lets go of a channel that has ended, and of what was kept of it. False, with nothing done, when something is
+    /// kept and `closing` says that it is to be.
     ///
-    /// Ordering: what is published on its stream from now on gets no position. Errors: none. Blocking: for a
-    /// publication on it that is under way.
-    fn close(&self, channel: &str);
+    /// Ordering: what is published on its stream from now on is refused. Errors: none. Blocking: for a publication on
+    /// it that is under way.
+    fn close(&self, channel: &str, closing: Closing) -> bool;
+
+    /// Lets go of publications that have expired; returns about how many bytes.
+    ///
+    /// Ordering: any. Errors: none. Blocking: for publications that are under way.
+    fn expire(&self) -> usize;
+
+    /// Publications kept of all channels, and the bytes that they take.
+    ///
+    /// Ordering: any. Errors: none. Blocking: as `expire`.
+    fn size(&self) -> (usize, usize);
 }
 
 /// One channel's publications.
 pub trait Stream: Send + Sync {
-    /// Gives a publication the next position and hands it over, as one step. `None`, with nothing handed over, when
-    /// the channel was closed: it has to be opened again.
+    /// Gives a publication the next position and hands it over, as one step; `committed` hears when it is saved.
+    /// `false`, with nothing handed over, when the channel was closed: it has to be opened again.
     ///
     /// Ordering: calls of `hand_over` come one after another, in the order of positions. Errors: none.
     /// Blocking: only for other publications of this channel; `hand_over` must not publish on it.
-    fn publish(&self, hand_over: &mut HandOver<'_>) -> Option<StreamPosition>;
+    fn publish(&self, hand_over: &mut HandOver<'_>, committed: &mut Option<Committed>) -> bool;
+
+    /// Gives a publication the next position at once, and hands it over when it is saved. `false`, with nothing
+    /// done, when the channel was closed.
+    ///
+    /// Ordering: `hand_over` is called in the order of positions, on the store's thread, under this stream's lock.
+    /// Errors: `hand_over` hears that saving failed; nothing was handed over then. Blocking: as `publish`.
+    fn publish_saved(
+        self: Arc<Self>,
+        encode: &mut Encode<'_>,
+        hand_over: &mut Option<HandOverSaved>,
+    ) -> bool;
 
     /// Hands over a notice, which takes no position and is not kept.
     ///
     /// Ordering: between publications as it was called. Errors: none. Blocking: as `publish`.
     fn notify(&self, hand_over: &mut HandOver<'_>);
 
-    /// The last position given; offset 0 before the first.
+    /// Looks at what is kept. What the caller hands over meanwhile comes behind all of it, and before what follows.
     ///
-    /// Ordering: sees every publication that returned before. Errors: none. Blocking: as `publish`.
-    fn top(&self) -> StreamPosition;
+    /// Ordering: between publications as it was called. Errors: none. Blocking: as `publish`.
+    fn read(&self, look: &mut dyn FnMut(&History));
+
+    /// Publications are to be saved before they are handed over.
+    ///
+    /// Ordering: never changes. Errors: none. Blocking: no.
+    fn is_durable(&self) -> bool;
 }

@@ -1,11 +1,13 @@
 //! A channel as the node knows it: who is on it, where they are, and which notices wait.
 
 use crate::broker::Stream;
+use crate::channel_settings::ChannelSettings;
 use crate::hub::ChannelKey;
 use crate::interest::Interest;
 use crate::presence::Roster;
 use parking_lot::Mutex;
-use std::sync::Arc;
+use std::fmt;
+use std::sync::{Arc, OnceLock};
 
 pub struct Channel {
     pub key: ChannelKey,
@@ -14,8 +16,27 @@ pub struct Channel {
     pub kind: Box<str>,
     /// Microseconds since 1970.
     pub created: u64,
-    pub stream: Arc<dyn Stream>,
+    pub settings: ChannelSettings,
+    /// Opened at its first use (`Node::stream`), when what was saved is known.
+    pub(super) stream: OnceLock<Arc<dyn Stream>>,
     pub members: Mutex<Members>,
+}
+
+impl Channel {
+    /// The incarnation of its stream; `None` before anything was published or joined.
+    pub fn epoch(&self) -> Option<u64> {
+        let mut epoch = None;
+        self.stream
+            .get()?
+            .read(&mut |history| epoch = Some(history.epoch));
+        epoch
+    }
+}
+
+impl fmt::Debug for Channel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Channel({:?})", self.name)
+    }
 }
 
 #[derive(Debug, Default)]

@@ -1,17 +1,26 @@
-//! A client as the node knows it: connected, or subscribed by the application before it connects.
+//! A client as the node knows it: connected, away, or subscribed by the application before it connects.
 
 use super::channel::Channel;
 use super::delivery::Place;
+use super::session::Session;
+use crate::mailbox::Mailbox;
+use bytes::Bytes;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 pub struct Client {
     pub id: Arc<str>,
     /// Microseconds since 1970.
     pub joined: u64,
     last_ping: AtomicU64,
+    /// It has joined a channel with a `ref`, and so understands what plain pages do not.
+    wants_gaps: AtomicBool,
+    /// Frames have come on its latest connection.
+    has_spoken: AtomicBool,
+    /// Bytes that wait for its socket; its shard keeps this up to date while it is behind.
+    queued_bytes: AtomicUsize,
     pub state: Mutex<ClientState>,
 }
 
@@ -19,9 +28,33 @@ pub struct Client {
 pub struct ClientState {
     /// `None` while it is not connected.
     pub place: Option<Place>,
-    pub channels: SmallVec<[Arc<Channel>; 1]>,
+    pub channels: SmallVec<[Joined; 1]>,
+    /// With what it may come back.
+    pub session: Option<Session>,
+    /// Since it was lost.
+    pub away: Option<Box<Away>>,
+    pub mailbox: Option<Box<Mailbox>>,
+    /// It acknowledges what is sent to it, so that is kept until it does.
+    pub acknowledges: bool,
+    /// What the application attached to it: JSON.
+    pub user_data: Option<Bytes>,
     /// It is out of the node's map; whoever still holds it must look it up again.
     pub removed: bool,
+}
+
+/// A channel that a client is on.
+pub struct Joined {
+    pub channel: Arc<Channel>,
+    /// The stream's top when the client's latest connection went live on it.
+    pub live_from: u64,
+}
+
+/// A client that was lost and may be back.
+pub struct Away {
+    /// Which of all the times that clients went away.
+    pub number: u64,
+    /// Channels that it was on until others were told that it has left.
+    pub remembered: Vec<Arc<str>>,
 }
 
 impl Client {
@@ -34,6 +67,9 @@ impl Client {
             id,
             joined: now,
             last_ping: AtomicU64::new(now),
+            wants_gaps: AtomicBool::new(false),
+            has_spoken: AtomicBool::new(false),
+            queued_bytes: AtomicUsize::new(0),
             state: Mutex::new(state),
         }
     }
@@ -46,13 +82,64 @@ impl Client {
     pub fn last_ping(&self) -> u64 {
         self.last_ping.load(Ordering::Relaxed)
     }
+
+    /// Bytes that wait for its socket.
+    pub fn queued_bytes(&self) -> usize {
+        self.queued_bytes.load(Ordering::Relaxed)
+    }
+
+    pub fn set_queued_bytes(&self, bytes: usize) {
+        self.queued_bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    pub fn wants_gaps(&self) -> bool {
+        self.wants_gaps.load(Ordering::Relaxed)
+    }
+
+    pub fn set_wants_gaps(&self, wants: bool) {
+        self.wants_gaps.store(wants, Ordering::Relaxed);
+    }
+
+    /// A connection begins: nothing has come on it.
+    pub fn begin_connection(&self) {
+        self.has_spoken.store(false, Ordering::Relaxed);
+        self.set_wants_gaps(false);
+    }
+
+    /// A frame has come: so its welcome has arrived, and earlier tokens are of no use to it any more.
+    pub fn spoke(&self) {
+        if !self.has_spoken.load(Ordering::Relaxed) {
+            self.has_spoken.store(true, Ordering::Relaxed);
+            if let Some(session) = &mut self.state.lock().session {
+                session.confirm();
+            }
+        }
+    }
 }
 
 impl ClientState {
-    /// A client that is not connected and on no channel is nobody; true when that has just become so.
+    /// A client that is not connected, will not be back, is on no channel and has no mail is nobody; true when that
+    /// has just become so.
     pub fn end_if_idle(&mut self) -> bool {
-        let ends = self.place.is_none() && self.channels.is_empty() && !self.removed;
+        let ends = self.place.is_none()
+            && self.away.is_none()
+            && self.channels.is_empty()
+            && self.mailbox.is_none()
+            && !self.removed;
         self.removed |= ends;
         ends
+    }
+
+    pub fn position(&self, channel: &str) -> Option<usize> {
+        self.channels
+            .iter()
+            .position(|joined| &*joined.channel.name == channel)
+    }
+
+    /// The names of all channels that it is on, or will be again when it is back.
+    pub fn channel_names(&self) -> Vec<Arc<str>> {
+        let joined = self.channels.iter().map(|joined| &joined.channel.name);
+        let remembered = self.away.iter().flat_map(|away| &away.remembered);
+        joined.chain(remembered).cloned().collect()
     }
 }

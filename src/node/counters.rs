@@ -40,10 +40,26 @@ pub struct Counters {
     pub dropped_slow_consumer: Counter,
     /// Connects refused because of `max_connections`.
     pub refused_full: Counter,
+    /// Clients that came back as who they were.
+    pub resumes: Counter,
+    /// Resume tokens that could not be used.
+    pub resumes_refused: Counter,
+    /// Clients that were away and forgotten before their time, because they were too many.
+    pub away_forgotten: Counter,
+    /// Publications of durable channels that could not be saved, and so were not handed over.
+    pub not_saved: Counter,
     /// How often a shard read no further because another's inbox was full.
     pub inbox_pauses: Counter,
     disconnects: Mutex<BTreeMap<&'static str, u64>>,
+    /// By reason and channel.
+    dropped: Mutex<BTreeMap<(&'static str, Box<str>), u64>>,
 }
+
+/// Channels for which drops are counted apart; those of more are counted under `OTHER_CHANNELS`.
+const MAX_COUNTED: usize = 1000;
+
+/// Stands for channels that are not counted apart.
+pub const OTHER_CHANNELS: &str = "*";
 
 impl Counters {
     pub fn disconnected(&self, disconnect: Disconnect) {
@@ -57,5 +73,26 @@ impl Counters {
     /// Ended connections by reason.
     pub fn disconnects(&self) -> BTreeMap<&'static str, u64> {
         self.disconnects.lock().clone()
+    }
+
+    /// Counts messages that are lost to a client; `channel` is `OTHER_CHANNELS` for those of none.
+    pub fn dropped(&self, reason: &'static str, channel: &str, count: usize) {
+        let mut dropped = self.dropped.lock();
+        let is_known = dropped.contains_key(&(reason, Box::from(channel)));
+        let channel = if is_known || dropped.len() < MAX_COUNTED {
+            channel
+        } else {
+            OTHER_CHANNELS
+        };
+        *dropped.entry((reason, channel.into())).or_default() += count as u64;
+    }
+
+    /// Dropped messages: reason, channel and how many.
+    pub fn dropped_by_reason(&self) -> Vec<(&'static str, Box<str>, u64)> {
+        let dropped = self.dropped.lock();
+        let row = |((reason, channel), count): (&(&'static str, Box<str>), &u64)| {
+            (*reason, channel.clone(), *count)
+        };
+        dropped.iter().map(row).collect()
     }
 }

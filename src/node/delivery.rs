@@ -1,10 +1,14 @@
 //! What a shard's inbox takes, and where a connection is.
 
+use super::channel::Channel;
 use crate::error::Disconnect;
 use crate::frame::EncodedFrame;
 use crate::hub::{ChannelKey, Slot};
 use crate::inbox::{Inbox, Weigh};
+use crate::priority::Priority;
+use crate::receipt::Receipt;
 use std::net::TcpStream;
+use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 /// Where a connection is: its shard, its slot there, and which of the slot's connections it is.
@@ -32,13 +36,19 @@ pub enum Delivery {
     },
     /// To the local subscribers of a channel.
     Publish {
-        channel: ChannelKey,
+        channel: Arc<Channel>,
         frame: EncodedFrame,
+        /// `None` for what is not kept.
+        offset: Option<u64>,
+        priority: Priority,
     },
     /// To one connection.
     Direct {
         place: Place,
         frame: EncodedFrame,
+        priority: Priority,
+        /// Told when the socket has taken the frame.
+        receipt: Option<Arc<Receipt>>,
     },
     /// Ends one connection, behind what was delivered to it before.
     Close {
@@ -53,11 +63,10 @@ pub enum Delivery {
     /// To every connection, before all that waits.
     Urgent {
         frame: EncodedFrame,
+        receipt: Option<Arc<Receipt>>,
     },
     /// Say goodbye to every client.
-    Drain {
-        goodbye: EncodedFrame,
-    },
+    Drain,
     /// End, whoever is still there.
     Finish,
 }
@@ -68,12 +77,12 @@ impl Weigh for Delivery {
             Delivery::Publish { frame, .. }
             | Delivery::Direct { frame, .. }
             | Delivery::Close { frame, .. }
-            | Delivery::Urgent { frame }
-            | Delivery::Drain { goodbye: frame } => frame.len(),
+            | Delivery::Urgent { frame, .. } => frame.len(),
             Delivery::Adopt { .. }
             | Delivery::Subscribe { .. }
             | Delivery::Unsubscribe { .. }
             | Delivery::Ended { .. }
+            | Delivery::Drain
             | Delivery::Finish => 0,
         };
         frame + size_of::<Delivery>()

@@ -1,78 +1,19 @@
 //! Who is connected, who is on which channel, and who is told of it.
 
 use super::channel::{Channel, Members, Notice, Tell};
-use super::client::Client;
+use super::client::{Client, Joined};
 use super::delivery::{Delivery, Place};
+use super::recovery::Asked;
 use super::{Node, argument};
-use crate::error::{Disconnect, Error, ErrorCode, Refusal};
+use crate::broker::Closing;
+use crate::error::{Error, ErrorCode, Refusal};
 use crate::events::Detail;
-use crate::frame::EncodedFrame;
+use crate::priority::Priority;
 use crate::protocol::{self, Publication};
-use crate::random::random_u64;
-use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 impl Node {
-    /// A client has connected: gives it an id and the welcome that must reach it first. `None` when as many as may be
-    /// are connected already.
-    pub fn connect(&self, place: Place) -> Option<(Arc<Client>, EncodedFrame)> {
-        let reserve =
-            |connected| (connected < self.config.max_connections).then_some(connected + 1);
-        if self
-            .connected
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, reserve)
-            .is_err()
-        {
-            self.counters.refused_full.add(1);
-            return None;
-        }
-        let now = protocol::now_micros();
-        let client = loop {
-            let id: Arc<str> = format!("client_{:016x}", random_u64()).into();
-            if let Entry::Vacant(vacant) = self.clients.write().entry(Arc::clone(&id)) {
-                break Arc::clone(vacant.insert(Arc::new(Client::new(id, now, Some(place)))));
-            }
-        };
-        self.counters.connections_total.add(1);
-        let stamp = self.stamp();
-        let welcome = super::encode(|out| protocol::write_welcome(out, stamp, &client.id));
-        for event in ["welcome", "connect"] {
-            self.client_event(event, &client, Some(protocol::SYSTEM_CHANNEL), || {
-                Detail::Message(protocol::WELCOME.to_owned())
-            });
-        }
-        Some((client, welcome))
-    }
-
-    /// After `connect` and its welcome: puts the client on the default channel.
-    pub fn enter(&self, client: &Arc<Client>) {
-        let name = self.config.default_channel.clone();
-        self.add_member(client, &name);
-    }
-
-    /// A client's connection has ended: takes it off everything and tells of it.
-    pub fn disconnect(&self, client: &Arc<Client>, disconnect: Disconnect) {
-        let (channels, place) = {
-            let mut state = client.state.lock();
-            state.removed = true;
-            (std::mem::take(&mut state.channels), state.place.take())
-        };
-        if place.is_some() {
-            self.connected.fetch_sub(1, Ordering::AcqRel);
-        }
-        for channel in channels {
-            let mut members = channel.members.lock();
-            self.remove_member(&channel, &mut members, &client.id, place);
-            let total = members.roster.len();
-            drop(members);
-            self.notice(&channel, Notice::Left, &client.id, total);
-        }
-        // last, so that nobody of the same id comes onto a channel before this one is off it
-        self.clients.write().remove(&client.id);
-        self.disconnected(client, disconnect);
-    }
-
     /// Puts a client on a channel, whether it is connected or not.
     ///
     /// Errors: an id or channel name that cannot be one.
@@ -81,7 +22,7 @@ impl Node {
         protocol::check_channel_name(channel).map_err(argument)?;
         loop {
             let client = self.client_or_new(client_id);
-            if self.add_member(&client, channel) {
+            if self.add_member(&client, channel, None) {
                 return Ok(());
             }
         }
@@ -100,47 +41,46 @@ impl Node {
         Ok(())
     }
 
-    /// A client asks to be on a channel.
+    /// A client asks to be on a channel, and perhaps for what it missed there.
     ///
     /// Errors: it is on as many as it may be.
-    pub(super) fn join(&self, client: &Arc<Client>, channel: &str) -> Result<(), Refusal> {
+    pub(super) fn join(
+        &self,
+        client: &Arc<Client>,
+        channel: &str,
+        asked: Option<&Asked<'_>>,
+    ) -> Result<(), Refusal> {
         let limit = self.config.max_channels_per_client;
         let state = client.state.lock();
-        let is_new = !state.channels.iter().any(|joined| &*joined.name == channel);
-        if is_new && state.channels.len() >= limit {
+        if state.position(channel).is_none() && state.channels.len() >= limit {
             let message = format!(
                 "a client may be on {limit} channels; leave one before joining {channel:?}"
             );
             return Err(Refusal::new(ErrorCode::TooManyChannels, message));
         }
         drop(state);
-        self.add_member(client, channel);
+        self.add_member(client, channel, asked);
         Ok(())
     }
 
     pub(super) fn leave(&self, client: &Arc<Client>, channel: &str) {
         let mut state = client.state.lock();
-        let Some(at) = state
-            .channels
-            .iter()
-            .position(|joined| &*joined.name == channel)
-        else {
+        if let Some(away) = &mut state.away {
+            away.remembered.retain(|name| &**name != channel);
+        }
+        let Some(at) = state.position(channel) else {
             return;
         };
-        let channel = state.channels.remove(at);
+        let channel = state.channels.remove(at).channel;
         let mut members = channel.members.lock();
-        self.remove_member(&channel, &mut members, &client.id, state.place);
+        self.remove_member(&channel, &mut members, &client.id);
         let total = members.roster.len();
         if let Some(place) = state.place {
-            self.push(
-                place.shard,
-                Delivery::Unsubscribe {
-                    place,
-                    channel: channel.key,
-                },
-            );
+            members.interest.remove(place.shard);
+            self.push_unsubscribe(place, &channel);
         }
         drop(members);
+        self.save_client(client, &state);
         let is_idle = state.end_if_idle();
         drop(state);
         if is_idle {
@@ -162,18 +102,21 @@ impl Node {
         Ok(is_new)
     }
 
-    /// Drops a channel and its subscriptions, without notices; false when there is none of that name.
-    pub fn delete_channel(&self, name: &str) -> bool {
+    /// Drops a channel, its history and its subscriptions, without notices; false when there is none of that name.
+    ///
+    /// Errors: the storage cannot be opened.
+    pub fn delete_channel(&self, name: &str) -> Result<bool, Error> {
+        self.restore()?;
         let mut channels = self.channels.write();
         let Some(channel) = channels.remove(name) else {
-            return false;
+            return Ok(false);
         };
         let ids: Vec<Arc<str>> = {
             let mut members = channel.members.lock();
             members.removed = true;
             members.roster.ids().cloned().collect()
         };
-        self.broker.close(name);
+        self.broker.close(name, Closing::Whatever);
         drop(channels);
         for id in ids {
             let Some(client) = self.clients.read().get(&id).cloned() else {
@@ -183,20 +126,14 @@ impl Node {
             if let Some(at) = state
                 .channels
                 .iter()
-                .position(|joined| Arc::ptr_eq(joined, &channel))
+                .position(|joined| Arc::ptr_eq(&joined.channel, &channel))
             {
                 state.channels.remove(at);
                 let mut members = channel.members.lock();
                 members.roster.remove(&id);
                 if let Some(place) = state.place {
                     members.interest.remove(place.shard);
-                    self.push(
-                        place.shard,
-                        Delivery::Unsubscribe {
-                            place,
-                            channel: channel.key,
-                        },
-                    );
+                    self.push_unsubscribe(place, &channel);
                 }
             }
             let is_idle = state.end_if_idle();
@@ -205,7 +142,7 @@ impl Node {
                 self.clients.write().remove(&id);
             }
         }
-        true
+        Ok(true)
     }
 
     /// The channel of this name, made if there is none.
@@ -279,16 +216,31 @@ impl Node {
                 self.note_empty(&channel, &mut members);
                 continue;
             }
+            let closing = if too_many {
+                Closing::Whatever
+            } else {
+                Closing::IfEmpty
+            };
             members.removed = true;
             drop(members);
+            if !self.broker.close(&channel.name, closing) {
+                // what was published there is kept: so is the channel, until that has expired
+                let mut members = channel.members.lock();
+                members.removed = false;
+                self.note_empty(&channel, &mut members);
+                continue;
+            }
             channels.remove(&channel.name);
-            self.broker.close(&channel.name);
             removed += 1;
         }
         removed
     }
 
-    fn channel_with<'a>(&self, name: &str, kind: impl FnOnce() -> &'a str) -> Arc<Channel> {
+    pub(super) fn channel_with<'a>(
+        &self,
+        name: &str,
+        kind: impl FnOnce() -> &'a str,
+    ) -> Arc<Channel> {
         if let Some(channel) = self.channels.read().get(name) {
             return Arc::clone(channel);
         }
@@ -305,7 +257,8 @@ impl Node {
             name: name.into(),
             kind: kind().into(),
             created: protocol::now_micros(),
-            stream: self.broker.open(name),
+            settings: self.config.of_channel(name),
+            stream: std::sync::OnceLock::new(),
             members: parking_lot::Mutex::default(),
         });
         channels.insert(Arc::clone(&channel.name), Arc::clone(&channel));
@@ -314,7 +267,7 @@ impl Node {
         channel
     }
 
-    fn client_or_new(&self, id: &str) -> Arc<Client> {
+    pub(super) fn client_or_new(&self, id: &str) -> Arc<Client> {
         if let Some(client) = self.clients.read().get(id) {
             return Arc::clone(client);
         }
@@ -326,59 +279,85 @@ impl Node {
         Arc::clone(client)
     }
 
-    /// False when the client has ended meanwhile.
-    fn add_member(&self, client: &Arc<Client>, name: &str) -> bool {
+    /// False when the client has ended meanwhile. What was `asked` is answered before anything that is published on
+    /// the channel from then on.
+    pub(super) fn add_member(
+        &self,
+        client: &Arc<Client>,
+        name: &str,
+        asked: Option<&Asked<'_>>,
+    ) -> bool {
         let mut state = client.state.lock();
         if state.removed {
             return false;
         }
-        if state.channels.iter().any(|joined| &*joined.name == name) {
+        if let Some(joined) = state.position(name).map(|at| &state.channels[at]) {
+            if let (Some(asked), Some(place)) = (asked, state.place) {
+                self.answer_joined(joined, place, asked);
+            }
             return true;
         }
-        let (channel, total) = loop {
+        let (channel, live_from, total) = loop {
             let channel = self.channel(name);
-            let mut members = channel.members.lock();
-            if members.removed {
-                continue;
+            let mut added = None;
+            self.stream(&channel).read(&mut |history| {
+                let mut members = channel.members.lock();
+                if members.removed {
+                    return;
+                }
+                members.roster.add(&client.id);
+                let total = members.roster.len();
+                if let Some(place) = state.place {
+                    members.interest.add(place.shard);
+                    if let Some(asked) = asked {
+                        let frame =
+                            self.join_reply(asked, &channel.name, history, history.top, total);
+                        self.push_direct(place, frame);
+                    }
+                    // under the stream's lock, so that it takes its place between publications
+                    self.push(
+                        place.shard,
+                        Delivery::Subscribe {
+                            place,
+                            channel: channel.key,
+                        },
+                    );
+                }
+                added = Some((history.top, total));
+            });
+            if let Some((live_from, total)) = added {
+                break (channel, live_from, total);
             }
-            members.roster.add(&client.id);
-            if let Some(place) = state.place {
-                members.interest.add(place.shard);
-                // under the members' lock, so that it takes its place between publications
-                self.push(
-                    place.shard,
-                    Delivery::Subscribe {
-                        place,
-                        channel: channel.key,
-                    },
-                );
-            }
-            let total = members.roster.len();
-            drop(members);
-            break (channel, total);
         };
-        state.channels.push(Arc::clone(&channel));
+        state.channels.push(Joined {
+            channel: Arc::clone(&channel),
+            live_from,
+        });
+        self.save_client(client, &state);
         drop(state);
         self.notice(&channel, Notice::Joined, &client.id, total);
         true
     }
 
-    fn remove_member(
+    pub(super) fn remove_member(
         &self,
         channel: &Arc<Channel>,
         members: &mut Members,
         id: &Arc<str>,
-        place: Option<Place>,
     ) {
-        if !members.roster.remove(id) {
-            return;
-        }
-        if let Some(place) = place {
-            members.interest.remove(place.shard);
-        }
-        if members.roster.is_empty() {
+        if members.roster.remove(id) && members.roster.is_empty() {
             self.note_empty(channel, members);
         }
+    }
+
+    fn push_unsubscribe(&self, place: Place, channel: &Channel) {
+        self.push(
+            place.shard,
+            Delivery::Unsubscribe {
+                place,
+                channel: channel.key,
+            },
+        );
     }
 
     fn note_empty(&self, channel: &Arc<Channel>, members: &mut Members) {
@@ -393,7 +372,13 @@ impl Node {
         }
     }
 
-    fn notice(&self, channel: &Arc<Channel>, notice: Notice, id: &Arc<str>, total: usize) {
+    pub(super) fn notice(
+        &self,
+        channel: &Arc<Channel>,
+        notice: Notice,
+        id: &Arc<str>,
+        total: usize,
+    ) {
         if let Some(name) = self.events.wanted(notice.event()) {
             self.event(
                 name,
@@ -443,7 +428,7 @@ impl Node {
         count: Option<usize>,
     ) {
         let mut recipients = 0;
-        channel.stream.notify(&mut |_| {
+        self.stream(channel).notify(&mut |_| {
             let members = channel.members.lock();
             // counted here, so that totals go out in the order in which they were true
             let data = notice_data(id, members.roster.len(), count);
@@ -452,9 +437,11 @@ impl Node {
                 event: notice.event(),
                 data: &data,
                 from: None,
+                offset: None,
+                wants_ack: false,
             };
             let frame = self.encode_publication(&publication);
-            recipients = self.hand_over(channel, &members, &frame);
+            recipients = self.hand_over(channel, &members, &frame, None, Priority::Normal);
             frame
         });
         self.counters.messages_sent.add(recipients);

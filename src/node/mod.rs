@@ -1,31 +1,46 @@
 //! What a process knows, and the verbs that work on it. Every verb runs on the thread that calls it.
 //!
-//! Lock order: a client's state, the map of channels, a channel's stream, the channel's members, then lists and
-//! inboxes. The map of clients is always locked alone.
+//! Lock order: emergencies, a client's state, the map of channels, a channel's stream, the channel's members, then
+//! lists and inboxes. The map of clients is always locked alone.
 
 mod channel;
 mod client;
 mod counters;
 mod delivery;
+mod execute;
+mod mail;
 mod membership;
+mod publish;
+mod recovery;
 mod report;
+mod session;
 
 pub use channel::{Channel, Notice};
 pub use client::Client;
 pub use counters::Counters;
 pub use delivery::{Delivery, Door, Place};
+pub use execute::Work;
+pub use mail::{DeliveryReport, Sent};
+pub use publish::{PublishOptions, Published};
+pub use recovery::HistoryPage;
 pub use report::{ChannelInfo, ConnectionInfo};
+pub use session::{Connected, Greeting};
 
-use channel::Members;
-
-use crate::broker::Broker;
+use crate::broker::{Broker, Stream};
 use crate::config::Config;
 use crate::error::{Disconnect, Error, Refusal};
 use crate::events::{Detail, Event, EventQueue};
 use crate::frame::EncodedFrame;
-use crate::protocol::{self, Body, Command, Publication, Stamp};
+use crate::hub::ChannelKey;
+use crate::idempotency::Idempotency;
+use crate::outbound::Shed;
+use crate::priority::Priority;
+use crate::protocol::{self, Stamp};
+use crate::receipt::Receipts;
+use crate::store::Store;
 use arc_swap::ArcSwap;
 use parking_lot::{Mutex, RwLock};
+use session::Due;
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -37,10 +52,37 @@ pub struct Node {
     pub events: EventQueue,
     pub counters: Counters,
     broker: Arc<dyn Broker>,
+    store: Arc<dyn Store>,
+    /// What was saved has been taken in, and the store is open.
+    is_restored: AtomicBool,
+    /// Held by whoever opens or closes the store.
+    restoring: Mutex<()>,
     channels: RwLock<HashMap<Arc<str>, Arc<Channel>>>,
     clients: RwLock<HashMap<Arc<str>, Arc<Client>>>,
     /// Clients of `clients` that are connected.
     connected: AtomicUsize,
+    /// Clients of `clients` that are away.
+    away: AtomicUsize,
+    next_away: AtomicU64,
+    /// Clients that are away and of whom nobody was told yet that they have left.
+    leaving: Mutex<Due>,
+    /// Clients that are away, by when they are forgotten.
+    expiring: Mutex<Due>,
+    /// Held for writing while an emergency goes out: nobody comes or goes meanwhile.
+    emergencies: RwLock<()>,
+    /// The latest emergencies, by id.
+    known_emergencies: Mutex<VecDeque<u64>>,
+    /// Clients with mail.
+    mailed: Mutex<HashMap<Arc<str>, Arc<Client>>>,
+    mail_count: AtomicUsize,
+    mail_bytes: AtomicUsize,
+    /// When mail was last looked after, by `monotonic_micros`.
+    mail_tended: AtomicU64,
+    receipts: Receipts,
+    published_once: Idempotency<Published>,
+    sent_once: Idempotency<Stamp>,
+    /// When expired publications were last let go of, by `monotonic_micros`.
+    history_tended: AtomicU64,
     /// Channels that lost their last subscriber, oldest first, with when.
     empty_channels: Mutex<VecDeque<(u64, Arc<Channel>)>>,
     /// Channels with notices that wait.
@@ -52,20 +94,17 @@ pub struct Node {
     message_seed: u64,
 }
 
-/// What a client's frame made for others to do. Whoever is behind with it may have the client held back.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Work {
-    /// For shards.
-    pub published: bool,
-    /// For Python.
-    pub told: bool,
-}
-
 /// How long a publisher of the application waits for a full inbox before it goes on all the same.
 const MAX_HOLD: Duration = Duration::from_secs(5);
 
 /// What a channel takes, roughly, with its place in all the maps.
 const CHANNEL_SIZE: usize = 1024;
+
+/// Messages of which it is known what became of them.
+const KNOWN_RECEIPTS: usize = 100_000;
+
+/// Most time between two looks at publications that have expired, in microseconds.
+const HISTORY_TEND_INTERVAL: u64 = 10_000_000;
 
 thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -75,15 +114,32 @@ thread_local! {
 const KEPT_SCRATCH: usize = 64 << 10;
 
 impl Node {
-    pub fn new(config: Arc<Config>, broker: Arc<dyn Broker>) -> Self {
+    pub fn new(config: Arc<Config>, broker: Arc<dyn Broker>, store: Arc<dyn Store>) -> Self {
         let node = Self {
             events: EventQueue::new(config.event_queue_bytes),
             config,
             counters: Counters::default(),
             broker,
+            store,
+            is_restored: AtomicBool::new(false),
+            restoring: Mutex::new(()),
             channels: RwLock::default(),
             clients: RwLock::default(),
             connected: AtomicUsize::new(0),
+            away: AtomicUsize::new(0),
+            next_away: AtomicU64::new(1),
+            leaving: Mutex::default(),
+            expiring: Mutex::default(),
+            emergencies: RwLock::new(()),
+            known_emergencies: Mutex::default(),
+            mailed: Mutex::default(),
+            mail_count: AtomicUsize::new(0),
+            mail_bytes: AtomicUsize::new(0),
+            mail_tended: AtomicU64::new(0),
+            receipts: Receipts::new(KNOWN_RECEIPTS),
+            published_once: Idempotency::default(),
+            sent_once: Idempotency::default(),
+            history_tended: AtomicU64::new(0),
             empty_channels: Mutex::default(),
             noticed: Mutex::default(),
             doors: ArcSwap::default(),
@@ -96,6 +152,42 @@ impl Node {
             node.channel(name);
         }
         node
+    }
+
+    /// Opens the storage and takes in what was saved, at the first use and again after each stop.
+    ///
+    /// Errors: the storage cannot be opened.
+    pub fn restore(&self) -> Result<(), Error> {
+        if self.is_restored.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let _only_one = self.restoring.lock();
+        if self.is_restored.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let saved = self.store.open().map_err(|error| Error::Storage(error.0))?;
+        let channels: Vec<_> = saved
+            .streams
+            .iter()
+            .map(|stream| (Arc::clone(&stream.channel), stream.kind.clone()))
+            .collect();
+        self.broker.restore(saved.streams);
+        for (name, kind) in channels {
+            let channel = self.channel_with(&name, || &kind);
+            self.stream(&channel);
+        }
+        self.restore_clients(saved.clients);
+        self.restore_mail(saved.mail);
+        self.is_restored.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Has everything saved that is still to be, and lets go of the storage until it is needed again.
+    pub fn close_store(&self, within: Duration) {
+        let _only_one = self.restoring.lock();
+        if self.is_restored.swap(false, Ordering::AcqRel) {
+            self.store.close(within);
+        }
     }
 
     /// Puts shards behind the node. Their inboxes get what follows.
@@ -115,8 +207,6 @@ impl Node {
     /// Tells every shard to say goodbye and end.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Release);
-        let stamp = self.stamp();
-        let goodbye = encode(|out| protocol::write_shutdown(out, stamp));
         if let Some(name) = self.events.wanted("server_shutdown") {
             self.event(
                 name,
@@ -126,181 +216,57 @@ impl Node {
             );
         }
         for door in self.doors.load().iter() {
-            door.inbox.push(Delivery::Drain {
-                goodbye: goodbye.clone(),
-            });
+            door.inbox.push(Delivery::Drain);
         }
+    }
+
+    /// One client's goodbye: with a time of its own to come back, so that they do not all come at once.
+    pub fn goodbye(&self) -> EncodedFrame {
+        let window = self.config.reconnect_window.as_millis() as u64;
+        let after = crate::random::random_u64() % (window + 1);
+        let stamp = self.stamp();
+        encode(|out| protocol::write_shutdown(out, stamp, after))
+    }
+
+    /// Tells a client that messages of a channel were dropped for it; and that it has to recover, unless the channel's
+    /// policy is to go on without them.
+    pub fn gap(&self, channel: &Channel, shed: &Shed) -> EncodedFrame {
+        let stamp = self.stamp();
+        encode(|out| {
+            protocol::write_gap(out, stamp, &channel.name, |out| {
+                if let Some(epoch) = channel.epoch() {
+                    protocol::write_json(out, "epoch", protocol::epoch_text(epoch));
+                }
+                protocol::write_json(out, "offset", shed.offset);
+                protocol::write_json(out, "dropped", shed.frames);
+                protocol::write_json(out, "reason", shed.policy.name());
+                protocol::write_json(out, "recover", false);
+            });
+        })
+    }
+
+    /// Counts what a slow consumer's queue has lost.
+    pub fn count_shed(&self, reason: &'static str, dropped: &[Shed]) {
+        for shed in dropped {
+            let channel = self.channel_of(shed.channel);
+            let name = channel
+                .as_ref()
+                .map_or(counters::OTHER_CHANNELS, |channel| &channel.name);
+            self.counters.dropped(reason, name, shed.frames);
+        }
+    }
+
+    /// The channel with this key, if there still is one; takes a look at all.
+    pub fn channel_of(&self, key: ChannelKey) -> Option<Arc<Channel>> {
+        let channels = self.channels.read();
+        channels
+            .values()
+            .find(|channel| channel.key == key)
+            .cloned()
     }
 
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Acquire)
-    }
-
-    /// Publishes on a channel, which it makes if there is none; returns to how many connected subscribers.
-    ///
-    /// `data` is JSON. Errors: a channel or event name that cannot be one; a message over the limit.
-    pub fn broadcast(&self, channel: &str, event: &str, data: &[u8]) -> Result<usize, Error> {
-        protocol::check_channel_name(channel).map_err(argument)?;
-        protocol::check_event_name(event).map_err(argument)?;
-        self.check_size(data.len())?;
-        self.wait_for_room();
-        Ok(self.publish(channel, event, data, None))
-    }
-
-    /// Sends to one client; returns the message's stamp. A client that is not connected gets nothing, which is
-    /// counted.
-    ///
-    /// Errors: as `broadcast`.
-    pub fn send(&self, client_id: &str, channel: &str, body: Body<'_>) -> Result<Stamp, Error> {
-        protocol::check_client_id(client_id).map_err(argument)?;
-        protocol::check_channel_name(channel).map_err(argument)?;
-        let (Body::Message(bytes) | Body::Fields(bytes, _)) = body;
-        self.check_size(bytes.len())?;
-        self.wait_for_room();
-        let stamp = self.stamp();
-        let client = self.clients.read().get(client_id).cloned();
-        let place = client.as_ref().and_then(|client| client.state.lock().place);
-        match place {
-            Some(place) => {
-                self.push(
-                    place.shard,
-                    Delivery::Direct {
-                        place,
-                        frame: encode(|out| protocol::write_direct(out, stamp, channel, body)),
-                    },
-                );
-                self.counters.messages_sent.add(1);
-            }
-            None => self.counters.undelivered.add(1),
-        }
-        Ok(stamp)
-    }
-
-    /// To every connected client once, before all that waits for it; returns to how many.
-    ///
-    /// Errors: a message over the limit.
-    pub fn emergency(&self, message: &str) -> Result<usize, Error> {
-        self.check_size(message.len())?;
-        self.wait_for_room();
-        let mut data = b"{\"message\":".to_vec();
-        protocol::write_text(&mut data, message);
-        data.extend_from_slice(
-            b",\"severity\":\"critical\",\"source\":\"tantor_emergency_system\"}",
-        );
-        let publication = Publication {
-            channel: protocol::EMERGENCY_CHANNEL,
-            event: "emergency_alert",
-            data: &data,
-            from: None,
-        };
-        let mut recipients = 0;
-        self.publish_on(protocol::EMERGENCY_CHANNEL, |_| {
-            let frame = self.encode_publication(&publication);
-            let doors = self.doors.load();
-            if !doors.is_empty() {
-                recipients = self.connected.load(Ordering::Acquire);
-            }
-            for door in doors.iter() {
-                door.inbox.push(Delivery::Urgent {
-                    frame: frame.clone(),
-                });
-            }
-            frame
-        });
-        self.counters.publications.add(1);
-        self.counters.messages_sent.add(recipients);
-        if let Some(name) = self.events.wanted("emergency_alert") {
-            let detail = Detail::Emergency {
-                message: message.to_owned(),
-                recipients,
-            };
-            self.event(name, None, Some(protocol::EMERGENCY_CHANNEL), detail);
-        }
-        Ok(recipients)
-    }
-
-    /// Carries out what a connected client sent; refused commands are answered, not returned.
-    pub fn execute(&self, client: &Arc<Client>, text: &str) -> Work {
-        self.counters.frames_received.add(1);
-        let command = Command::parse(text, &self.config.default_channel, self.config.max_depth);
-        match command {
-            Ok(Command::Join { channel }) => {
-                if let Err(refusal) = self.join(client, &channel) {
-                    self.refuse(client, &refusal);
-                }
-                Work {
-                    published: true,
-                    told: self.events.wanted(Notice::Joined.event()).is_some(),
-                }
-            }
-            Ok(Command::Leave { channel }) => {
-                self.leave(client, &channel);
-                Work {
-                    published: true,
-                    told: self.events.wanted(Notice::Left.event()).is_some(),
-                }
-            }
-            Ok(Command::Broadcast {
-                channel,
-                event,
-                data,
-            }) => {
-                self.publish(&channel, &event, data.as_bytes(), Some(client));
-                Work {
-                    published: true,
-                    told: self.events.wanted(&event).is_some(),
-                }
-            }
-            Ok(Command::Ping) => {
-                client.ping(protocol::now_micros());
-                let stamp = self.stamp();
-                self.reply(client, encode(|out| protocol::write_pong(out, stamp)));
-                let told =
-                    self.client_event("ping", client, Some(protocol::SYSTEM_CHANNEL), || {
-                        Detail::None
-                    });
-                Work {
-                    published: false,
-                    told,
-                }
-            }
-            Ok(Command::Other) => {
-                self.counters.messages_received.add(1);
-                let told = self.client_event("message", client, None, || {
-                    Detail::Frame(text.as_bytes().into())
-                });
-                Work {
-                    published: false,
-                    told,
-                }
-            }
-            Err(refusal) => {
-                self.refuse(client, &refusal);
-                Work::default()
-            }
-        }
-    }
-
-    /// Tells a client what was wrong with its frame.
-    pub fn refuse(&self, client: &Arc<Client>, refusal: &Refusal) {
-        self.counters.errors_sent.add(1);
-        let stamp = self.stamp();
-        self.reply(
-            client,
-            encode(|out| protocol::write_error(out, stamp, refusal)),
-        );
-    }
-
-    /// A client answered the protocol's ping.
-    pub fn ponged(&self, client: &Arc<Client>) -> Work {
-        client.ping(protocol::now_micros());
-        let told = self.client_event("pong", client, Some(protocol::SYSTEM_CHANNEL), || {
-            Detail::None
-        });
-        Work {
-            published: false,
-            told,
-        }
     }
 
     /// The heartbeat that pages can see; one for all connections that are due.
@@ -309,11 +275,30 @@ impl Node {
         encode(|out| protocol::write_ping(out, stamp))
     }
 
-    /// What has to be done from time to time: notices that waited, channels that stayed empty. Returns about how many
-    /// bytes were let go.
+    /// What has to be done from time to time: notices that waited, clients that stay away, mail, channels that stayed
+    /// empty, publications that have expired. Returns about how many bytes were let go.
     pub fn tick(&self) -> usize {
         self.tell_due_notices();
-        self.remove_empty_channels(0) * CHANNEL_SIZE
+        self.tend_away();
+        self.tend_mail();
+        self.remove_empty_channels(0) * CHANNEL_SIZE + self.tend_history()
+    }
+
+    fn tend_history(&self) -> usize {
+        let now = protocol::monotonic_micros();
+        if now.saturating_sub(self.history_tended.load(Ordering::Relaxed)) < HISTORY_TEND_INTERVAL {
+            return 0;
+        }
+        self.history_tended.store(now, Ordering::Relaxed);
+        self.broker.expire()
+    }
+
+    /// The stream of a channel, opened where it was left.
+    fn stream<'a>(&self, channel: &'a Channel) -> &'a Arc<dyn Stream> {
+        channel.stream.get_or_init(|| {
+            self.broker
+                .open(&channel.name, &channel.kind, channel.settings)
+        })
     }
 
     /// True while some shard has more to do than may wait: clients are to be read no further.
@@ -328,79 +313,23 @@ impl Node {
         }
     }
 
-    fn publish(
-        &self,
-        channel: &str,
-        event: &str,
-        data: &[u8],
-        from: Option<&Arc<Client>>,
-    ) -> usize {
-        let publication = Publication {
-            channel,
-            event,
-            data,
-            from: from.map(|client| &*client.id),
-        };
-        let mut recipients = 0;
-        self.publish_on(channel, |channel| {
-            let frame = self.encode_publication(&publication);
-            recipients = self.hand_over(channel, &channel.members.lock(), &frame);
-            frame
-        });
-        self.counters.publications.add(1);
-        if recipients > 0 {
-            self.counters.messages_sent.add(recipients);
-        }
-        if let Some(client) = from {
-            self.client_event(event, client, Some(channel), || Detail::Data(data.into()));
-        }
-        recipients
-    }
-
-    /// Publishes on the channel of this name, which is made if there is none.
-    fn publish_on(&self, name: &str, mut hand_over: impl FnMut(&Channel) -> EncodedFrame) {
-        loop {
-            let channel = self.channel(name);
-            // a channel that ended in between is looked up again
-            if channel
-                .stream
-                .publish(&mut |_| hand_over(&channel))
-                .is_some()
-            {
-                return;
-            }
-        }
-    }
-
-    /// One inbox push for each shard that has a subscriber; returns how many subscribers.
-    fn hand_over(&self, channel: &Channel, members: &Members, frame: &EncodedFrame) -> usize {
-        if members.interest.total() > 0 {
-            let doors = self.doors.load();
-            for door in members
-                .interest
-                .shards()
-                .filter_map(|shard| doors.get(shard))
-            {
-                door.inbox.push(Delivery::Publish {
-                    channel: channel.key,
-                    frame: frame.clone(),
-                });
-            }
-        }
-        members.interest.total()
-    }
-
-    fn encode_publication(&self, publication: &Publication<'_>) -> EncodedFrame {
-        self.counters.encoded.add(1);
-        let stamp = self.stamp();
-        encode(|out| protocol::write_publication(out, stamp, publication))
-    }
-
     /// Through the inbox, so that it leaves behind what was published before it.
     fn reply(&self, client: &Arc<Client>, frame: EncodedFrame) {
         if let Some(place) = client.state.lock().place {
-            self.push(place.shard, Delivery::Direct { place, frame });
+            self.push_direct(place, frame);
         }
+    }
+
+    fn push_direct(&self, place: Place, frame: EncodedFrame) {
+        self.push(
+            place.shard,
+            Delivery::Direct {
+                place,
+                frame,
+                priority: Priority::Normal,
+                receipt: None,
+            },
+        );
     }
 
     fn push(&self, shard: usize, delivery: Delivery) {

@@ -1,7 +1,8 @@
 //! What the node tells about itself.
 
-use super::{Channel, Node};
+use super::{Channel, Client, Node};
 use crate::protocol::EMERGENCY_CHANNEL;
+use crate::store::Health;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -112,7 +113,7 @@ impl Node {
             channels: state
                 .channels
                 .iter()
-                .map(|channel| Arc::clone(&channel.name))
+                .map(|joined| Arc::clone(&joined.channel.name))
                 .collect(),
         })
     }
@@ -140,5 +141,28 @@ impl Node {
                     bytes + door.inbox.bytes() + door.queued_bytes.load(Ordering::Relaxed),
                 )
             })
+    }
+
+    /// Publications kept of all channels, and the bytes that they take.
+    pub fn history_size(&self) -> (usize, usize) {
+        self.broker.size()
+    }
+
+    pub fn storage_health(&self) -> Health {
+        self.store.health()
+    }
+
+    /// Connections with the most bytes that wait for their sockets, the worst first: client id and bytes.
+    pub fn worst_connections(&self, count: usize) -> Vec<(Arc<str>, usize)> {
+        let clients: Vec<_> = self.clients.read().values().cloned().collect();
+        let mut waiting: Vec<_> = clients
+            .iter()
+            .map(|client| (client.queued_bytes(), client))
+            .filter(|(bytes, _)| *bytes > 0)
+            .collect();
+        waiting.sort_unstable_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
+        waiting.truncate(count);
+        let named = |(bytes, client): (usize, &Arc<Client>)| (Arc::clone(&client.id), bytes);
+        waiting.into_iter().map(named).collect()
     }
 }

@@ -22,6 +22,11 @@ impl Done {
 
 #[pymethods]
 impl Done {
+    #[getter]
+    fn value(&self, py: Python<'_>) -> Py<PyAny> {
+        self.value.clone_ref(py)
+    }
+
     fn result(&self, py: Python<'_>) -> Py<PyAny> {
         self.value.clone_ref(py)
     }

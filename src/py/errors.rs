@@ -18,6 +18,7 @@ impl From<Error> for PyErr {
                 None => PyOSError::new_err(message),
             },
             Error::Start(_) => PyRuntimeError::new_err(message),
+            Error::Storage(_) => storage_error(message),
             Error::TimedOut(_) => PyTimeoutError::new_err(message),
         }
     }
@@ -26,6 +27,11 @@ impl From<Error> for PyErr {
 /// Data that JSON cannot hold.
 pub fn data_error(message: String) -> PyErr {
     of_tantor("DataError", message)
+}
+
+/// Storage that cannot be opened, or that did not save something.
+pub fn storage_error(message: String) -> PyErr {
+    of_tantor("StorageError", message)
 }
 
 /// A server that another process started.

@@ -1,18 +1,22 @@
 //! `Messenger`: a node and its server, as Python sees them. `tantor.Tantor` is made of it.
 
+use super::commit::{Commit, Settled};
 use super::done::Done;
 use super::event_dicts::NamedDict;
 use super::{bridge, errors, event_dicts, json, to_python};
 use crate::config::{Config, SETTINGS, Value};
 use crate::error::Error;
 use crate::events::{LogLevel, Told};
-use crate::node::Node;
-use crate::protocol::{Body, OwnFields};
+use crate::history::Page;
+use crate::node::{Node, PublishOptions};
+use crate::priority::Priority;
+use crate::protocol::{self, Body, OwnFields};
 use crate::server::Server;
+use crate::store::Committed;
 use pyo3::IntoPyObjectExt;
-use pyo3::exceptions::{PyKeyError, PyRuntimeError, PyTypeError};
+use pyo3::exceptions::{PyKeyError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyList, PyMapping, PyString, PyTuple};
+use pyo3::types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyList, PyMapping, PyString, PyTuple};
 use pyo3::{PyTraverseError, PyVisit};
 use std::cell::RefCell;
 use std::mem::ManuallyDrop;
@@ -207,14 +211,22 @@ impl Messenger {
         Ok(future)
     }
 
-    #[pyo3(signature = (client_id, message, channel = None, *, default = None))]
+    #[pyo3(signature = (client_id, message, channel = None, *, default = None, priority = None, durable = false,
+        idempotency_key = None))]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the options of the Python method"
+    )]
     fn send(
         &self,
         client_id: &Bound<'_, PyString>,
         message: &Bound<'_, PyAny>,
         channel: Option<&Bound<'_, PyString>>,
         default: Option<&Bound<'_, PyAny>>,
-    ) -> PyResult<Done> {
+        priority: Option<&str>,
+        durable: bool,
+        idempotency_key: Option<&str>,
+    ) -> PyResult<Py<PyAny>> {
         let py = message.py();
         let node = self.node()?;
         let client_id = client_id.to_str()?;
@@ -231,31 +243,122 @@ impl Messenger {
                 )));
             }
         };
-        let stamp = self.with_json(message, default, "message", |bytes| {
+        let options = publish_options(priority, durable, idempotency_key)?;
+        let mut waited_for = None;
+        let sent = self.with_json(message, default, "message", |bytes| {
             let body = own.map_or(Body::Message(bytes), |own| Body::Fields(bytes, own));
-            node.send(client_id, channel, body)
+            let mut commit = || begin_commit(&mut waited_for);
+            node.send(client_id, channel, body, &options, &mut commit)
         })??;
-        Ok(Done::new(stamp.id_text().into_py_any(py)?))
+        outcome(py, sent.stamp.id_text().into_py_any(py)?, waited_for)
     }
 
-    #[pyo3(signature = (channel, event, data = None, *, default = None))]
+    #[pyo3(signature = (channel, event, data = None, *, default = None, priority = None, durable = false,
+        idempotency_key = None))]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the options of the Python method"
+    )]
     fn broadcast(
         &self,
         channel: &Bound<'_, PyString>,
         event: &Bound<'_, PyString>,
         data: Option<&Bound<'_, PyAny>>,
         default: Option<&Bound<'_, PyAny>>,
-    ) -> PyResult<Done> {
+        priority: Option<&str>,
+        durable: bool,
+        idempotency_key: Option<&str>,
+    ) -> PyResult<Py<PyAny>> {
         let py = channel.py();
         let node = self.node()?;
         let (channel, event) = (channel.to_str()?, event.to_str()?);
-        let recipients = match data {
+        let options = publish_options(priority, durable, idempotency_key)?;
+        let mut waited_for = None;
+        let mut commit = || begin_commit(&mut waited_for);
+        let published = match data {
             Some(data) => self.with_json(data, default, "data", |bytes| {
-                node.broadcast(channel, event, bytes)
+                node.broadcast(channel, event, bytes, &options, &mut commit)
             })?,
-            None => py.detach(|| node.broadcast(channel, event, b"{}")),
+            None => py.detach(|| node.broadcast(channel, event, b"{}", &options, &mut commit)),
         }?;
-        Ok(Done::new(recipients.into_py_any(py)?))
+        outcome(py, published.recipients.into_py_any(py)?, waited_for)
+    }
+
+    #[pyo3(signature = (channel, limit = 100, after = None, before = None))]
+    fn history(
+        &self,
+        py: Python<'_>,
+        channel: &str,
+        limit: i64,
+        after: Option<i64>,
+        before: Option<i64>,
+    ) -> PyResult<Done> {
+        let node = self.node()?;
+        let limit = usize::try_from(limit).ok().filter(|limit| *limit > 0);
+        let limit = limit.ok_or_else(|| {
+            PyValueError::new_err("limit must be at least 1, the number of publications wanted")
+        })?;
+        let offset = |name: &str, given: Option<i64>| {
+            given
+                .map(u64::try_from)
+                .transpose()
+                .map_err(|_| PyValueError::new_err(format!("{name} must be an offset, 0 or more")))
+        };
+        let page = Page {
+            limit,
+            after: offset("after", after)?,
+            before: offset("before", before)?,
+        };
+        let page = py.detach(|| node.history(channel, page, usize::MAX))?;
+        let publications = page
+            .publications
+            .iter()
+            .map(|frame| PyBytes::new(py, frame.payload()));
+        let publications = PyList::new(py, publications)?;
+        let epoch = protocol::epoch_text(page.epoch);
+        let history = py
+            .import("tantor.views")?
+            .getattr("History")?
+            .call_method1("from_wire", (epoch, page.offset, publications))?;
+        Ok(Done::new(history.unbind()))
+    }
+
+    fn delivery<'py>(
+        &self,
+        py: Python<'py>,
+        message_id: &str,
+    ) -> PyResult<Option<Bound<'py, PyDict>>> {
+        let Some(report) = self.node()?.delivery(message_id) else {
+            return Ok(None);
+        };
+        let dict = PyDict::new(py);
+        dict.set_item("handed_over", report.handed_over)?;
+        dict.set_item("written", report.written)?;
+        dict.set_item("acknowledged", report.acknowledged)?;
+        dict.set_item("waiting", report.waiting)?;
+        Ok(Some(dict))
+    }
+
+    fn resume_token(&self, py: Python<'_>, client_id: &str) -> PyResult<String> {
+        let node = self.node()?;
+        Ok(py.detach(|| node.resume_token(client_id))?)
+    }
+
+    fn user_data<'py>(
+        &self,
+        py: Python<'py>,
+        client_id: &str,
+    ) -> PyResult<Option<Bound<'py, PyBytes>>> {
+        let node = self.node()?;
+        let json = py.detach(|| node.user_data(client_id));
+        Ok(json.map(|json| PyBytes::new(py, &json)))
+    }
+
+    fn set_user_data(&self, client_id: &str, data: &Bound<'_, PyAny>) -> PyResult<()> {
+        let node = self.node()?;
+        self.with_json(data, None, "user_data", |bytes| {
+            node.set_user_data(client_id, bytes.to_vec());
+        })
     }
 
     fn subscribe(&self, py: Python<'_>, client_id: &str, channel: &str) -> PyResult<Done> {
@@ -299,54 +402,7 @@ impl Messenger {
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let server = self.server()?;
-        let node = server.node();
-        let dict = PyDict::new(py);
-        let connections = node.connection_count();
-        let (queued_messages, queued_bytes) = node.queued();
-        dict.set_item("total_connections", connections)?;
-        dict.set_item("channels", self.get_presence(py, None)?)?;
-        dict.set_item("queued_messages", queued_messages)?;
-        dict.set_item("queued_bytes", queued_bytes)?;
-        dict.set_item("uptime", self.created.elapsed().as_secs_f64())?;
-        dict.set_item(
-            "status",
-            if server.address().is_some() {
-                "listening"
-            } else {
-                "sleeping"
-            },
-        )?;
-        dict.set_item(
-            "mood",
-            if connections > CALM_CONNECTIONS {
-                "anxious"
-            } else {
-                "calm"
-            },
-        )?;
-        let counters = &node.counters;
-        for (name, counter) in [
-            ("messages_sent", &counters.messages_sent),
-            ("messages_received", &counters.messages_received),
-            ("connections_total", &counters.connections_total),
-            ("frames_received", &counters.frames_received),
-            ("publications", &counters.publications),
-            ("encoded", &counters.encoded),
-            ("undelivered", &counters.undelivered),
-            ("errors_sent", &counters.errors_sent),
-            ("refused_connections", &counters.refused_full),
-            ("dropped_slow_consumer", &counters.dropped_slow_consumer),
-            ("inbox_pauses", &counters.inbox_pauses),
-        ] {
-            dict.set_item(name, counter.get())?;
-        }
-        dict.set_item("events_queued", node.events.len())?;
-        dict.set_item("events_dropped", node.events.dropped())?;
-        dict.set_item("event_pauses", node.events.pauses())?;
-        dict.set_item("disconnects", counters.disconnects())?;
-        dict.set_item("shards", node.config.shards)?;
-        Ok(dict)
+        super::stats::stats(py, self.server()?, self.created)
     }
 
     fn channel_names(&self, py: Python<'_>) -> PyResult<Vec<String>> {
@@ -387,7 +443,7 @@ impl Messenger {
 
     fn delete_channel(&self, py: Python<'_>, name: &str) -> PyResult<bool> {
         let node = self.node()?;
-        Ok(py.detach(|| node.delete_channel(name)))
+        Ok(py.detach(|| node.delete_channel(name))?)
     }
 
     fn connection_ids(&self, py: Python<'_>) -> PyResult<Vec<String>> {
@@ -469,9 +525,6 @@ type ConnectionRow = (String, f64, f64, Vec<String>);
 /// How often a wait looks for signals.
 const SIGNAL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Above so many connections the original is anxious.
-const CALM_CONNECTIONS: usize = 10;
-
 /// A time that is no number of seconds to wait is none.
 fn seconds(timeout: f64) -> Duration {
     Duration::try_from_secs_f64(timeout).unwrap_or(if timeout > 0.0 {
@@ -491,14 +544,57 @@ fn own_fields(dict: &Bound<'_, PyDict>) -> PyResult<OwnFields> {
         channel: dict.contains("channel")?,
         timestamp: dict.contains("timestamp")?,
         sender: dict.contains("sender")?,
+        ack: dict.contains("ack")?,
     })
+}
+
+fn publish_options<'a>(
+    priority: Option<&str>,
+    durable: bool,
+    idempotency_key: Option<&'a str>,
+) -> PyResult<PublishOptions<'a>> {
+    let priority = match priority {
+        None => Priority::Normal,
+        Some(name) => Priority::from_name(name).ok_or_else(|| {
+            PyValueError::new_err(format!(
+                "priority is {name:?}; it takes {}",
+                Priority::TAKES
+            ))
+        })?,
+    };
+    Ok(PublishOptions {
+        priority,
+        durable,
+        idempotency_key,
+    })
+}
+
+fn begin_commit(waited_for: &mut Option<Arc<Settled>>) -> Committed {
+    let (settled, committed) = Settled::begin();
+    *waited_for = Some(settled);
+    committed
+}
+
+/// What a call returns: something done, or something that is done when it is saved.
+fn outcome(
+    py: Python<'_>,
+    value: Py<PyAny>,
+    waited_for: Option<Arc<Settled>>,
+) -> PyResult<Py<PyAny>> {
+    let Some(settled) = waited_for else {
+        return Done::new(value).into_py_any(py);
+    };
+    let pending = py.import("tantor.pending")?.getattr("Pending")?;
+    Ok(pending.call1((value, Commit::new(settled)))?.unbind())
 }
 
 fn setting_value(name: &str, value: &Bound<'_, PyAny>) -> PyResult<Value> {
     if let Ok(text) = value.cast::<PyString>() {
         return Ok(Value::Text(text.to_str()?.to_owned()));
     }
-    if !value.is_instance_of::<PyBool>() {
+    if let Ok(value) = value.cast::<PyBool>() {
+        return Ok(Value::Boolean(value.is_true()));
+    } else {
         if value.is_instance_of::<PyInt>() {
             if let Ok(integer) = value.extract::<i64>() {
                 return Ok(Value::Integer(integer));

@@ -1,11 +1,13 @@
 //! The Python boundary: convert, let go of the interpreter, call, convert. The only user of pyo3.
 
 mod bridge;
+mod commit;
 mod done;
 mod errors;
 mod event_dicts;
 mod json;
 mod messenger;
+mod stats;
 
 use crate::config::{Config, SETTINGS, Value};
 use pyo3::prelude::*;
@@ -13,6 +15,8 @@ use std::time::Duration;
 
 #[pymodule(gil_used = false)]
 mod _tantor {
+    #[pymodule_export]
+    use super::commit::{Bell, Commit};
     #[pymodule_export]
     use super::done::Done;
     #[pymodule_export]
@@ -60,6 +64,7 @@ fn to_python(py: Python<'_>, value: Value) -> PyResult<Py<PyAny>> {
     match value {
         Value::Integer(value) => value.into_py_any(py),
         Value::Number(value) => value.into_py_any(py),
+        Value::Boolean(value) => value.into_py_any(py),
         Value::Text(value) => value.into_py_any(py),
     }
 }

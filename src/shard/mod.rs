@@ -182,6 +182,7 @@ impl Shard {
         self.door
             .queued_bytes
             .store(self.queued_bytes, Ordering::Relaxed);
+        self.check_process();
         if self.is_finished {
             self.drop_all();
             return Poll::Ready(());

@@ -8,8 +8,9 @@ use crate::events::LogLevel;
 use crate::frame::EncodedFrame;
 use crate::handshake::{self, Refused, Request};
 use crate::hub::Slot;
-use crate::node::{Delivery, Place, Work};
+use crate::node::{Delivery, Greeting, Place, Work};
 use crate::outbound::Chunk;
+use crate::priority::Priority;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -147,10 +148,23 @@ impl Shard {
                 }
             }
             Request::Upgrade { .. } if is_draining => {
-                self.last_word(slot, handshake::refusal_response(Refused::Draining));
+                let seconds = self.config.reconnect_window.as_secs().max(1);
+                self.last_word(
+                    slot,
+                    handshake::refusal_response(Refused::Draining(seconds)),
+                );
             }
-            Request::Upgrade { accept, len } => {
-                self.open(slot, &accept);
+            Request::Upgrade {
+                accept,
+                len,
+                resume,
+                acknowledges,
+            } => {
+                let greeting = Greeting {
+                    resume: resume.as_deref(),
+                    acknowledges,
+                };
+                self.open(slot, &accept, &greeting);
                 return len;
             }
             Request::Page { path, is_head } => {
@@ -173,7 +187,7 @@ impl Shard {
         bytes.len()
     }
 
-    fn open(&mut self, slot: Slot, accept: &str) {
+    fn open(&mut self, slot: Slot, accept: &str, greeting: &Greeting<'_>) {
         let next_ping = self.wheel.now() + self.ticks(self.config.heartbeat_interval);
         let Some(connection) = self.connections.get_mut(slot as usize) else {
             return;
@@ -183,25 +197,30 @@ impl Shard {
             slot,
             generation: connection.generation,
         };
-        let Some((client, welcome)) = self.node.connect(place) else {
+        let Some(connected) = self.node.connect(place, greeting) else {
             self.last_word(slot, handshake::refusal_response(Refused::Full));
             return;
         };
         let Some(connection) = self.connections.get_mut(slot as usize) else {
             return;
         };
-        connection.phase = Phase::Open(Arc::clone(&client));
+        connection.phase = Phase::Open(Arc::clone(&connected.client));
         connection.next_ping = next_ping;
         self.queue(
             slot,
             Chunk::first_words(handshake::accept_response(accept).into()),
         );
-        self.queue(slot, Chunk::first_words(welcome.bytes().clone()));
+        self.queue(slot, Chunk::first_words(connected.welcome.bytes().clone()));
         self.watch(slot, next_ping);
         self.node.events.log(LogLevel::Debug, "connections", || {
-            format!("{} connected", client.id)
+            let word = if connected.is_resumed {
+                "resumed"
+            } else {
+                "connected"
+            };
+            format!("{} {word}", connected.client.id)
         });
-        self.node.enter(&client);
+        self.node.enter(&connected);
     }
 
     fn read_frames(&mut self, slot: Slot, bytes: &mut [u8]) {
@@ -250,7 +269,12 @@ impl Shard {
                 }
                 Received::Ping(payload) => {
                     let frame = EncodedFrame::pong(payload);
-                    self.door.inbox.push(Delivery::Direct { place, frame });
+                    self.door.inbox.push(Delivery::Direct {
+                        place,
+                        frame,
+                        priority: Priority::Normal,
+                        receipt: None,
+                    });
                     Work::default()
                 }
                 Received::Pong => self.node.ponged(&client),

@@ -8,8 +8,8 @@ use crate::events::LogLevel;
 use crate::frame::EncodedFrame;
 use crate::handshake::{self, Refused};
 use crate::hub::Slot;
-use crate::node::Client;
-use crate::outbound::{Chunk, Outbound};
+use crate::node::{Client, Place};
+use crate::outbound::{Chunk, Outbound, Shed};
 use std::io::{self, IoSlice};
 use std::net::Shutdown;
 use std::pin::Pin;
@@ -37,6 +37,10 @@ pub(super) struct Connection {
     pub(super) phase: Phase,
     pub(super) reader: Reader,
     pub(super) outbound: Outbound,
+    /// What was dropped from `outbound` and is still to be told.
+    pub(super) shed: Vec<Shed>,
+    /// Bytes that the client's entry in the node says are waiting.
+    reported_bytes: usize,
     /// In ticks.
     pub(super) last_seen: u64,
     /// In ticks.
@@ -109,6 +113,8 @@ impl Shard {
             },
             reader: Reader::default(),
             outbound: Outbound::default(),
+            shed: Vec::new(),
+            reported_bytes: 0,
             last_seen: self.wheel.now(),
             next_ping: u64::MAX,
             watch: 0,
@@ -140,6 +146,13 @@ impl Shard {
         }
         self.queued_frames -= frames - connection.outbound.frames();
         self.queued_bytes -= bytes - connection.outbound.bytes();
+        connection.report_waiting();
+        if result.is_ok() && !connection.shed.is_empty() && connection.outbound.bytes() < bytes {
+            self.tell_shed(slot);
+        }
+        let Some(connection) = self.connections.get_mut(slot as usize) else {
+            return;
+        };
         match result {
             // what it sent before it went still counts: the read comes to the end after it
             Err(()) if matches!(connection.phase, Phase::Open(_)) => {
@@ -252,16 +265,19 @@ impl Shard {
             disconnect,
             Disconnect::SlowConsumer | Disconnect::HeartbeatTimeout
         ) {
-            let (bytes, weight) = (connection.outbound.bytes(), connection.outbound.weight());
+            let (frames, bytes) = (connection.outbound.frames(), connection.outbound.bytes());
+            self.freed += connection.outbound.weight();
             let dropped = connection.outbound.clear_waiting();
-            self.queued_frames -= dropped;
+            // a run that is half written is counted anew
+            self.queued_frames = self.queued_frames + connection.outbound.frames() - frames;
             self.queued_bytes -= bytes - connection.outbound.bytes();
-            self.freed += weight;
+            self.node.count_shed(disconnect.reason(), &dropped);
             if disconnect == Disconnect::SlowConsumer {
-                self.node.counters.dropped_slow_consumer.add(dropped);
+                let frames = dropped.iter().map(|shed| shed.frames).sum();
+                self.node.counters.dropped_slow_consumer.add(frames);
             }
         }
-        self.close(slot, disconnect, EncodedFrame::of_disconnect(disconnect));
+        self.close(slot, disconnect, &EncodedFrame::of_disconnect(disconnect));
     }
 
     /// Drops a connection at once.
@@ -276,11 +292,17 @@ impl Shard {
         // a fork of this process may hold the descriptor, so dropping it alone would not end the connection
         let _ = socket2::SockRef::from(&connection.stream).shutdown(Shutdown::Both);
         if let Phase::Open(client) = connection.phase {
-            self.disconnected(&client, disconnect);
+            self.disconnected(&client, slot, connection.generation, disconnect);
         }
     }
 
-    fn disconnected(&self, client: &Arc<Client>, disconnect: Disconnect) {
+    fn disconnected(
+        &self,
+        client: &Arc<Client>,
+        slot: Slot,
+        generation: u32,
+        disconnect: Disconnect,
+    ) {
         self.node.events.log(LogLevel::Debug, "connections", || {
             format!(
                 "{} disconnected: {} ({})",
@@ -289,11 +311,17 @@ impl Shard {
                 disconnect.code()
             )
         });
-        self.node.disconnect(client, disconnect);
+        let place = Place {
+            shard: self.index,
+            slot,
+            generation,
+        };
+        client.set_queued_bytes(0);
+        self.node.disconnect(client, place, disconnect);
     }
 
     /// Queues the close frame and lets go of the client; the socket goes when it is written.
-    pub(super) fn close(&mut self, slot: Slot, disconnect: Disconnect, frame: EncodedFrame) {
+    pub(super) fn close(&mut self, slot: Slot, disconnect: Disconnect, frame: &EncodedFrame) {
         let deadline = self.wheel.now() + self.ticks(CLOSE_TIMEOUT);
         let Some(connection) = self.connections.get_mut(slot as usize) else {
             return;
@@ -310,11 +338,12 @@ impl Shard {
         );
         connection.is_held_back = false;
         self.freed += std::mem::take(&mut connection.reader).held();
-        self.queue(slot, frame.into());
+        let generation = connection.generation;
+        self.queue(slot, Chunk::last_words(frame.bytes().clone()));
         self.hub.remove(slot);
         self.watch(slot, deadline);
         if let Phase::Open(client) = phase {
-            self.disconnected(&client, disconnect);
+            self.disconnected(&client, slot, generation, disconnect);
         }
     }
 
@@ -328,12 +357,40 @@ impl Shard {
             deadline,
             is_shut: false,
         };
-        self.queue(slot, Chunk::run(response.into(), 1));
+        self.queue(slot, Chunk::last_words(response.into()));
         self.watch(slot, deadline);
     }
 }
 
 impl Connection {
+    /// What was dropped is told once the socket takes something again.
+    pub(super) fn note_shed(&mut self, dropped: Vec<Shed>) {
+        if dropped.is_empty() {
+            return;
+        }
+        let noted = &mut self.shed;
+        for shed in dropped {
+            match noted.iter_mut().find(|known| known.channel == shed.channel) {
+                Some(known) => {
+                    known.frames += shed.frames;
+                    known.offset = known.offset.max(shed.offset);
+                }
+                None => noted.push(shed),
+            }
+        }
+    }
+
+    /// Has the client's entry in the node say how much waits.
+    fn report_waiting(&mut self) {
+        let bytes = self.outbound.bytes();
+        if bytes != self.reported_bytes
+            && let Phase::Open(client) = &self.phase
+        {
+            client.set_queued_bytes(bytes);
+            self.reported_bytes = bytes;
+        }
+    }
+
     fn write_waiting(&mut self) -> io::Result<()> {
         let mut context = Context::from_waker(&self.waker);
         while !self.outbound.is_empty() {

@@ -1,31 +1,32 @@
-//! Streams in the memory of this process. It keeps each stream's position; publications are not kept.
+//! Nothing is saved: what the process knows ends with it.
 
-use super::Store;
-use crate::broker::StreamPosition;
-use crate::frame::EncodedFrame;
-use parking_lot::Mutex;
-use std::collections::HashMap;
+use super::{Change, Committed, Health, Saved, Store, StoreError};
+use std::time::Duration;
 
 #[derive(Debug, Default)]
-pub struct MemoryStore {
-    tops: Mutex<HashMap<Box<str>, StreamPosition>>,
-}
+pub struct MemoryStore;
 
 impl Store for MemoryStore {
-    fn top(&self, channel: &str) -> Option<StreamPosition> {
-        self.tops.lock().get(channel).copied()
+    fn open(&self) -> Result<Saved, StoreError> {
+        Ok(Saved::default())
     }
 
-    fn append(&self, channel: &str, position: StreamPosition, _frame: &EncodedFrame) {
-        let mut tops = self.tops.lock();
-        if let Some(top) = tops.get_mut(channel) {
-            *top = position;
-        } else {
-            tops.insert(channel.into(), position);
+    fn save(&self, _change: Change, committed: Option<Committed>) {
+        if let Some(committed) = committed {
+            committed(Ok(()));
         }
     }
 
-    fn forget(&self, channel: &str) {
-        self.tops.lock().remove(channel);
+    fn health(&self) -> Health {
+        Health {
+            kind: "memory",
+            ..Health::default()
+        }
     }
+
+    fn is_durable(&self) -> bool {
+        false
+    }
+
+    fn close(&self, _within: Duration) {}
 }

@@ -1,28 +1,74 @@
-//! What every broker and every store must do, run against each that there is.
+//! What every broker must do, over each store that there is.
 
-use _tantor::broker::{Broker, MemoryBroker, StreamPosition};
+use _tantor::broker::{Broker, Closing, MemoryBroker, Stream, StreamPosition};
+use _tantor::channel_settings::ChannelSettings;
 use _tantor::frame::EncodedFrame;
+use _tantor::history::Page;
+use _tantor::priority::SlowConsumer;
 use _tantor::store::{MemoryStore, Store};
 use std::sync::{Arc, Mutex};
-
-fn stores() -> Vec<(&'static str, Arc<dyn Store>)> {
-    vec![("memory", Arc::new(MemoryStore::default()))]
-}
+use std::time::Duration;
 
 fn brokers() -> Vec<(&'static str, Arc<dyn Broker>)> {
-    stores()
+    let stores: Vec<(&'static str, Arc<dyn Store>)> = vec![("memory", Arc::new(MemoryStore))];
+    stores
         .into_iter()
         .map(|(name, store)| {
-            (
-                name,
-                Arc::new(MemoryBroker::new(store, 7)) as Arc<dyn Broker>,
-            )
+            let broker = MemoryBroker::new(store, 1 << 20);
+            (name, Arc::new(broker) as Arc<dyn Broker>)
         })
         .collect()
 }
 
+fn settings() -> ChannelSettings {
+    ChannelSettings {
+        history_size: 100,
+        message_ttl: Duration::from_secs(3600),
+        durable: false,
+        slow_consumer: SlowConsumer::Disconnect,
+    }
+}
+
+fn open(broker: &dyn Broker, name: &str) -> Arc<dyn Stream> {
+    broker.open(&Arc::from(name), "public", settings())
+}
+
 fn frame() -> EncodedFrame {
     EncodedFrame::text(b"{}")
+}
+
+/// Publishes; the position that was handed over.
+fn publish(stream: &dyn Stream) -> Option<StreamPosition> {
+    let mut seen = None;
+    let is_open = stream.publish(
+        &mut |position| {
+            seen = position;
+            frame()
+        },
+        &mut None,
+    );
+    is_open.then_some(seen).flatten()
+}
+
+fn top(stream: &dyn Stream) -> u64 {
+    let mut top = 0;
+    stream.read(&mut |history| top = history.top);
+    top
+}
+
+/// Offsets of what is kept.
+fn kept(stream: &dyn Stream) -> Vec<u64> {
+    let page = Page {
+        limit: usize::MAX,
+        after: None,
+        before: None,
+    };
+    let mut offsets = Vec::new();
+    stream.read(&mut |history| {
+        let (kept, _) = history.page(page, usize::MAX);
+        offsets = kept.iter().map(|kept| kept.offset).collect();
+    });
+    offsets
 }
 
 #[test]
@@ -34,13 +80,11 @@ fn positions_are_gapless_and_handed_over_in_order_from_eight_threads() {
                 let (broker, handed_over) = (Arc::clone(&broker), Arc::clone(&handed_over));
                 std::thread::spawn(move || {
                     for _ in 0..200 {
-                        let mut seen = None;
-                        let returned = broker.open("a").publish(&mut |position| {
-                            seen = position;
+                        let mut hand_over = |position: Option<StreamPosition>| {
                             handed_over.lock().unwrap().push(position.unwrap().offset);
                             frame()
-                        });
-                        assert_eq!(returned, seen);
+                        };
+                        assert!(open(&*broker, "a").publish(&mut hand_over, &mut None));
                     }
                 })
             })
@@ -48,14 +92,12 @@ fn positions_are_gapless_and_handed_over_in_order_from_eight_threads() {
         for thread in threads {
             thread.join().unwrap();
         }
+        let wanted: Vec<u64> = (1..=1600).collect();
+        assert_eq!(*handed_over.lock().unwrap(), wanted, "{name}");
+        assert_eq!(top(&*open(&*broker, "a")), 1600, "{name}");
+        assert_eq!(kept(&*open(&*broker, "a")), wanted[1500..], "{name}");
         assert_eq!(
-            *handed_over.lock().unwrap(),
-            (1..=1600).collect::<Vec<_>>(),
-            "{name}"
-        );
-        assert_eq!(broker.open("a").top().offset, 1600, "{name}");
-        assert_eq!(
-            broker.open("b").top().offset,
+            top(&*open(&*broker, "b")),
             0,
             "{name}: channels count apart"
         );
@@ -65,98 +107,63 @@ fn positions_are_gapless_and_handed_over_in_order_from_eight_threads() {
 #[test]
 fn notices_take_no_position() {
     for (name, broker) in brokers() {
-        let stream = broker.open("a");
-        let mut positions = Vec::new();
-        stream.publish(&mut |position| {
-            positions.push(position);
-            frame()
-        });
+        let stream = open(&*broker, "a");
+        publish(&*stream);
+        let mut seen = Some(None);
         stream.notify(&mut |position| {
-            positions.push(position);
+            seen = position.map(Some);
             frame()
         });
-        assert!(positions[0].is_some() && positions[1].is_none(), "{name}");
-        assert_eq!(stream.top().offset, 1, "{name}");
+        assert_eq!(seen, None, "{name}");
+        assert_eq!((top(&*stream), kept(&*stream)), (1, vec![1]), "{name}");
     }
 }
 
 #[test]
 fn a_closed_channel_takes_nothing_and_begins_anew() {
     for (name, broker) in brokers() {
-        let old = broker.open("a");
-        old.publish(&mut |_| frame());
-        broker.close("a");
-        let published = old.publish(&mut |_| panic!("handed over on a closed channel"));
-        assert_eq!(published, None, "{name}");
-        let again = broker.open("a").publish(&mut |_| frame());
-        assert_eq!(again.map(|position| position.offset), Some(1), "{name}");
+        let old = open(&*broker, "a");
+        let before = publish(&*old).unwrap();
+        assert!(
+            !broker.close("a", Closing::IfEmpty),
+            "{name}: something is kept"
+        );
+        assert_eq!(
+            publish(&*old).map(|position| position.offset),
+            Some(2),
+            "{name}"
+        );
+        assert!(broker.close("a", Closing::Whatever), "{name}");
+        assert_eq!(publish(&*old), None, "{name}");
+        let after = publish(&*open(&*broker, "a")).unwrap();
+        assert_eq!(after.offset, 1, "{name}");
+        assert_ne!(after.epoch, before.epoch, "{name}: offsets began anew");
     }
 }
 
 #[test]
-fn a_store_knows_the_last_position_until_it_forgets() {
-    for (name, store) in stores() {
-        assert_eq!(store.top("a"), None, "{name}");
-        for offset in 1..=3 {
-            store.append("a", StreamPosition { epoch: 5, offset }, &frame());
-        }
-        store.append(
-            "b",
-            StreamPosition {
-                epoch: 5,
-                offset: 1,
-            },
-            &frame(),
-        );
-        assert_eq!(
-            store.top("a"),
-            Some(StreamPosition {
-                epoch: 5,
-                offset: 3
-            }),
-            "{name}"
-        );
-        store.forget("a");
-        assert_eq!(store.top("a"), None, "{name}");
-        assert_eq!(
-            store.top("b"),
-            Some(StreamPosition {
-                epoch: 5,
-                offset: 1
-            }),
-            "{name}"
-        );
+fn all_channels_together_keep_no_more_than_the_budget() {
+    let broker = MemoryBroker::new(Arc::new(MemoryStore), 10_000);
+    for number in 0..1000 {
+        publish(&*open(&broker, &format!("channel {}", number % 7)));
     }
+    let (messages, bytes) = broker.size();
+    assert!(bytes <= 10_000 && messages > 10, "{messages} {bytes}");
+    // the newest are those that are left
+    assert_eq!(kept(&*open(&broker, "channel 5")).last(), Some(&143));
 }
 
 #[test]
-fn a_broker_goes_on_where_its_store_left_off() {
-    for (name, store) in stores() {
-        store.append(
-            "a",
-            StreamPosition {
-                epoch: 3,
-                offset: 41,
-            },
-            &frame(),
-        );
-        let broker = MemoryBroker::new(store, 9);
-        let position = broker.open("a").publish(&mut |_| frame());
-        assert_eq!(
-            position.unwrap(),
-            StreamPosition {
-                epoch: 3,
-                offset: 42
-            },
-            "{name}"
-        );
-        assert_eq!(
-            broker.open("new").publish(&mut |_| frame()).unwrap(),
-            StreamPosition {
-                epoch: 9,
-                offset: 1
-            },
-            "{name}"
-        );
-    }
+fn what_has_expired_is_let_go() {
+    let broker = MemoryBroker::new(Arc::new(MemoryStore), 1 << 20);
+    let settings = ChannelSettings {
+        message_ttl: Duration::from_millis(1),
+        ..settings()
+    };
+    let stream = broker.open(&Arc::from("a"), "public", settings);
+    publish(&*stream);
+    std::thread::sleep(Duration::from_millis(2));
+    broker.expire();
+    assert_eq!(broker.size(), (0, 0));
+    assert_eq!(top(&*stream), 1);
 }

@@ -1,8 +1,9 @@
 //! What the fan-out must not do more often than once.
 
+use crate::peer::broadcast;
 use _tantor::broker::MemoryBroker;
 use _tantor::config::Config;
-use _tantor::node::{Delivery, Door, Node, Place};
+use _tantor::node::{Delivery, Door, Greeting, Node, Place};
 use _tantor::store::MemoryStore;
 use std::sync::Arc;
 
@@ -12,21 +13,22 @@ fn no_more_connect_than_may_from_any_number_of_threads() {
         max_connections: 3,
         ..Config::default()
     });
-    let node = Node::new(
+    let node = Arc::new(Node::new(
         config,
-        Arc::new(MemoryBroker::new(Arc::new(MemoryStore::default()), 1)),
-    );
+        Arc::new(MemoryBroker::new(Arc::new(MemoryStore), 0)),
+        Arc::new(MemoryStore),
+    ));
     let node = &node;
     let connected: usize = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..8)
             .map(|slot| {
                 scope.spawn(move || {
-                    node.connect(Place {
+                    let place = Place {
                         shard: 0,
                         slot,
                         generation: 1,
-                    })
-                    .is_some()
+                    };
+                    node.connect(place, &Greeting::default()).is_some()
                 })
             })
             .collect();
@@ -45,10 +47,11 @@ fn one_encode_and_one_push_a_shard_for_ten_thousand_subscribers() {
         notice_limit: 0,
         ..Config::default()
     });
-    let node = Node::new(
+    let node = Arc::new(Node::new(
         config,
-        Arc::new(MemoryBroker::new(Arc::new(MemoryStore::default()), 1)),
-    );
+        Arc::new(MemoryBroker::new(Arc::new(MemoryStore), 0)),
+        Arc::new(MemoryStore),
+    ));
     let doors: Vec<_> = (0..4).map(|_| Arc::new(Door::new(usize::MAX))).collect();
     node.attach(doors.clone());
     for number in 0..10_000_u32 {
@@ -57,8 +60,8 @@ fn one_encode_and_one_push_a_shard_for_ten_thousand_subscribers() {
             slot: number,
             generation: 1,
         };
-        let (client, _) = node.connect(place).unwrap();
-        node.enter(&client);
+        let connected = node.connect(place, &Greeting::default()).unwrap();
+        node.enter(&connected);
     }
     let mut taken = Vec::new();
     for door in &doors {
@@ -66,10 +69,7 @@ fn one_encode_and_one_push_a_shard_for_ten_thousand_subscribers() {
         taken.clear();
     }
     let before = node.counters.encoded.get();
-    assert_eq!(
-        node.broadcast("jungle", "tick", b"{\"n\":1}").unwrap(),
-        10_000
-    );
+    assert_eq!(broadcast(&node, "jungle", "tick", b"{\"n\":1}"), 10_000);
     assert_eq!(node.counters.encoded.get() - before, 1);
     let mut frames = Vec::new();
     for (shard, door) in doors.iter().enumerate() {

@@ -1,12 +1,15 @@
 //! Commands and messages as JSON.
 
+use _tantor::command::{Command, Recover, Request};
 use _tantor::error::{Disconnect, ErrorCode};
-use _tantor::protocol::{self, Body, Command, OwnFields, Publication, Stamp};
+use _tantor::protocol::{self, Body, OwnFields, Publication, Reference, Stamp};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 fn parse(text: &str) -> Result<Command<'_>, ErrorCode> {
-    Command::parse(text, "jungle", 8).map_err(|refusal| refusal.code)
+    Request::parse(text, "jungle", 8)
+        .map(|request| request.command)
+        .map_err(|rejected| rejected.refusal.code)
 }
 
 #[test]
@@ -14,7 +17,8 @@ fn known_actions_have_the_documented_defaults() {
     assert_eq!(
         parse(r#"{"action":"join_channel"}"#),
         Ok(Command::Join {
-            channel: "jungle".into()
+            channel: "jungle".into(),
+            recover: None,
         })
     );
     assert_eq!(
@@ -28,12 +32,14 @@ fn known_actions_have_the_documented_defaults() {
         channel: "jungle".into(),
         event: "message".into(),
         data: "{}",
+        idempotency_key: None,
     };
     assert_eq!(parse(r#"{"action":"broadcast"}"#), Ok(broadcast));
     let broadcast = Command::Broadcast {
         channel: "c".into(),
         event: "e".into(),
         data: "[1, 2]",
+        idempotency_key: None,
     };
     assert_eq!(
         parse(r#"{"data": [1, 2], "event":"e","channel":"x","channel":"c","action":"broadcast"}"#),
@@ -99,9 +105,79 @@ fn what_is_wrong_gets_its_code() {
 }
 
 #[test]
+fn a_reference_goes_with_the_command_and_with_its_refusal() {
+    let request = |text| Request::parse(text, "jungle", 8);
+    let join = request(
+        r#"{"action":"join_channel","channel":"a","ref":"x","recover":{"epoch":"e","offset":7}}"#,
+    )
+    .unwrap();
+    let recover = Recover {
+        epoch: "e".into(),
+        offset: 7,
+    };
+    let wanted = Command::Join {
+        channel: "a".into(),
+        recover: Some(recover),
+    };
+    assert_eq!(
+        (join.command, join.reference),
+        (wanted, Some(Reference("\"x\"")))
+    );
+    let rejected = request(r#"{"action":"join_channel","channel":"","ref":-5}"#).unwrap_err();
+    assert_eq!(rejected.reference, Some(Reference("-5")));
+    let long = format!(r#"{{"action":"ping","ref":"{}"}}"#, "x".repeat(65));
+    for (text, code) in [
+        (long.as_str(), ErrorCode::BadField),
+        (r#"{"action":"ping","ref":1.5}"#, ErrorCode::BadField),
+        (r#"{"action":"ping","ref":[]}"#, ErrorCode::BadField),
+        (
+            r#"{"action":"join_channel","recover":7}"#,
+            ErrorCode::BadField,
+        ),
+        (
+            r#"{"action":"join_channel","recover":{"epoch":"e"}}"#,
+            ErrorCode::BadField,
+        ),
+        (
+            r#"{"action":"join_channel","recover":{"epoch":"e","offset":-1}}"#,
+            ErrorCode::BadField,
+        ),
+        (
+            r#"{"action":"join_channel","recover":{"epoch":"e","offset":9223372036854775808}}"#,
+            ErrorCode::BadField,
+        ),
+        (r#"{"action":"history","after":-1}"#, ErrorCode::BadField),
+        (
+            r#"{"action":"history","limit":"many"}"#,
+            ErrorCode::BadField,
+        ),
+        (r#"{"action":"ack"}"#, ErrorCode::BadField),
+        (
+            r#"{"action":"ack","id":"msg_1"}"#,
+            ErrorCode::UnknownMessage,
+        ),
+        (
+            r#"{"action":"broadcast","idempotency_key":""}"#,
+            ErrorCode::BadField,
+        ),
+    ] {
+        assert_eq!(parse(text), Err(code), "{text}");
+    }
+    // to the application a reference may mean something of its own
+    assert_eq!(
+        request(r#"{"action":"chat","ref":[1]}"#).unwrap().reference,
+        None
+    );
+}
+
+#[test]
 fn a_field_of_the_wrong_type_is_named() {
-    let refusal = Command::parse(r#"{"action":"broadcast","event":[1]}"#, "jungle", 8).unwrap_err();
-    assert_eq!(refusal.message, "event must be a string, not an array");
+    let rejected =
+        Request::parse(r#"{"action":"broadcast","event":[1]}"#, "jungle", 8).unwrap_err();
+    assert_eq!(
+        rejected.refusal.message,
+        "event must be a string, not an array"
+    );
 }
 
 fn stamp() -> Stamp {
@@ -119,11 +195,14 @@ fn messages_have_the_documented_fields() {
         event: "e",
         data: b"{\"x\":1}",
         from: Some("client_1"),
+        offset: Some(7),
+        wants_ack: true,
     };
     protocol::write_publication(&mut out, stamp(), &publication);
     let expected = json!({
         "id": "msg_00000000000000ab", "channel": "a\"b", "timestamp": 1_700_000_000.000_042, "sender": "tantor",
         "event": "e", "data": {"x": 1}, "trumpeted_by": "tantor", "from": "client_1",
+        "offset": 7, "ack": true,
     });
     assert_eq!(serde_json::from_slice::<Value>(&out).unwrap(), expected);
 }
@@ -141,8 +220,8 @@ proptest! {
         }
         let bytes = serde_json::to_vec(&own).unwrap();
         let mut out = Vec::new();
-        let fields = OwnFields { id, channel, timestamp, sender };
-        protocol::write_direct(&mut out, stamp(), "jungle", Body::Fields(&bytes, fields));
+        let fields = OwnFields { id, channel, timestamp, sender, ack: false };
+        protocol::write_direct(&mut out, stamp(), "jungle", Body::Fields(&bytes, fields), false);
         let mut expected = json!({
             "id": "msg_00000000000000ab", "channel": "jungle", "timestamp": 1_700_000_000.000_042, "sender": "tantor",
         });

@@ -1,7 +1,9 @@
 //! A server to test, and a client that sends and reads bytes.
 
 use _tantor::config::{Config, Value};
+use _tantor::node::{Node, PublishOptions};
 use _tantor::server::Server;
+use _tantor::store::Committed;
 use serde_json::Value as Json;
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -10,6 +12,14 @@ use std::time::{Duration, Instant};
 
 /// How long anything may take; generous, for what is waited for always comes.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Publishes as the application does, without waiting for any disk; returns to how many.
+pub fn broadcast(node: &Arc<Node>, channel: &str, event: &str, data: &[u8]) -> usize {
+    let options = PublishOptions::default();
+    let mut commit = || -> Committed { panic!("nothing is durable here") };
+    let published = node.broadcast(channel, event, data, &options, &mut commit);
+    published.unwrap().recipients
+}
 
 /// A server on a free port, stopped at the end.
 pub struct Served(pub Arc<Server>);

@@ -1,0 +1,247 @@
+//! Results of publications by the key that their publishers gave them, so that a repeat publishes nothing.
+
+use crate::store::{Committed, StoreError};
+use parking_lot::Mutex;
+use std::collections::{HashMap, VecDeque};
+
+/// Whose key it is: of the application or of clients, and for which channel.
+pub type Scope<'a> = (bool, &'a str);
+
+type Key = (bool, Box<str>, Box<str>);
+
+/// Results of type `T`, the oldest forgotten first.
+pub struct Idempotency<T> {
+    results: Mutex<Results<T>>,
+}
+
+impl<T> Default for Idempotency<T> {
+    fn default() -> Self {
+        Self {
+            results: Mutex::default(),
+        }
+    }
+}
+
+struct Results<T> {
+    by_key: HashMap<Key, Entry<T>>,
+    /// Keys with when they were first used, by the caller's clock.
+    by_age: VecDeque<(u64, u64, Key)>,
+    next_number: u64,
+}
+
+struct Entry<T> {
+    number: u64,
+    state: State<T>,
+}
+
+enum State<T> {
+    /// It is being published.
+    Begun,
+    /// It was saved before its publisher had said that it was published.
+    Saved,
+    /// It was published, and is being saved.
+    Saving(T, Vec<Committed>),
+    Done(T),
+}
+
+impl<T> Default for Results<T> {
+    fn default() -> Self {
+        Self {
+            by_key: HashMap::new(),
+            by_age: VecDeque::new(),
+            next_number: 0,
+        }
+    }
+}
+
+/// What is known of a key.
+pub enum Known<T> {
+    /// Nothing: the caller is to publish, and to say `published` with this number.
+    Nothing(u64),
+    /// The first result; the caller's `committed` is kept until that is saved.
+    Repeat(T),
+}
+
+impl<T: Copy> Idempotency<T> {
+    /// Looks a key up, and takes it when it is free. `committed` hears when the first publication is saved, if this
+    /// is a repeat. Keys that are older than `ttl`, or too many for `limit`, are forgotten. `None` while another
+    /// thread publishes the same.
+    pub fn begin(
+        &self,
+        scope: Scope<'_>,
+        key: &str,
+        now: u64,
+        ttl: u64,
+        limit: usize,
+        committed: &mut dyn FnMut() -> Option<Committed>,
+    ) -> Option<Known<T>> {
+        let key: Key = (scope.0, scope.1.into(), key.into());
+        let mut results = self.results.lock();
+        results.forget(now, ttl, limit);
+        if let Some(entry) = results.by_key.get_mut(&key) {
+            return match &mut entry.state {
+                State::Begun | State::Saved => None,
+                State::Done(result) => {
+                    let result = *result;
+                    drop(results);
+                    if let Some(committed) = committed() {
+                        committed(Ok(()));
+                    }
+                    Some(Known::Repeat(result))
+                }
+                State::Saving(result, waiting) => {
+                    waiting.extend(committed());
+                    Some(Known::Repeat(*result))
+                }
+            };
+        }
+        let number = results.next_number;
+        results.next_number += 1;
+        results.by_age.push_back((now, number, key.clone()));
+        let state = State::Begun;
+        results.by_key.insert(key, Entry { number, state });
+        Some(Known::Nothing(number))
+    }
+
+    /// It is published; with `is_saving`, `saved` is called too, before or after.
+    pub fn published(&self, scope: Scope<'_>, key: &str, number: u64, result: T, is_saving: bool) {
+        let mut results = self.results.lock();
+        if let Some(entry) = results.entry(scope, key, number) {
+            entry.state = match entry.state {
+                State::Begun if is_saving => State::Saving(result, Vec::new()),
+                _ => State::Done(result),
+            };
+        }
+    }
+
+    /// What became of saving it: when it failed, the key is free again.
+    pub fn saved(
+        &self,
+        scope: Scope<'_>,
+        key: &str,
+        number: u64,
+        outcome: &Result<(), StoreError>,
+    ) {
+        let mut results = self.results.lock();
+        let Some(entry) = results.entry(scope, key, number) else {
+            return;
+        };
+        let before = std::mem::replace(&mut entry.state, State::Saved);
+        if let State::Saving(result, _) | State::Done(result) = &before {
+            entry.state = State::Done(*result);
+        }
+        if outcome.is_err() {
+            results
+                .by_key
+                .remove(&(scope.0, scope.1.into(), key.into()));
+        }
+        drop(results);
+        if let State::Saving(_, waiting) = before {
+            for committed in waiting {
+                committed(outcome.clone());
+            }
+        }
+    }
+}
+
+impl<T> Results<T> {
+    fn entry(&mut self, scope: Scope<'_>, key: &str, number: u64) -> Option<&mut Entry<T>> {
+        self.by_key
+            .get_mut(&(scope.0, scope.1.into(), key.into()))
+            .filter(|entry| entry.number == number)
+    }
+
+    fn forget(&mut self, now: u64, ttl: u64, limit: usize) {
+        while let Some((begun, number, key)) = self.by_age.front() {
+            if now.saturating_sub(*begun) < ttl && self.by_age.len() < limit.max(1) {
+                return;
+            }
+            match self.by_key.get(key).filter(|entry| entry.number == *number) {
+                // whoever waits for it has to hear
+                Some(Entry {
+                    state: State::Saving(..),
+                    ..
+                }) => return,
+                Some(_) => drop(self.by_key.remove(key)),
+                None => {}
+            }
+            self.by_age.pop_front();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    const SCOPE: Scope<'static> = (false, "jungle");
+
+    fn begin(keys: &Idempotency<u32>, key: &str, now: u64) -> Result<u64, Option<u32>> {
+        match keys.begin(SCOPE, key, now, 100, 3, &mut || None) {
+            Some(Known::Nothing(number)) => Ok(number),
+            None => Err(None),
+            Some(Known::Repeat(result)) => Err(Some(result)),
+        }
+    }
+
+    #[test]
+    fn a_repeat_gets_the_first_result_until_the_key_is_old() {
+        let keys = Idempotency::default();
+        let number = begin(&keys, "a", 0).expect("free");
+        assert_eq!(begin(&keys, "a", 1), Err(None));
+        keys.published(SCOPE, "a", number, 7, false);
+        assert_eq!(begin(&keys, "a", 99), Err(Some(7)));
+        assert!(matches!(
+            keys.begin((true, "jungle"), "a", 99, 100, 3, &mut || None),
+            Some(Known::Nothing(_))
+        ));
+        assert!(begin(&keys, "a", 100).is_ok());
+    }
+
+    #[test]
+    fn the_oldest_keys_go_first() {
+        let keys = Idempotency::default();
+        for key in ["a", "b", "c"] {
+            let number = begin(&keys, key, 0).expect("free");
+            keys.published(SCOPE, key, number, 1, false);
+        }
+        assert!(begin(&keys, "a", 1).is_ok());
+        assert_eq!(begin(&keys, "c", 1), Err(Some(1)));
+    }
+
+    #[test]
+    fn repeats_wait_for_the_first_to_be_saved() {
+        let keys = Idempotency::default();
+        let number = begin(&keys, "a", 0).expect("free");
+        keys.published(SCOPE, "a", number, 1, true);
+        let failures = Arc::new(AtomicUsize::new(0));
+        let mut waiting = || {
+            let failures = Arc::clone(&failures);
+            let committed: Committed = Box::new(move |result| {
+                failures.fetch_add(usize::from(result.is_err()), Ordering::Relaxed);
+            });
+            Some(committed)
+        };
+        for _ in 0..2 {
+            assert!(matches!(
+                keys.begin(SCOPE, "a", 1, 100, 3, &mut waiting),
+                Some(Known::Repeat(1))
+            ));
+        }
+        keys.saved(SCOPE, "a", number, &Err(StoreError("full".to_owned())));
+        assert_eq!(failures.load(Ordering::Relaxed), 2);
+        assert!(begin(&keys, "a", 2).is_ok());
+    }
+
+    #[test]
+    fn saved_may_come_before_published() {
+        let keys = Idempotency::default();
+        let number = begin(&keys, "a", 0).expect("free");
+        keys.saved(SCOPE, "a", number, &Ok(()));
+        assert_eq!(begin(&keys, "a", 1), Err(None));
+        keys.published(SCOPE, "a", number, 7, true);
+        assert_eq!(begin(&keys, "a", 1), Err(Some(7)));
+    }
+}

@@ -1,0 +1,389 @@
+//! Publishing: a place in the channel's stream, one encoding, one push for each shard that has a subscriber.
+
+use super::channel::{Channel, Members};
+use super::client::Client;
+use super::delivery::Delivery;
+use super::{Node, argument, encode};
+use crate::broker::{HandOverSaved, StreamPosition};
+use crate::error::Error;
+use crate::events::Detail;
+use crate::frame::EncodedFrame;
+use crate::idempotency::{Idempotency, Known, Scope};
+use crate::priority::Priority;
+use crate::protocol::{self, Publication};
+use crate::store::{Committed, StoreError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// How something is to be published or sent.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PublishOptions<'a> {
+    pub priority: Priority,
+    /// The caller wants to hear when it is saved.
+    pub durable: bool,
+    /// A repeat with the same key publishes nothing.
+    pub idempotency_key: Option<&'a str>,
+}
+
+/// A publication that was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Published {
+    /// Connected subscribers that it was handed over to, or will be when it is saved.
+    pub recipients: usize,
+    /// Where it is kept; `None` when it is not.
+    pub position: Option<StreamPosition>,
+    /// Its idempotency key was known: this is what the first one gave, and nothing was published now.
+    pub is_duplicate: bool,
+}
+
+impl Node {
+    /// Publishes on a channel, which it makes if there is none.
+    ///
+    /// `data` is JSON. On a durable channel it is handed over when it is saved. `commit` is called, before this
+    /// returns, when the publication is durable by `options` or by its channel; what it gives hears once what became
+    /// of saving it, perhaps before this returns, perhaps on the store's thread.
+    ///
+    /// Errors: a channel or event name that cannot be one; a message over the limit; `durable` without a database;
+    /// the storage cannot be opened.
+    pub fn broadcast(
+        self: &Arc<Self>,
+        channel: &str,
+        event: &str,
+        data: &[u8],
+        options: &PublishOptions<'_>,
+        commit: &mut dyn FnMut() -> Committed,
+    ) -> Result<Published, Error> {
+        protocol::check_channel_name(channel).map_err(argument)?;
+        protocol::check_event_name(event).map_err(argument)?;
+        self.check_size(data.len())?;
+        self.check_options(options)?;
+        self.restore()?;
+        self.wait_for_room();
+        let new = NewPublication {
+            channel,
+            event,
+            data,
+            from: None,
+            options,
+        };
+        Ok(self.publish(&new, commit))
+    }
+
+    /// To every connected client once, before all that waits for it; returns to how many. It is kept for clients that
+    /// are away, and sent again to those that acknowledge until they do.
+    ///
+    /// Errors: a message over the limit; the storage cannot be opened.
+    pub fn emergency(&self, message: &str) -> Result<usize, Error> {
+        self.check_size(message.len())?;
+        self.restore()?;
+        self.wait_for_room();
+        let mut data = b"{\"message\":".to_vec();
+        protocol::write_text(&mut data, message);
+        data.extend_from_slice(
+            b",\"severity\":\"critical\",\"source\":\"tantor_emergency_system\"}",
+        );
+        let mut recipients = 0;
+        let stamp = self.stamp();
+        {
+            // nobody comes or goes meanwhile, so that everybody gets it, and gets it once
+            let _emergencies = self.emergencies.write();
+            let mut encoded = None;
+            self.publish_on(protocol::EMERGENCY_CHANNEL, |_, position| {
+                let publication = Publication {
+                    channel: protocol::EMERGENCY_CHANNEL,
+                    event: "emergency_alert",
+                    data: &data,
+                    from: None,
+                    offset: position.map(|position| position.offset),
+                    wants_ack: true,
+                };
+                self.counters.encoded.add(1);
+                let frame = encode(|out| protocol::write_publication(out, stamp, &publication));
+                let doors = self.doors.load();
+                if !doors.is_empty() {
+                    recipients = self.connected.load(Ordering::Acquire);
+                }
+                let receipt = self.receipts.open(stamp.id, recipients);
+                for door in doors.iter() {
+                    door.inbox.push(Delivery::Urgent {
+                        frame: frame.clone(),
+                        receipt: Some(Arc::clone(&receipt)),
+                    });
+                }
+                encoded = Some(frame.clone());
+                frame
+            });
+            if let Some(frame) = encoded {
+                self.keep_emergency(stamp, &frame);
+            }
+        }
+        self.counters.publications.add(1);
+        self.counters.messages_sent.add(recipients);
+        if let Some(name) = self.events.wanted("emergency_alert") {
+            let detail = Detail::Emergency {
+                message: message.to_owned(),
+                recipients,
+            };
+            self.event(name, None, Some(protocol::EMERGENCY_CHANNEL), detail);
+        }
+        Ok(recipients)
+    }
+
+    /// Publishes, or finds that the idempotency key was used.
+    pub(super) fn publish(
+        self: &Arc<Self>,
+        new: &NewPublication<'_>,
+        commit: &mut dyn FnMut() -> Committed,
+    ) -> Published {
+        let channel = self.channel(new.channel);
+        let is_durable = new.options.durable || self.stream(&channel).is_durable();
+        let Some(key) = new.options.idempotency_key else {
+            let committed = is_durable.then(&mut *commit);
+            return self.publish_now(new, committed);
+        };
+        let scope = (new.from.is_some(), new.channel);
+        match self.begin_once(&self.published_once, scope, key, &mut || {
+            is_durable.then(&mut *commit)
+        }) {
+            Known::Nothing(number) if is_durable => {
+                let committed = self.settle_once(commit(), new, key, number);
+                let published = self.publish_now(new, Some(committed));
+                self.published_once
+                    .published(scope, key, number, published, true);
+                published
+            }
+            Known::Nothing(number) => {
+                let published = self.publish_now(new, None);
+                self.published_once
+                    .published(scope, key, number, published, false);
+                published
+            }
+            Known::Repeat(published) => Published {
+                is_duplicate: true,
+                ..published
+            },
+        }
+    }
+
+    /// Looks an idempotency key up; waits while another thread publishes the same.
+    pub(super) fn begin_once<T: Copy>(
+        &self,
+        results: &Idempotency<T>,
+        scope: Scope<'_>,
+        key: &str,
+        committed: &mut dyn FnMut() -> Option<Committed>,
+    ) -> Known<T> {
+        let ttl = self.config.idempotency_ttl.as_micros() as u64;
+        let limit = self.config.max_idempotency_keys;
+        loop {
+            let now = protocol::monotonic_micros();
+            if let Some(known) = results.begin(scope, key, now, ttl, limit, committed) {
+                return known;
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    /// Publishes on the channel of this name, which is made if there is none.
+    pub(super) fn publish_on(
+        &self,
+        name: &str,
+        mut hand_over: impl FnMut(&Arc<Channel>, Option<StreamPosition>) -> EncodedFrame,
+    ) {
+        loop {
+            let channel = self.channel(name);
+            // a channel that ended in between is looked up again
+            let mut publish = |position| hand_over(&channel, position);
+            if self.stream(&channel).publish(&mut publish, &mut None) {
+                return;
+            }
+        }
+    }
+
+    /// One inbox push for each shard that has a subscriber; returns how many subscribers.
+    pub(super) fn hand_over(
+        &self,
+        channel: &Arc<Channel>,
+        members: &Members,
+        frame: &EncodedFrame,
+        offset: Option<u64>,
+        priority: Priority,
+    ) -> usize {
+        if members.interest.total() > 0 {
+            let doors = self.doors.load();
+            for door in members
+                .interest
+                .shards()
+                .filter_map(|shard| doors.get(shard))
+            {
+                door.inbox.push(Delivery::Publish {
+                    channel: Arc::clone(channel),
+                    frame: frame.clone(),
+                    offset,
+                    priority,
+                });
+            }
+        }
+        members.interest.total()
+    }
+
+    pub(super) fn encode_publication(&self, publication: &Publication<'_>) -> EncodedFrame {
+        self.counters.encoded.add(1);
+        let stamp = self.stamp();
+        encode(|out| protocol::write_publication(out, stamp, publication))
+    }
+
+    /// Errors: options that the settings leave no room for, or that cannot be.
+    pub(super) fn check_options(&self, options: &PublishOptions<'_>) -> Result<(), Error> {
+        if options.durable && !self.store.is_durable() {
+            return Err(Error::Argument(
+                "durable=True takes a database: Tantor(database=\"sqlite:///tantor.db\")"
+                    .to_owned(),
+            ));
+        }
+        if let Some(key) = options.idempotency_key {
+            protocol::check_idempotency_key(key).map_err(argument)?;
+        }
+        Ok(())
+    }
+
+    fn publish_now(
+        self: &Arc<Self>,
+        new: &NewPublication<'_>,
+        mut committed: Option<Committed>,
+    ) -> Published {
+        let mut published = Published {
+            recipients: 0,
+            position: None,
+            is_duplicate: false,
+        };
+        loop {
+            let channel = self.channel(new.channel);
+            let stream = self.stream(&channel);
+            let done = if stream.is_durable() {
+                let mut hand_over =
+                    Some(self.hand_over_saved(&channel, new.options.priority, committed.take()));
+                let stream = Arc::clone(stream);
+                let done = stream.publish_saved(
+                    &mut |position| {
+                        published.position = position;
+                        published.recipients = channel.members.lock().interest.total();
+                        self.encode_publication(&new.at(position))
+                    },
+                    &mut hand_over,
+                );
+                if !done {
+                    // the channel has ended: its successor may be another
+                    self.counters.publications.add(1);
+                    if let Some(hand_over) = hand_over {
+                        hand_over(Err(StoreError("the channel was deleted".to_owned())));
+                    }
+                    return published;
+                }
+                done
+            } else {
+                let done = stream.publish(
+                    &mut |position| {
+                        let frame = self.encode_publication(&new.at(position));
+                        published.position = position;
+                        published.recipients = self.hand_over(
+                            &channel,
+                            &channel.members.lock(),
+                            &frame,
+                            position.map(|position| position.offset),
+                            new.options.priority,
+                        );
+                        frame
+                    },
+                    &mut committed,
+                );
+                if done && published.recipients > 0 {
+                    self.counters.messages_sent.add(published.recipients);
+                }
+                done
+            };
+            // a channel that ended in between is looked up again
+            if done {
+                break;
+            }
+        }
+        self.counters.publications.add(1);
+        if let Some(client) = new.from {
+            self.client_event(new.event, client, Some(new.channel), || {
+                Detail::Data(new.data.into())
+            });
+        }
+        published
+    }
+
+    /// What is done with a publication of a durable channel when it is saved.
+    fn hand_over_saved(
+        self: &Arc<Self>,
+        channel: &Arc<Channel>,
+        priority: Priority,
+        committed: Option<Committed>,
+    ) -> HandOverSaved {
+        let (node, channel) = (Arc::clone(self), Arc::clone(channel));
+        Box::new(move |result| {
+            let outcome = match result {
+                Ok((position, frame)) => {
+                    let offset = Some(position.offset);
+                    let members = channel.members.lock();
+                    let recipients = node.hand_over(&channel, &members, frame, offset, priority);
+                    drop(members);
+                    node.counters.messages_sent.add(recipients);
+                    Ok(())
+                }
+                Err(error) => {
+                    node.counters.not_saved.add(1);
+                    Err(error)
+                }
+            };
+            if let Some(committed) = committed {
+                committed(outcome);
+            }
+        })
+    }
+
+    /// Has an idempotency key wait for the publication to be saved.
+    fn settle_once(
+        self: &Arc<Self>,
+        committed: Committed,
+        new: &NewPublication<'_>,
+        key: &str,
+        number: u64,
+    ) -> Committed {
+        let node = Arc::clone(self);
+        let (is_client, channel) = (new.from.is_some(), new.channel.to_owned());
+        let key = key.to_owned();
+        Box::new(move |outcome| {
+            let scope = (is_client, channel.as_str());
+            node.published_once.saved(scope, &key, number, &outcome);
+            committed(outcome);
+        })
+    }
+}
+
+/// A publication to be made.
+pub(super) struct NewPublication<'a> {
+    pub channel: &'a str,
+    pub event: &'a str,
+    /// JSON.
+    pub data: &'a [u8],
+    /// The client that publishes it, if one does.
+    pub from: Option<&'a Arc<Client>>,
+    pub options: &'a PublishOptions<'a>,
+}
+
+impl<'a> NewPublication<'a> {
+    fn at(&self, position: Option<StreamPosition>) -> Publication<'a> {
+        Publication {
+            channel: self.channel,
+            event: self.event,
+            data: self.data,
+            from: self.from.map(|client| &*client.id),
+            offset: position.map(|position| position.offset),
+            wants_ack: false,
+        }
+    }
+}

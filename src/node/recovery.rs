@@ -1,0 +1,211 @@
+//! What a client is given of a channel's past: what it missed, when it joins, and pages of history.
+
+use super::client::{Client, Joined};
+use super::delivery::Place;
+use super::{Node, argument, encode};
+use crate::command::Recover;
+use crate::error::{Error, ErrorCode, Refusal};
+use crate::frame::EncodedFrame;
+use crate::history::{History, Page};
+use crate::protocol::{self, Reference};
+use std::sync::Arc;
+
+/// What a client wants to know when it joins a channel.
+pub(super) struct Asked<'a> {
+    pub reference: Option<Reference<'a>>,
+    /// Where it was.
+    pub recover: Option<Recover<'a>>,
+}
+
+/// Publications of a channel, oldest first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HistoryPage {
+    pub epoch: u64,
+    /// The stream's top.
+    pub offset: u64,
+    /// As they were on the wire.
+    pub publications: Vec<EncodedFrame>,
+    /// The page was cut short, because it would have been too large.
+    pub is_cut: bool,
+}
+
+/// Most publications in one page.
+pub const MAX_HISTORY_LIMIT: i64 = 1000;
+
+/// Publications in one page when nothing is said.
+pub const DEFAULT_HISTORY_LIMIT: i64 = 100;
+
+impl Node {
+    /// What is kept of a channel: at most `limit` publications, with `after` the oldest behind that offset, otherwise
+    /// the newest (before the offset `before`, if given). `max_bytes` bounds the page, but for its first publication.
+    ///
+    /// Errors: a channel name that cannot be one; the storage cannot be opened.
+    pub fn history(
+        &self,
+        channel: &str,
+        page: Page,
+        max_bytes: usize,
+    ) -> Result<HistoryPage, Error> {
+        protocol::check_channel_name(channel).map_err(argument)?;
+        self.restore()?;
+        let channel = self.channel(channel);
+        let mut found = None;
+        self.stream(&channel).read(&mut |history| {
+            let (kept, is_cut) = history.page(page, max_bytes);
+            found = Some(HistoryPage {
+                epoch: history.epoch,
+                offset: history.top,
+                publications: kept.into_iter().map(|kept| kept.frame.clone()).collect(),
+                is_cut,
+            });
+        });
+        found.ok_or_else(|| Error::Argument(format!("channel {:?} was deleted", channel.name)))
+    }
+
+    /// Answers a client that asks for a page.
+    ///
+    /// Errors: a limit that cannot be.
+    pub(super) fn answer_history(
+        &self,
+        client: &Arc<Client>,
+        channel: &str,
+        (limit, after, before): (Option<i64>, Option<u64>, Option<u64>),
+        reference: Option<Reference<'_>>,
+    ) -> Result<(), Refusal> {
+        let limit = limit.unwrap_or(DEFAULT_HISTORY_LIMIT);
+        if !(1..=MAX_HISTORY_LIMIT).contains(&limit) {
+            return Err(Refusal::new(
+                ErrorCode::BadLimit,
+                format!("limit is {limit}; it takes a whole number from 1 to {MAX_HISTORY_LIMIT}"),
+            ));
+        }
+        let page = Page {
+            limit: usize::try_from(limit).unwrap_or_default(),
+            after,
+            before,
+        };
+        let page = self
+            .history(channel, page, self.max_reply_bytes())
+            .map_err(|error| Refusal::new(ErrorCode::NotSaved, error.to_string()))?;
+        self.answer(client, reference, channel, |out| {
+            protocol::write_json(out, "epoch", protocol::epoch_text(page.epoch));
+            protocol::write_json(out, "offset", page.offset);
+            protocol::write_publications(out, &page.publications);
+            if page.is_cut {
+                protocol::write_json(out, "more", true);
+            }
+        });
+        Ok(())
+    }
+
+    /// Answers a client that is on the channel already: because it was resumed, or because it has noticed a gap.
+    pub(super) fn answer_joined(&self, joined: &Joined, place: Place, asked: &Asked<'_>) {
+        let channel = &joined.channel;
+        self.stream(channel).read(&mut |history| {
+            let subscribers = channel.members.lock().roster.len();
+            // one that was resumed has had, or will have, what was published since it went live; one that has
+            // missed something after that needs all
+            let is_resuming = asked
+                .recover
+                .as_ref()
+                .is_some_and(|recover| recover.offset < joined.live_from);
+            let through = if is_resuming {
+                joined.live_from
+            } else {
+                history.top
+            };
+            let frame = self.join_reply(asked, &channel.name, history, through, subscribers);
+            self.push_direct(place, frame);
+        });
+    }
+
+    /// The answer to a join; with what was missed up to `through`, if that was asked.
+    pub(super) fn join_reply(
+        &self,
+        asked: &Asked<'_>,
+        channel: &str,
+        history: &History,
+        through: u64,
+        subscribers: usize,
+    ) -> EncodedFrame {
+        let stamp = self.stamp();
+        encode(|out| {
+            protocol::write_reply(out, stamp, asked.reference, channel, |out| {
+                protocol::write_json(out, "epoch", protocol::epoch_text(history.epoch));
+                protocol::write_json(out, "offset", history.top);
+                protocol::write_json(out, "subscribers", subscribers);
+                let Some(recover) = &asked.recover else {
+                    return;
+                };
+                let missed = history.since(
+                    epoch_number(&recover.epoch),
+                    recover.offset,
+                    through,
+                    self.max_reply_bytes(),
+                );
+                match missed {
+                    Ok(missed) => {
+                        protocol::write_json(out, "recovered", true);
+                        protocol::write_publications(out, missed.map(|kept| &kept.frame));
+                    }
+                    Err(why) => {
+                        protocol::write_json(out, "recovered", false);
+                        protocol::write_json(out, "reason", why.reason());
+                        protocol::write_publications(out, []);
+                    }
+                }
+            });
+        })
+    }
+
+    /// An answer to a client's command; `write` adds fields.
+    pub(super) fn answer(
+        &self,
+        client: &Arc<Client>,
+        reference: Option<Reference<'_>>,
+        channel: &str,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) {
+        let stamp = self.stamp();
+        self.reply(
+            client,
+            encode(|out| protocol::write_reply(out, stamp, reference, channel, write)),
+        );
+    }
+
+    /// Larger replies would make a client too slow at once.
+    fn max_reply_bytes(&self) -> usize {
+        self.config.max_pending_bytes / 2
+    }
+
+    /// How many are on a channel, and the first of them.
+    pub(super) fn answer_presence(
+        &self,
+        client: &Arc<Client>,
+        name: &str,
+        reference: Option<Reference<'_>>,
+    ) {
+        let channel = self.channels.read().get(name).cloned();
+        let (online, users) = channel.map_or_else(<(usize, Vec<Arc<str>>)>::default, |channel| {
+            let members = channel.members.lock();
+            let users = members.roster.ids().take(MAX_PRESENT).cloned().collect();
+            (members.roster.len(), users)
+        });
+        self.answer(client, reference, name, |out| {
+            let users: Vec<&str> = users.iter().map(|id| &**id).collect();
+            protocol::write_json(out, "online", online);
+            protocol::write_json(out, "users", users);
+        });
+    }
+}
+
+/// Most names in the answer to `presence`.
+const MAX_PRESENT: usize = 1000;
+
+/// An epoch as the client wrote it; one that is no epoch is nobody's.
+fn epoch_number(text: &str) -> Option<u64> {
+    let is_epoch = text.len() == 16 && text.bytes().all(|digit| digit.is_ascii_hexdigit());
+    is_epoch
+        .then(|| u64::from_str_radix(text, 16).ok())
+        .flatten()
+}

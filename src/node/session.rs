@@ -1,0 +1,630 @@
+//! A client's session: with what it comes back, what it comes back to, and what happens while it is away.
+
+use super::client::{Away, Client, ClientState, Joined};
+use super::delivery::{Delivery, Place};
+use super::{Channel, Node, Notice, argument};
+use crate::error::{Disconnect, Error};
+use crate::events::{Detail, LogLevel};
+use crate::frame::EncodedFrame;
+use crate::protocol::{self, ResumeOutcome, WelcomeFields};
+use crate::random::random_u64;
+use crate::store::{Change, SavedClient};
+use std::collections::VecDeque;
+use std::collections::hash_map::Entry;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// The secret of a client's resume token, and the one before.
+pub struct Session {
+    secret: [u8; SECRET],
+    /// Good until the client has shown that it has the newer one.
+    previous: Option<Box<[u8; SECRET]>>,
+}
+
+const SECRET: usize = 16;
+
+/// What a client says when it connects.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Greeting<'a> {
+    /// The token of the client that it was.
+    pub resume: Option<&'a str>,
+    /// It acknowledges what is sent to it.
+    pub acknowledges: bool,
+}
+
+/// A client that has connected.
+pub struct Connected {
+    pub client: Arc<Client>,
+    /// What must reach it first.
+    pub welcome: EncodedFrame,
+    pub is_resumed: bool,
+}
+
+/// Clients that are away, in the order in which something is due for them; with the number of the time they went.
+pub type Due = VecDeque<(u64, u64, Arc<Client>)>;
+
+const MALFORMED: &str = "the resume token is malformed";
+const UNKNOWN: &str =
+    "the resume token is of nobody who is expected back: it has expired, or the client has left";
+const USED: &str = "the resume token is not the client's latest: it was used before, or made up";
+
+impl Session {
+    pub fn new() -> Self {
+        Self {
+            secret: random_secret(),
+            previous: None,
+        }
+    }
+
+    fn opens_with(&self, secret: &[u8; SECRET]) -> bool {
+        is_equal(&self.secret, secret)
+            || self
+                .previous
+                .as_ref()
+                .is_some_and(|previous| is_equal(previous, secret))
+    }
+
+    fn rotate(&mut self, used: &[u8; SECRET]) {
+        // the one it came with stays good, should the answer be lost
+        self.previous = Some(Box::new(*used));
+        self.secret = random_secret();
+    }
+
+    pub fn confirm(&mut self) {
+        self.previous = None;
+    }
+
+    /// URL-safe: the secret and the client's id in hexadecimal.
+    fn token(&self, client_id: &str) -> String {
+        use std::fmt::Write;
+        let mut token = String::with_capacity(2 * (SECRET + client_id.len()));
+        for byte in self.secret.iter().chain(client_id.as_bytes()) {
+            // writing to a String does not fail
+            let _ = write!(token, "{byte:02x}");
+        }
+        token
+    }
+}
+
+fn read_token(token: &str) -> Option<(String, [u8; SECRET])> {
+    if !token.is_ascii() || !token.len().is_multiple_of(2) {
+        return None;
+    }
+    let bytes = (0..token.len() / 2)
+        .map(|at| u8::from_str_radix(token.get(2 * at..2 * at + 2)?, 16).ok())
+        .collect::<Option<Vec<u8>>>()?;
+    let (secret, id) = bytes.split_at_checked(SECRET)?;
+    let id = String::from_utf8(id.to_vec()).ok()?;
+    protocol::check_client_id(&id).ok()?;
+    Some((id, secret.try_into().ok()?))
+}
+
+fn random_secret() -> [u8; SECRET] {
+    let mut secret = [0; SECRET];
+    secret[..8].copy_from_slice(&random_u64().to_ne_bytes());
+    secret[8..].copy_from_slice(&random_u64().to_ne_bytes());
+    secret
+}
+
+/// In a time that does not tell where they differ.
+fn is_equal(one: &[u8; SECRET], other: &[u8; SECRET]) -> bool {
+    one.iter()
+        .zip(other)
+        .fold(0, |differences, (one, other)| differences | (one ^ other))
+        == 0
+}
+
+impl Node {
+    /// A client has connected: the one that it was, if its token says so, or a new one. `None` when as many as may be
+    /// are connected already.
+    pub fn connect(&self, place: Place, greeting: &Greeting<'_>) -> Option<Connected> {
+        let reserve =
+            |connected| (connected < self.config.max_connections).then_some(connected + 1);
+        if self
+            .connected
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, reserve)
+            .is_err()
+        {
+            self.counters.refused_full.add(1);
+            return None;
+        }
+        self.counters.connections_total.add(1);
+        let connected = match greeting
+            .resume
+            .map(|token| self.resume(place, token, greeting))
+        {
+            Some(Ok(resumed)) => resumed,
+            Some(Err(reason)) => {
+                self.counters.resumes_refused.add(1);
+                self.begin(place, greeting, Some(ResumeOutcome::Refused(reason)))
+            }
+            None => self.begin(place, greeting, None),
+        };
+        for event in ["welcome", "connect"] {
+            self.client_event(
+                event,
+                &connected.client,
+                Some(protocol::SYSTEM_CHANNEL),
+                || Detail::Message(protocol::WELCOME.to_owned()),
+            );
+        }
+        Some(connected)
+    }
+
+    /// After `connect` and its welcome: puts the client on the channels that it is to be on.
+    pub fn enter(&self, connected: &Connected) {
+        if !connected.is_resumed {
+            let name = self.config.default_channel.clone();
+            self.add_member(&connected.client, &name, None);
+        }
+    }
+
+    /// A client's connection has ended. One that is expected back is away; of any other it is told that it has left.
+    pub fn disconnect(&self, client: &Arc<Client>, place: Place, disconnect: Disconnect) {
+        {
+            let _emergencies = self.emergencies.read();
+            let mut state = client.state.lock();
+            if state.place == Some(place) {
+                state.place = None;
+                self.connected.fetch_sub(1, Ordering::AcqRel);
+                self.lose(client, state, place, disconnect);
+            }
+        }
+        self.disconnected(client, disconnect);
+    }
+
+    /// A token with which a client can connect under this id, whether it was ever connected or not.
+    ///
+    /// Errors: an id that cannot be one; `resume_ttl` is 0; the storage cannot be opened.
+    pub fn resume_token(&self, client_id: &str) -> Result<String, Error> {
+        protocol::check_client_id(client_id).map_err(argument)?;
+        self.restore()?;
+        if self.config.resume_ttl.is_zero() {
+            return Err(Error::Argument(
+                "there are no resume tokens: resume_ttl is 0".to_owned(),
+            ));
+        }
+        loop {
+            let client = self.client_or_new(client_id);
+            let mut state = client.state.lock();
+            if state.removed {
+                continue;
+            }
+            let token = state
+                .session
+                .get_or_insert_with(Session::new)
+                .token(client_id);
+            if state.place.is_none() && state.away.is_none() {
+                self.expect(&client, &mut state, Vec::new());
+            }
+            self.save_client(&client, &state);
+            drop(state);
+            self.forget_surplus();
+            return Ok(token);
+        }
+    }
+
+    /// What the application attached to a client, as JSON; `None` when nothing is known.
+    pub fn user_data(&self, client_id: &str) -> Option<bytes::Bytes> {
+        let client = self.clients.read().get(client_id).cloned()?;
+        client.state.lock().user_data.clone()
+    }
+
+    /// Keeps what the application attached to a client, as JSON, as long as the client is known.
+    pub fn set_user_data(&self, client_id: &str, json: Vec<u8>) {
+        let client = self.clients.read().get(client_id).cloned();
+        if let Some(client) = client {
+            let mut state = client.state.lock();
+            state.user_data = Some(json.into());
+            self.save_client(&client, &state);
+        }
+    }
+
+    /// Clients that were lost and may be back.
+    pub fn away_count(&self) -> usize {
+        self.away.load(Ordering::Relaxed)
+    }
+
+    /// Tells of lost clients that were given their time to come back, and forgets those that did not.
+    pub(super) fn tend_away(&self) {
+        let now = protocol::monotonic_micros();
+        while let Some((number, client)) = pop_due(&self.leaving, now) {
+            let state = client.state.lock();
+            if state
+                .away
+                .as_ref()
+                .is_some_and(|away| away.number == number)
+            {
+                self.leave_all(&client, state);
+            }
+        }
+        while let Some((number, client)) = pop_due(&self.expiring, now) {
+            self.forget_away(&client, number);
+        }
+    }
+
+    /// Saves what has to outlive the process of a client, if anything is saved.
+    pub(super) fn save_client(&self, client: &Client, state: &ClientState) {
+        if !self.store.is_durable() {
+            return;
+        }
+        let Some(session) = &state.session else {
+            return;
+        };
+        let is_connected = state.place.is_some();
+        let ttl = self.config.resume_ttl.as_micros() as u64;
+        let saved = SavedClient {
+            id: Arc::clone(&client.id),
+            secret: session.secret,
+            expires: if is_connected {
+                u64::MAX
+            } else {
+                protocol::now_micros().saturating_add(ttl)
+            },
+            joined: client.joined,
+            last_ping: client.last_ping(),
+            is_connected,
+            channels: state.channel_names(),
+            user_data: state.user_data.clone(),
+        };
+        let client = Box::new(saved);
+        self.store.save(Change::ClientSaved { client }, None);
+    }
+
+    /// Takes in clients that were saved: they are away, and have all of `resume_ttl` to come back.
+    pub(super) fn restore_clients(&self, clients: Vec<SavedClient>) {
+        for saved in clients {
+            let client = {
+                let mut known = self.clients.write();
+                let Entry::Vacant(vacant) = known.entry(Arc::clone(&saved.id)) else {
+                    continue;
+                };
+                let client = Client::new(Arc::clone(&saved.id), saved.joined, None);
+                client.ping(saved.last_ping);
+                Arc::clone(vacant.insert(Arc::new(client)))
+            };
+            let mut state = client.state.lock();
+            state.session = Some(Session {
+                secret: saved.secret,
+                previous: None,
+            });
+            state.user_data = saved.user_data;
+            self.expect(&client, &mut state, saved.channels);
+        }
+        self.forget_surplus();
+    }
+
+    /// A new client.
+    fn begin(
+        &self,
+        place: Place,
+        greeting: &Greeting<'_>,
+        outcome: Option<ResumeOutcome<'_>>,
+    ) -> Connected {
+        let now = protocol::now_micros();
+        let _emergencies = self.emergencies.read();
+        let client = loop {
+            let id: Arc<str> = format!("client_{:016x}", random_u64()).into();
+            if let Entry::Vacant(vacant) = self.clients.write().entry(Arc::clone(&id)) {
+                break Arc::clone(vacant.insert(Arc::new(Client::new(id, now, Some(place)))));
+            }
+        };
+        let mut state = client.state.lock();
+        state.acknowledges = greeting.acknowledges;
+        if !self.config.resume_ttl.is_zero() {
+            state.session = Some(Session::new());
+        }
+        let welcome = self.welcome(&client, &state, outcome);
+        self.save_client(&client, &state);
+        drop(state);
+        Connected {
+            client,
+            welcome,
+            is_resumed: false,
+        }
+    }
+
+    /// The client that a token stands for; its mail and its channels follow by way of the inbox.
+    ///
+    /// Errors: why the token cannot be used, in words.
+    fn resume(
+        &self,
+        place: Place,
+        token: &str,
+        greeting: &Greeting<'_>,
+    ) -> Result<Connected, &'static str> {
+        let (id, secret) = read_token(token).ok_or(MALFORMED)?;
+        let client = self.clients.read().get(&*id).cloned().ok_or(UNKNOWN)?;
+        let emergencies = self.emergencies.read();
+        let mut guard = client.state.lock();
+        let state = &mut *guard;
+        let session = state
+            .session
+            .as_mut()
+            .filter(|_| !state.removed)
+            .ok_or(UNKNOWN)?;
+        if !session.opens_with(&secret) {
+            return Err(USED);
+        }
+        session.rotate(&secret);
+        client.begin_connection();
+        client.ping(protocol::now_micros());
+        let displaced = state.place.replace(place);
+        if displaced.is_some() {
+            // it had its reservation already
+            self.connected.fetch_sub(1, Ordering::AcqRel);
+        }
+        state.acknowledges = greeting.acknowledges;
+        let names = state.channel_names();
+        let remembered = match state.away.take() {
+            Some(away) => {
+                self.away.fetch_sub(1, Ordering::Relaxed);
+                away.remembered
+            }
+            None => Vec::new(),
+        };
+        if let Some(mailbox) = &mut state.mailbox {
+            self.expire_mail(&client.id, mailbox);
+        }
+        let (waiting, dropped) = state
+            .mailbox
+            .as_mut()
+            .map_or((0, 0), |mailbox| (mailbox.len(), mailbox.take_dropped()));
+        let outcome = ResumeOutcome::Resumed {
+            channels: &names,
+            waiting,
+            dropped,
+        };
+        let welcome = self.welcome(&client, state, Some(outcome));
+        self.hand_over_mail(&client, state, place);
+        for joined in &mut state.channels {
+            self.go_live(joined, place, displaced);
+        }
+        if let Some(old) = displaced {
+            self.displace(&client, old);
+        }
+        self.save_client(&client, state);
+        drop(guard);
+        drop(emergencies);
+        // rights are looked at again, as for any other join
+        for name in &remembered {
+            self.add_member(&client, name, None);
+        }
+        self.counters.resumes.add(1);
+        Ok(Connected {
+            client,
+            welcome,
+            is_resumed: true,
+        })
+    }
+
+    /// The connection of a client gets what is published on a channel from now on.
+    fn go_live(&self, joined: &mut Joined, place: Place, displaced: Option<Place>) {
+        let channel = Arc::clone(&joined.channel);
+        self.stream(&channel).read(&mut |history| {
+            let mut members = channel.members.lock();
+            if let Some(old) = displaced {
+                members.interest.remove(old.shard);
+            }
+            if members.removed {
+                return;
+            }
+            members.interest.add(place.shard);
+            joined.live_from = history.top;
+            self.push(
+                place.shard,
+                Delivery::Subscribe {
+                    place,
+                    channel: channel.key,
+                },
+            );
+        });
+    }
+
+    fn displace(&self, client: &Client, old: Place) {
+        self.events.log(LogLevel::Info, "connections", || {
+            format!(
+                "{} was resumed by another connection; the older one is closed",
+                client.id
+            )
+        });
+        self.push(
+            old.shard,
+            Delivery::Close {
+                place: old,
+                disconnect: Disconnect::Displaced,
+                frame: EncodedFrame::of_disconnect(Disconnect::Displaced),
+            },
+        );
+    }
+
+    fn welcome(
+        &self,
+        client: &Client,
+        state: &ClientState,
+        outcome: Option<ResumeOutcome<'_>>,
+    ) -> EncodedFrame {
+        let token = state
+            .session
+            .as_ref()
+            .map(|session| session.token(&client.id));
+        let stamp = self.stamp();
+        let fields = WelcomeFields {
+            resume: token
+                .as_deref()
+                .map(|token| (token, self.config.resume_ttl.as_secs_f64())),
+            heartbeat_interval: self.config.heartbeat_interval.as_secs_f64(),
+            outcome,
+        };
+        super::encode(|out| protocol::write_welcome(out, stamp, &client.id, &fields))
+    }
+
+    /// A client has no connection any more.
+    fn lose(
+        &self,
+        client: &Arc<Client>,
+        mut state: parking_lot::MutexGuard<'_, ClientState>,
+        place: Place,
+        disconnect: Disconnect,
+    ) {
+        for joined in &state.channels {
+            joined.channel.members.lock().interest.remove(place.shard);
+        }
+        if state.session.is_none() || !disconnect.is_abrupt() {
+            state.session = None;
+            self.leave_for_good(client, state);
+            return;
+        }
+        self.expect(client, &mut state, Vec::new());
+        self.save_client(client, &state);
+        if self.config.leave_delay.is_zero() || self.is_draining() {
+            self.leave_all(client, state);
+        } else {
+            let number = state.away.as_ref().map_or(0, |away| away.number);
+            drop(state);
+            push_due(&self.leaving, self.config.leave_delay, number, client);
+        }
+        self.forget_surplus();
+    }
+
+    /// Gives a client its time to come back.
+    fn expect(&self, client: &Arc<Client>, state: &mut ClientState, remembered: Vec<Arc<str>>) {
+        let number = self.next_away.fetch_add(1, Ordering::Relaxed);
+        state.away = Some(Box::new(Away { number, remembered }));
+        self.away.fetch_add(1, Ordering::Relaxed);
+        push_due(&self.expiring, self.config.resume_ttl, number, client);
+    }
+
+    /// Forgets those that are away longest while more are than may be. Not to be called with a client's state locked.
+    fn forget_surplus(&self) {
+        while self.away_count() > self.config.max_away_clients {
+            let Some((_, number, client)) = self.expiring.lock().pop_front() else {
+                return;
+            };
+            if self.forget_away(&client, number) {
+                self.counters.away_forgotten.add(1);
+            }
+        }
+    }
+
+    /// A client is expected back no longer; false when it has come back meanwhile.
+    fn forget_away(&self, client: &Arc<Client>, number: u64) -> bool {
+        let mut state = client.state.lock();
+        if state.away.as_ref().is_none_or(|away| away.number != number) {
+            return false;
+        }
+        state.away = None;
+        state.session = None;
+        self.away.fetch_sub(1, Ordering::Relaxed);
+        self.leave_for_good(client, state);
+        true
+    }
+
+    /// Others are told that a client has left its channels, which are remembered for its return.
+    fn leave_all(&self, client: &Arc<Client>, mut state: parking_lot::MutexGuard<'_, ClientState>) {
+        let channels: Vec<_> = state.channels.drain(..).collect();
+        if let Some(away) = &mut state.away {
+            let names = channels
+                .iter()
+                .map(|joined| Arc::clone(&joined.channel.name));
+            away.remembered.extend(names);
+        }
+        let left = self.remove_members(client, channels);
+        drop(state);
+        self.tell_left(client, left);
+    }
+
+    /// A client is off all channels, and gone if nothing else is known of it.
+    fn leave_for_good(
+        &self,
+        client: &Arc<Client>,
+        mut state: parking_lot::MutexGuard<'_, ClientState>,
+    ) {
+        let channels: Vec<_> = state.channels.drain(..).collect();
+        let left = self.remove_members(client, channels);
+        let is_gone = state.end_if_idle();
+        if self.store.is_durable() {
+            let id = Arc::clone(&client.id);
+            self.store.save(Change::ClientForgotten { id }, None);
+        }
+        drop(state);
+        if is_gone {
+            self.clients.write().remove(&client.id);
+        }
+        self.tell_left(client, left);
+    }
+
+    fn remove_members(
+        &self,
+        client: &Arc<Client>,
+        channels: Vec<Joined>,
+    ) -> Vec<(Arc<Channel>, usize)> {
+        let remove = |joined: Joined| {
+            let mut members = joined.channel.members.lock();
+            self.remove_member(&joined.channel, &mut members, &client.id);
+            let total = members.roster.len();
+            drop(members);
+            (joined.channel, total)
+        };
+        channels.into_iter().map(remove).collect()
+    }
+
+    fn tell_left(&self, client: &Arc<Client>, left: Vec<(Arc<Channel>, usize)>) {
+        for (channel, total) in left {
+            self.notice(&channel, Notice::Left, &client.id, total);
+        }
+    }
+}
+
+fn push_due(due: &parking_lot::Mutex<Due>, wait: Duration, number: u64, client: &Arc<Client>) {
+    let at = protocol::monotonic_micros().saturating_add(wait.as_micros() as u64);
+    due.lock().push_back((at, number, Arc::clone(client)));
+}
+
+fn pop_due(due: &parking_lot::Mutex<Due>, now: u64) -> Option<(u64, Arc<Client>)> {
+    let mut due = due.lock();
+    if due.front().is_none_or(|(at, _, _)| *at > now) {
+        return None;
+    }
+    due.pop_front().map(|(_, number, client)| (number, client))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_read_as_it_was_written() {
+        let session = Session::new();
+        let token = session.token("client_é");
+        assert!(token.bytes().all(|byte| byte.is_ascii_alphanumeric()));
+        let (id, secret) = read_token(&token).expect("valid");
+        assert_eq!(id, "client_é");
+        assert!(session.opens_with(&secret));
+        for bad in [
+            "",
+            "0",
+            "zz",
+            "é",
+            &token[..30],
+            &token[..31],
+            &format!("{token}ff"),
+        ] {
+            assert!(read_token(bad).is_none(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_token_before_is_good_until_the_newer_one_has_arrived() {
+        let mut session = Session::new();
+        let first = session.secret;
+        session.rotate(&first);
+        let second = session.secret;
+        assert!(first != second && session.opens_with(&first) && session.opens_with(&second));
+        session.rotate(&first);
+        assert!(session.opens_with(&first) && !session.opens_with(&second));
+        session.confirm();
+        assert!(!session.opens_with(&first) && session.opens_with(&session.secret));
+    }
+}
