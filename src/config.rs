@@ -165,6 +165,8 @@ pub struct Config {
     pub max_idempotency_keys: usize,
     /// Empty: nothing is saved.
     pub database: String,
+    pub database_bytes: u64,
+    pub database_queue_bytes: usize,
     pub durable: bool,
     pub inbox_bytes: usize,
     pub event_queue_bytes: usize,
@@ -218,6 +220,8 @@ impl Default for Config {
             idempotency_ttl: Duration::from_secs(300),
             max_idempotency_keys: 100_000,
             database: String::new(),
+            database_bytes: 1 << 30,
+            database_queue_bytes: 64 << 20,
             durable: false,
             inbox_bytes: 64 << 20,
             event_queue_bytes: 16 << 20,
@@ -461,6 +465,8 @@ settings! {
     idempotency_ttl: seconds(0.0, DAY), GIVEN, "seconds in which an idempotency key is known";
     max_idempotency_keys: integer(0, 10_000_000), GIVEN, "idempotency keys known at once; the oldest go first";
     database: read("text", "sqlite:/// and a path, or nothing", read_database, String::clone), GIVEN, "where history, mailboxes and clients are saved: sqlite:///tantor.db (default: nowhere)";
+    database_bytes: integer(1 << 20, 1024 * GIB), GIVEN, "bytes that the database's file may take; beyond it nothing more is saved until something has expired";
+    database_queue_bytes: integer(1 << 16, 64 * GIB), GIVEN, "bytes of changes that may wait to be saved; beyond it they are not, and counted";
     durable: boolean, GIVEN, "publications of every channel are saved before they are handed over";
     inbox_bytes: integer(1 << 16, 64 * GIB), GIVEN, "bytes that may wait for one shard before publishers are held back";
     event_queue_bytes: integer(1024, 64 * GIB), GIVEN, "bytes of events that may wait for Python before clients are read no further";
@@ -476,6 +482,10 @@ fn read_slow_consumer(text: &str) -> Result<SlowConsumer, String> {
     SlowConsumer::from_name(text).ok_or_else(|| "there is no such policy".to_owned())
 }
 
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "as the table calls every such function"
+)]
 fn write_slow_consumer(policy: &SlowConsumer) -> String {
     policy.name().to_owned()
 }

@@ -1,14 +1,13 @@
 //! What a forked child must not keep: it has this process's memory and descriptors, but none of its threads.
 
 use parking_lot::Mutex;
-use std::net::TcpListener;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 static FORKS: AtomicU32 = AtomicU32::new(0);
 
-/// Descriptors that listen.
-static LISTENERS: Mutex<Vec<Descriptor>> = Mutex::new(Vec::new());
+/// Descriptors that a child closes.
+static PARENTS_OWN: Mutex<Vec<Descriptor>> = Mutex::new(Vec::new());
 
 #[cfg(unix)]
 type Descriptor = std::os::fd::RawFd;
@@ -61,46 +60,41 @@ pub fn generation() -> u32 {
     FORKS.load(Ordering::Relaxed)
 }
 
-/// To be called first thing in a forked child: the parent's listeners are closed here, so that its port is its
-/// own.
+/// To be called first thing in a forked child: the parent's listeners and locks are closed here, so that its port and
+/// its files are its own.
 pub fn in_child() {
     FORKS.fetch_add(1, Ordering::Relaxed);
     THREADS.store(0, Ordering::Relaxed);
     // locked by another thread at the moment of the fork, it stays so: then the descriptors are left open
-    if let Some(mut listeners) = LISTENERS.try_lock() {
-        for descriptor in listeners.drain(..) {
+    if let Some(mut descriptors) = PARENTS_OWN.try_lock() {
+        for descriptor in descriptors.drain(..) {
             close(descriptor);
         }
     }
 }
 
-/// A listening descriptor that a child is to close, for as long as this value lives.
-pub struct Listener(Option<Descriptor>);
+/// A descriptor that a child is to close, for as long as this value lives.
+#[derive(Debug)]
+pub struct ParentsOwn(Option<Descriptor>);
 
-impl Listener {
-    pub fn register(listener: &TcpListener) -> Self {
-        let descriptor = descriptor(listener);
-        LISTENERS.lock().extend(descriptor);
-        Self(descriptor)
+impl ParentsOwn {
+    #[cfg(unix)]
+    pub fn register(file: &impl std::os::fd::AsRawFd) -> Self {
+        let descriptor = file.as_raw_fd();
+        PARENTS_OWN.lock().push(descriptor);
+        Self(Some(descriptor))
+    }
+
+    #[cfg(not(unix))]
+    pub fn register<T>(_: &T) -> Self {
+        Self(None)
     }
 }
 
-impl Drop for Listener {
+impl Drop for ParentsOwn {
     fn drop(&mut self) {
-        LISTENERS.lock().retain(|known| Some(*known) != self.0);
+        PARENTS_OWN.lock().retain(|known| Some(*known) != self.0);
     }
-}
-
-#[cfg(unix)]
-#[expect(clippy::unnecessary_wraps, reason = "elsewhere there is none")]
-fn descriptor(listener: &TcpListener) -> Option<Descriptor> {
-    use std::os::fd::AsRawFd;
-    Some(listener.as_raw_fd())
-}
-
-#[cfg(not(unix))]
-fn descriptor(_: &TcpListener) -> Option<Descriptor> {
-    None
 }
 
 #[cfg(unix)]

@@ -2,11 +2,12 @@
 
 use crate::broker::MemoryBroker;
 use crate::config::Config;
+use crate::database_url::parse_database_url;
 use crate::error::Error;
 use crate::events::LogLevel;
 use crate::node::{Delivery, Door, Node};
 use crate::shard::{Acceptor, Shard};
-use crate::store::{MemoryStore, Store};
+use crate::store::{Limits, MemoryStore, SqliteStore, Store};
 use parking_lot::{Condvar, Mutex};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io;
@@ -110,11 +111,12 @@ impl Server {
         &self.node
     }
 
-    /// True in a child of the process that started it: nothing of it may be used there, as locks may be held by
+    /// True in a child of the process that started it, or opened its storage: nothing of it may be used there, as locks may be held by
     /// threads that the child does not have.
     pub fn is_inherited(&self) -> bool {
         let started_in = self.started_in.load(Ordering::Relaxed);
-        started_in != NOT_STARTED && started_in != crate::fork::generation()
+        let was_started = started_in != NOT_STARTED && started_in != crate::fork::generation();
+        was_started || self.node.has_inherited_store()
     }
 
     /// Binds and starts the shards; returns once connections are accepted. False when it is started already.
@@ -287,7 +289,7 @@ impl Server {
             ended,
             guards: Arc::clone(&guards),
         };
-        let registered = crate::fork::Listener::register(&listener);
+        let registered = crate::fork::ParentsOwn::register(&listener);
         let acceptor = match Acceptor::new(listener, Arc::clone(&self.node)) {
             Ok(acceptor) => acceptor,
             Err(error) => {
@@ -363,8 +365,17 @@ impl Server {
 }
 
 fn store_of(config: &Config) -> Arc<dyn Store> {
-    let _ = config;
-    Arc::new(MemoryStore)
+    // the settings were validated: an address that is none is none here
+    match parse_database_url(&config.database) {
+        Ok(path) => {
+            let limits = Limits {
+                file_bytes: config.database_bytes,
+                queue_bytes: config.database_queue_bytes,
+            };
+            Arc::new(SqliteStore::new(&path, limits))
+        }
+        Err(_) => Arc::new(MemoryStore),
+    }
 }
 
 fn bind(host: &str, port: u16) -> Result<TcpListener, Error> {

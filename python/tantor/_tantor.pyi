@@ -117,6 +117,9 @@ class Messenger:
     def wait_stopped(self, timeout: float | None = None) -> bool:
         """Block (without the interpreter lock) until the server has ended; False when time ran out."""
 
+    def close_storage(self, timeout: float) -> None:
+        """Have saved what is still to be, within so many seconds; then the database is closed until it is needed."""
+
     def stopped(self) -> Awaitable[None]:
         """An asyncio future of the running loop, done when the server has ended."""
 

@@ -2,12 +2,14 @@
 
 import asyncio
 import atexit
+import contextlib
 import logging
 import os
 import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self, TypeVar
+from weakref import WeakSet
 
 from tantor import _tantor
 from tantor.coroutines import Handler
@@ -24,6 +26,9 @@ _HandlerT = TypeVar("_HandlerT", bound=Handler)
 
 # seconds that the end of a server waits for handlers of its last events
 _HANDLER_TIMEOUT = 2.0
+
+# seconds that the end of the interpreter waits for what is still to be saved
+_STORAGE_TIMEOUT = 30.0
 
 # seconds that the end of the interpreter waits for threads that may still tell it something
 _THREAD_TIMEOUT = 5.0
@@ -58,6 +63,9 @@ class Tantor(_tantor.Messenger):
         self.memory: Memory | None = None
         self._keeper = Keeper()
         self._has_sought_memory = False
+        if self.setting("database"):
+            _prepare_process()
+            _stored.add(self)
         remember_latest(self)
 
     def __repr__(self) -> str:
@@ -263,6 +271,9 @@ class Tantor(_tantor.Messenger):
 
 # what runs is held, so that it goes on when the application lets go of it
 _running: set[Tantor] = set()
+
+# what may have a database open, whether it runs or not
+_stored: "WeakSet[Tantor]" = WeakSet()
 _prepared = False
 
 
@@ -284,6 +295,9 @@ def _stop_all() -> None:
         tantor.wait_stopped(tantor.setting("drain_timeout") + _HANDLER_TIMEOUT)
         if tantor._dispatcher is not None:
             tantor._dispatcher.wait_finished(_HANDLER_TIMEOUT)
+    for tantor in list(_stored):
+        with contextlib.suppress(ForkedError):  # the end of a child ends nothing of its parent's
+            tantor.close_storage(_STORAGE_TIMEOUT)
     _tantor.wait_for_threads(_THREAD_TIMEOUT)
 
 

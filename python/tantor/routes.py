@@ -13,6 +13,7 @@ from tantor.messenger import Tantor
 
 if TYPE_CHECKING:
     from tantor._tantor import Done
+    from tantor.pending import Pending
 
 _T = TypeVar("_T")
 
@@ -144,7 +145,7 @@ def _shown(value: object) -> str:
     return text if len(text) <= _SHOWN_LENGTH else text[: _SHOWN_LENGTH - 1] + "…"
 
 
-def _result(call: "Callable[..., Done[_T]]", *arguments: object) -> _T:
+def _result(call: "Callable[..., Done[_T] | Pending[_T]]", *arguments: object) -> _T:
     """Do it; what Tantor refuses to take is an error of the request."""
     try:
         return call(*arguments).result()

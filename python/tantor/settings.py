@@ -20,7 +20,10 @@ PREFIX = "TANTOR_"
 
 
 class Setting(NamedTuple):
-    """One setting. `kind` is "integer", "number", "boolean", "text" or "json"; a default of None is derived, as `help` says."""
+    """One setting. `kind` is "integer", "number", "boolean", "text" or "json".
+
+    A default of None is derived, as `help` says.
+    """
 
     name: str
     kind: str
@@ -101,6 +104,8 @@ def from_text(setting: Setting, text: str, source: str) -> object:
         raise SettingError(f"{source} is {text!r}; it takes {takes} ({setting.help})") from None
 
 
+_BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+
 # The kinds of the table: how their text is read, and what to say when it cannot be.
 _KINDS: Mapping[str, tuple[Callable[[str], object], str]] = {
     "integer": (int, "a whole number"),
@@ -109,8 +114,6 @@ _KINDS: Mapping[str, tuple[Callable[[str], object], str]] = {
     "text": (str, "a text"),
     "json": (str, "JSON"),
 }
-
-_BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 
 
 def _flask_dict(config: Mapping[str, object]) -> Mapping[str, object]:

@@ -346,11 +346,15 @@ impl MemoryStream {
     }
 
     /// The store was closed and opened again; another process may have used it meanwhile, so what it says counts.
-    fn restore(&self, saved: SavedStream) {
+    fn restore(&self, mut saved: SavedStream) {
         let mut state = self.state.lock();
         state.is_announced = false;
         if (state.history.epoch, state.assigned) == (saved.epoch, saved.top) {
             return;
+        }
+        if state.history.epoch == saved.epoch && state.assigned > saved.top {
+            // not all was saved, and offsets that were seen are not to be given again
+            saved.epoch = random_u64();
         }
         self.budget
             .bytes

@@ -29,7 +29,7 @@ pub use session::{Connected, Greeting};
 use crate::broker::{Broker, Stream};
 use crate::config::Config;
 use crate::error::{Disconnect, Error, Refusal};
-use crate::events::{Detail, Event, EventQueue};
+use crate::events::{Detail, Event, EventQueue, LogLevel};
 use crate::frame::EncodedFrame;
 use crate::hub::ChannelKey;
 use crate::idempotency::Idempotency;
@@ -44,7 +44,7 @@ use session::Due;
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 pub struct Node {
@@ -53,8 +53,8 @@ pub struct Node {
     pub counters: Counters,
     broker: Arc<dyn Broker>,
     store: Arc<dyn Store>,
-    /// What was saved has been taken in, and the store is open.
-    is_restored: AtomicBool,
+    /// The fork generation in which what was saved was taken in, or `NOT_RESTORED`; until `close_store`.
+    restored_in: AtomicU32,
     /// Held by whoever opens or closes the store.
     restoring: Mutex<()>,
     channels: RwLock<HashMap<Arc<str>, Arc<Channel>>>,
@@ -78,6 +78,9 @@ pub struct Node {
     mail_bytes: AtomicUsize,
     /// When mail was last looked after, by `monotonic_micros`.
     mail_tended: AtomicU64,
+    /// As `watch_store` has seen it.
+    was_degraded: AtomicBool,
+    known_lost: AtomicU64,
     receipts: Receipts,
     published_once: Idempotency<Published>,
     sent_once: Idempotency<Stamp>,
@@ -93,6 +96,8 @@ pub struct Node {
     next_message: AtomicU64,
     message_seed: u64,
 }
+
+const NOT_RESTORED: u32 = u32::MAX;
 
 /// How long a publisher of the application waits for a full inbox before it goes on all the same.
 const MAX_HOLD: Duration = Duration::from_secs(5);
@@ -121,7 +126,7 @@ impl Node {
             counters: Counters::default(),
             broker,
             store,
-            is_restored: AtomicBool::new(false),
+            restored_in: AtomicU32::new(NOT_RESTORED),
             restoring: Mutex::new(()),
             channels: RwLock::default(),
             clients: RwLock::default(),
@@ -136,6 +141,8 @@ impl Node {
             mail_count: AtomicUsize::new(0),
             mail_bytes: AtomicUsize::new(0),
             mail_tended: AtomicU64::new(0),
+            was_degraded: AtomicBool::new(false),
+            known_lost: AtomicU64::new(0),
             receipts: Receipts::new(KNOWN_RECEIPTS),
             published_once: Idempotency::default(),
             sent_once: Idempotency::default(),
@@ -158,11 +165,11 @@ impl Node {
     ///
     /// Errors: the storage cannot be opened.
     pub fn restore(&self) -> Result<(), Error> {
-        if self.is_restored.load(Ordering::Acquire) {
+        if self.restored_in.load(Ordering::Acquire) != NOT_RESTORED {
             return Ok(());
         }
         let _only_one = self.restoring.lock();
-        if self.is_restored.load(Ordering::Acquire) {
+        if self.restored_in.load(Ordering::Acquire) != NOT_RESTORED {
             return Ok(());
         }
         let saved = self.store.open().map_err(|error| Error::Storage(error.0))?;
@@ -178,14 +185,23 @@ impl Node {
         }
         self.restore_clients(saved.clients);
         self.restore_mail(saved.mail);
-        self.is_restored.store(true, Ordering::Release);
+        self.restored_in
+            .store(crate::fork::generation(), Ordering::Release);
         Ok(())
+    }
+
+    /// True in a child of the process that opened the storage: its writer is a thread that the child does not have.
+    pub fn has_inherited_store(&self) -> bool {
+        let restored_in = self.restored_in.load(Ordering::Relaxed);
+        self.store.is_durable()
+            && restored_in != NOT_RESTORED
+            && restored_in != crate::fork::generation()
     }
 
     /// Has everything saved that is still to be, and lets go of the storage until it is needed again.
     pub fn close_store(&self, within: Duration) {
         let _only_one = self.restoring.lock();
-        if self.is_restored.swap(false, Ordering::AcqRel) {
+        if self.restored_in.swap(NOT_RESTORED, Ordering::AcqRel) != NOT_RESTORED {
             self.store.close(within);
         }
     }
@@ -281,7 +297,36 @@ impl Node {
         self.tell_due_notices();
         self.tend_away();
         self.tend_mail();
+        self.watch_store();
         self.remove_empty_channels(0) * CHANNEL_SIZE + self.tend_history()
+    }
+
+    /// Logs when what is to be saved cannot be, and when it can be again.
+    fn watch_store(&self) {
+        let health = self.store.health();
+        let was_degraded = self
+            .was_degraded
+            .swap(health.is_degraded, Ordering::Relaxed);
+        match (was_degraded, health.is_degraded) {
+            (false, true) => self.events.log(LogLevel::Error, "storage", || {
+                let problem = health.error.unwrap_or_default();
+                format!("{problem}; messages are delivered, but those that wait may be lost with the process")
+            }),
+            (true, false) => self.events.log(LogLevel::Info, "storage", || {
+                "the database can be written again".to_owned()
+            }),
+            _ => {}
+        }
+        let lost = health.changes_lost;
+        let known = self.known_lost.swap(lost, Ordering::Relaxed);
+        if lost > known {
+            self.events.log(LogLevel::Warning, "storage", || {
+                format!(
+                    "{} changes could not be saved ({lost} since the start)",
+                    lost - known
+                )
+            });
+        }
     }
 
     fn tend_history(&self) -> usize {

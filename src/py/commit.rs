@@ -151,17 +151,15 @@ impl Bell {
         Err(PyOSError::new_err("there are no bells on this system"))
     }
 
-    #[cfg_attr(
-        not(unix),
-        expect(clippy::unused_self, reason = "there is a socket only on Unix")
-    )]
+    #[cfg(unix)]
+    fn fileno(&self) -> i32 {
+        use std::os::fd::AsRawFd;
+        self.ear.as_raw_fd()
+    }
+
+    #[cfg(not(unix))]
+    #[expect(clippy::unused_self, reason = "there is a socket only on Unix")]
     fn fileno(&self) -> PyResult<i32> {
-        #[cfg(unix)]
-        {
-            use std::os::fd::AsRawFd;
-            Ok(self.ear.as_raw_fd())
-        }
-        #[cfg(not(unix))]
         Err(PyOSError::new_err("there are no bells on this system"))
     }
 

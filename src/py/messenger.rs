@@ -199,6 +199,12 @@ impl Messenger {
         }
     }
 
+    fn close_storage(&self, py: Python<'_>, timeout: f64) -> PyResult<()> {
+        let node = self.node()?;
+        py.detach(|| node.close_store(seconds(timeout)));
+        Ok(())
+    }
+
     fn stopped<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         if let Some((waiting, _guard)) = self.server()?.waiting() {
             return bridge::ended(py, &waiting);
@@ -594,14 +600,14 @@ fn setting_value(name: &str, value: &Bound<'_, PyAny>) -> PyResult<Value> {
     }
     if let Ok(value) = value.cast::<PyBool>() {
         return Ok(Value::Boolean(value.is_true()));
-    } else {
-        if value.is_instance_of::<PyInt>() {
-            if let Ok(integer) = value.extract::<i64>() {
-                return Ok(Value::Integer(integer));
-            }
-        } else if value.is_instance_of::<PyFloat>() {
-            return Ok(Value::Number(value.extract()?));
-        }
+    }
+    if value.is_instance_of::<PyFloat>() {
+        return Ok(Value::Number(value.extract()?));
+    }
+    if value.is_instance_of::<PyInt>()
+        && let Ok(integer) = value.extract::<i64>()
+    {
+        return Ok(Value::Integer(integer));
     }
     let setting = SETTINGS.iter().find(|setting| setting.name == name);
     let setting = setting.ok_or_else(|| Error::UnknownSetting(name.to_owned()))?;

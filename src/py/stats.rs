@@ -74,13 +74,12 @@ fn add_what_is_kept(py: Python<'_>, node: &Arc<Node>, dict: &Bound<'_, PyDict>) 
     dict.set_item("away", node.away_count())?;
     let dropped = PyDict::new(py);
     for (reason, channel, count) in node.counters.dropped_by_reason() {
-        let by_channel = match dropped.get_item(reason)? {
-            Some(known) => known.cast_into::<PyDict>()?,
-            None => {
-                let by_channel = PyDict::new(py);
-                dropped.set_item(reason, &by_channel)?;
-                by_channel
-            }
+        let by_channel = if let Some(known) = dropped.get_item(reason)? {
+            known.cast_into::<PyDict>()?
+        } else {
+            let by_channel = PyDict::new(py);
+            dropped.set_item(reason, &by_channel)?;
+            by_channel
         };
         by_channel.set_item(&*channel, count)?;
     }

@@ -1,8 +1,10 @@
 //! Where a process saves what has to outlive it.
 
 mod memory;
+mod sqlite;
 
 pub use memory::MemoryStore;
+pub use sqlite::{Limits, SqliteStore};
 
 use crate::broker::StreamPosition;
 use crate::frame::EncodedFrame;

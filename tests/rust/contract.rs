@@ -1,21 +1,23 @@
 //! What every broker must do, over each store that there is.
 
+use crate::stores::every_store;
 use _tantor::broker::{Broker, Closing, MemoryBroker, Stream, StreamPosition};
 use _tantor::channel_settings::ChannelSettings;
 use _tantor::frame::EncodedFrame;
 use _tantor::history::Page;
 use _tantor::priority::SlowConsumer;
-use _tantor::store::{MemoryStore, Store};
+use _tantor::store::MemoryStore;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-fn brokers() -> Vec<(&'static str, Arc<dyn Broker>)> {
-    let stores: Vec<(&'static str, Arc<dyn Store>)> = vec![("memory", Arc::new(MemoryStore))];
-    stores
+/// A broker over each store, open, and the store's name; the last is what its files are in.
+fn brokers() -> Vec<(&'static str, Arc<dyn Broker>, tempfile::TempDir)> {
+    every_store()
         .into_iter()
-        .map(|(name, store)| {
+        .map(|(name, store, folder)| {
+            store.open().unwrap();
             let broker = MemoryBroker::new(store, 1 << 20);
-            (name, Arc::new(broker) as Arc<dyn Broker>)
+            (name, Arc::new(broker) as Arc<dyn Broker>, folder)
         })
         .collect()
 }
@@ -73,7 +75,7 @@ fn kept(stream: &dyn Stream) -> Vec<u64> {
 
 #[test]
 fn positions_are_gapless_and_handed_over_in_order_from_eight_threads() {
-    for (name, broker) in brokers() {
+    for (name, broker, _folder) in brokers() {
         let handed_over = Arc::new(Mutex::new(Vec::new()));
         let threads: Vec<_> = (0..8)
             .map(|_| {
@@ -106,7 +108,7 @@ fn positions_are_gapless_and_handed_over_in_order_from_eight_threads() {
 
 #[test]
 fn notices_take_no_position() {
-    for (name, broker) in brokers() {
+    for (name, broker, _folder) in brokers() {
         let stream = open(&*broker, "a");
         publish(&*stream);
         let mut seen = Some(None);
@@ -121,7 +123,7 @@ fn notices_take_no_position() {
 
 #[test]
 fn a_closed_channel_takes_nothing_and_begins_anew() {
-    for (name, broker) in brokers() {
+    for (name, broker, _folder) in brokers() {
         let old = open(&*broker, "a");
         let before = publish(&*old).unwrap();
         assert!(

@@ -44,7 +44,12 @@ const RESERVED: &[(&str, &[&str])] = &[
     ("std::net", &["fork", "node", "shard", "server"]),
     ("MemoryBroker", &["broker", "server"]),
     ("MemoryStore", &["store", "server"]),
-    ("Instant", &["protocol", "inbox", "shard", "server", "py"]),
+    ("SqliteStore", &["store", "server"]),
+    ("rusqlite", &["store"]),
+    (
+        "Instant",
+        &["protocol", "inbox", "store", "shard", "server", "py"],
+    ),
     ("SystemTime", &["protocol"]),
 ];
 

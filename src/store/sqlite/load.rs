@@ -1,0 +1,153 @@
+//! What a file has saved.
+
+use super::file::DatabaseFile;
+use crate::frame::EncodedFrame;
+use crate::history::Kept;
+use crate::protocol::now_micros;
+use crate::store::{Saved, SavedClient, SavedMail, SavedStream, StoreError};
+use rusqlite::{Row, params};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+impl DatabaseFile {
+    /// Reads everything that has not expired, and lets go of the rest.
+    ///
+    /// Errors: the file cannot be read.
+    pub fn load(&mut self) -> Result<Saved, StoreError> {
+        self.read_all().map_err(|error| {
+            StoreError(format!(
+                "cannot read the database {}: {error}",
+                self.path().display()
+            ))
+        })
+    }
+
+    fn read_all(&self) -> rusqlite::Result<Saved> {
+        self.let_go_of_expired()?;
+        Ok(Saved {
+            streams: self.read_streams()?,
+            clients: self.read_clients()?,
+            mail: self.read_mail()?,
+        })
+    }
+
+    fn let_go_of_expired(&self) -> rusqlite::Result<()> {
+        let now = now_micros().cast_signed();
+        for table in ["publications", "mail", "clients"] {
+            self.connection.execute(
+                &format!("DELETE FROM {table} WHERE expires <= ?1"),
+                params![now],
+            )?;
+        }
+        // of streams that were forgotten when the process ended
+        self.connection.execute(
+            "DELETE FROM publications WHERE stream NOT IN (SELECT id FROM streams)",
+            [],
+        )?;
+        Ok(())
+    }
+
+    fn read_streams(&self) -> rusqlite::Result<Vec<SavedStream>> {
+        let mut select = self.connection.prepare(
+            "SELECT stream, offset, at, message FROM publications ORDER BY stream, offset",
+        )?;
+        let mut publications: HashMap<i64, Vec<Kept>> = HashMap::new();
+        let mut rows = select.query([])?;
+        while let Some(row) = rows.next()? {
+            publications.entry(row.get(0)?).or_default().push(Kept {
+                offset: unsigned(row, 1)?,
+                at: unsigned(row, 2)?,
+                frame: frame(row, 3)?,
+            });
+        }
+        let mut select = self
+            .connection
+            .prepare("SELECT id, channel, epoch, top, kind, durable FROM streams")?;
+        let streams = select.query_map([], |row| {
+            let durable: bool = row.get(5)?;
+            let mut kept = publications.remove(&row.get(0)?).unwrap_or_default();
+            if !durable {
+                keep_unbroken(&mut kept);
+            }
+            let last = kept.last().map_or(0, |last| last.offset);
+            Ok(SavedStream {
+                channel: shared(row, 1)?,
+                epoch: unsigned(row, 2)?,
+                top: unsigned(row, 3)?.max(last),
+                kind: row.get::<_, String>(4)?.into(),
+                durable,
+                publications: kept,
+            })
+        })?;
+        streams.collect()
+    }
+
+    fn read_clients(&self) -> rusqlite::Result<Vec<SavedClient>> {
+        let mut select = self.connection.prepare(
+            "SELECT id, secret, expires, joined, last_ping, is_connected, channels, user_data FROM clients ORDER BY expires",
+        )?;
+        let clients = select.query_map([], |row| {
+            let channels: Vec<Arc<str>> =
+                serde_json::from_str::<Vec<String>>(row.get_ref(6)?.as_str()?)
+                    .unwrap_or_default()
+                    .into_iter()
+                    .map(Arc::from)
+                    .collect();
+            Ok(SavedClient {
+                id: shared(row, 0)?,
+                secret: row.get(1)?,
+                expires: unsigned(row, 2)?,
+                joined: unsigned(row, 3)?,
+                last_ping: unsigned(row, 4)?,
+                is_connected: row.get(5)?,
+                channels,
+                user_data: row
+                    .get::<_, Option<String>>(7)?
+                    .map(|text| text.into_bytes().into()),
+            })
+        })?;
+        clients.collect()
+    }
+
+    fn read_mail(&self) -> rusqlite::Result<Vec<SavedMail>> {
+        let mut select = self.connection.prepare(
+            "SELECT client, number, message_id, expires, is_emergency, message FROM mail ORDER BY client, number",
+        )?;
+        let mail = select.query_map([], |row| {
+            Ok(SavedMail {
+                client: shared(row, 0)?,
+                number: unsigned(row, 1)?,
+                message: unsigned(row, 2)?,
+                expires: unsigned(row, 3)?,
+                is_emergency: row.get(4)?,
+                frame: frame(row, 5)?,
+            })
+        })?;
+        mail.collect()
+    }
+}
+
+/// Of a stream whose publications were handed over before they were saved, a hole is a loss: only what is behind the
+/// last one is whole.
+fn keep_unbroken(kept: &mut Vec<Kept>) {
+    let broken = kept
+        .windows(2)
+        .rposition(|pair| pair[0].offset + 1 != pair[1].offset);
+    if let Some(at) = broken {
+        kept.drain(..=at);
+    }
+}
+
+fn unsigned(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
+    row.get::<_, i64>(column).map(i64::cast_unsigned)
+}
+
+fn shared(row: &Row<'_>, column: usize) -> rusqlite::Result<Arc<str>> {
+    Ok(row.get_ref(column)?.as_str()?.into())
+}
+
+fn frame(row: &Row<'_>, column: usize) -> rusqlite::Result<EncodedFrame> {
+    Ok(EncodedFrame::text(
+        row.get_ref(column)?.as_str()?.as_bytes(),
+    ))
+}

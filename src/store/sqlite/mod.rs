@@ -1,0 +1,195 @@
+//! One SQLite file: a writer thread of its own commits what it is given in groups, in the order in which it was given.
+//!
+//! Nobody waits for it but who asked to hear (`Committed`). While the file cannot be written, what is to be durable
+//! fails at once, the rest waits in memory, bounded, and `health` says so; live delivery goes on.
+
+mod file;
+mod load;
+mod queue;
+mod schema;
+mod writer;
+
+use super::{Change, Committed, Health, Saved, Store, StoreError};
+use crate::fork::{self, ParentsOwn};
+use file::{DatabaseFile, FileLock};
+use parking_lot::Mutex;
+use queue::Queue;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+use writer::Writer;
+
+pub struct SqliteStore {
+    path: PathBuf,
+    limits: Limits,
+    open: Mutex<Option<Open>>,
+    queue: Arc<Queue>,
+    gauges: Arc<Gauges>,
+}
+
+/// What the file and the way to it may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bytes of the file, its log not counted; beyond it, it counts as a full disk.
+    pub file_bytes: u64,
+    /// Bytes of changes that may wait to be saved.
+    pub queue_bytes: usize,
+}
+
+/// What there is while the file is open.
+struct Open {
+    ended: flume::Receiver<()>,
+    writer: thread::ThreadId,
+    generation: u32,
+    _lock: FileLock,
+    _parents_own: ParentsOwn,
+}
+
+/// What the writer tells of itself.
+#[derive(Default)]
+struct Gauges {
+    is_degraded: AtomicBool,
+    error: Mutex<Option<String>>,
+    commits: AtomicU64,
+    saved: AtomicU64,
+    lost: AtomicU64,
+    file_bytes: AtomicU64,
+}
+
+impl SqliteStore {
+    /// Opens nothing.
+    pub fn new(path: &Path, limits: Limits) -> Self {
+        Self {
+            path: path.to_owned(),
+            limits,
+            open: Mutex::default(),
+            queue: Arc::new(Queue::new(limits.queue_bytes)),
+            gauges: Arc::default(),
+        }
+    }
+}
+
+impl Store for SqliteStore {
+    fn open(&self) -> Result<Saved, StoreError> {
+        let mut open = self.open.lock();
+        if open.is_some() {
+            return Err(StoreError(format!(
+                "{} is still being closed; try again",
+                self.path.display()
+            )));
+        }
+        let lock = FileLock::take(&self.path)?;
+        let mut file = DatabaseFile::open(&self.path, self.limits.file_bytes)?;
+        let saved = file.load()?;
+        self.gauges.begin(&file);
+        self.queue.open();
+        let (tell_ended, ended) = flume::bounded::<()>(1);
+        let writer = Writer::new(file, Arc::clone(&self.queue), Arc::clone(&self.gauges));
+        let spawned = thread::Builder::new()
+            .name("tantor-store".to_owned())
+            .spawn(move || {
+                writer.run();
+                drop(tell_ended);
+            });
+        let thread = spawned.map_err(|error| {
+            self.queue.close();
+            StoreError(format!("cannot start a thread for the database: {error}"))
+        })?;
+        *open = Some(Open {
+            ended,
+            writer: thread.thread().id(),
+            generation: fork::generation(),
+            _parents_own: ParentsOwn::register(lock.file()),
+            _lock: lock,
+        });
+        Ok(saved)
+    }
+
+    fn save(&self, change: Change, committed: Option<Committed>) {
+        if let Err((change, committed)) = self.queue.push(change, committed) {
+            self.gauges.lost.fetch_add(1, Ordering::Relaxed);
+            drop(change);
+            if let Some(committed) = committed {
+                committed(Err(self.refusal()));
+            }
+        }
+    }
+
+    fn health(&self) -> Health {
+        let (queued_changes, queued_bytes) = self.queue.size();
+        let gauges = &self.gauges;
+        Health {
+            kind: "sqlite",
+            path: Some(self.path.display().to_string()),
+            is_degraded: gauges.is_degraded.load(Ordering::Relaxed),
+            error: gauges.error.lock().clone(),
+            queued_changes,
+            queued_bytes,
+            commits: gauges.commits.load(Ordering::Relaxed),
+            changes_saved: gauges.saved.load(Ordering::Relaxed),
+            changes_lost: gauges.lost.load(Ordering::Relaxed),
+            file_bytes: gauges.file_bytes.load(Ordering::Relaxed),
+        }
+    }
+
+    fn is_durable(&self) -> bool {
+        true
+    }
+
+    fn close(&self, within: Duration) {
+        let mut open = self.open.lock();
+        let Some(running) = &*open else { return };
+        if running.generation != fork::generation() {
+            // a fork has the file's lock no more, and its writer never had
+            std::mem::forget(open.take());
+            return;
+        }
+        self.queue.close();
+        // the last to let go of a server may be a publication that the writer itself has saved
+        let is_writer = thread::current().id() == running.writer;
+        let has_ended = is_writer
+            || matches!(
+                running.ended.recv_timeout(within),
+                Err(flume::RecvTimeoutError::Disconnected)
+            );
+        if has_ended {
+            *open = None;
+        }
+    }
+}
+
+impl SqliteStore {
+    /// Why the queue took nothing more.
+    fn refusal(&self) -> StoreError {
+        let path = self.path.display();
+        if self.queue.is_closed() {
+            return StoreError(format!("{path} is closed"));
+        }
+        let problem = self.gauges.error.lock().clone();
+        StoreError(problem.unwrap_or_else(|| {
+            format!(
+                "{path}: more than {} bytes wait to be saved (database_queue_bytes)",
+                self.limits.queue_bytes
+            )
+        }))
+    }
+}
+
+impl Drop for SqliteStore {
+    fn drop(&mut self) {
+        self.close(LAST_WAIT);
+    }
+}
+
+/// How long a store that nobody has closed waits for what is still to be saved.
+const LAST_WAIT: Duration = Duration::from_secs(5);
+
+impl Gauges {
+    fn begin(&self, file: &DatabaseFile) {
+        self.is_degraded.store(false, Ordering::Relaxed);
+        *self.error.lock() = None;
+        self.file_bytes.store(file.size(), Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,538 @@
+//! The SQLite file: what it keeps, whose it is, and what becomes of it when things go wrong.
+
+use crate::stores::{
+    LATE, LIMITS, PATIENCE, client, frame, mailed, offsets, opened, published, reopen, save, sqlite,
+};
+use _tantor::broker::StreamPosition;
+use _tantor::store::{Change, Committed, Limits, Saved, SqliteStore, Store};
+use rusqlite::Connection;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !condition() {
+        assert!(
+            started.elapsed() < PATIENCE,
+            "not within {PATIENCE:?}: {what}"
+        );
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}
+
+/// A copy of the files as they are now: what a process that is killed at this moment leaves behind.
+fn killed(folder: &Path) -> (tempfile::TempDir, SqliteStore) {
+    let copy = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(folder).unwrap() {
+        let path = file.unwrap().path();
+        std::fs::copy(&path, copy.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let store = sqlite(copy.path());
+    (copy, store)
+}
+
+fn query<T: rusqlite::types::FromSql>(path: &Path, sql: &str) -> T {
+    let connection = Connection::open(path).unwrap();
+    connection.query_row(sql, [], |row| row.get(0)).unwrap()
+}
+
+#[test]
+fn everything_comes_back_as_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = sqlite(folder.path());
+    assert!(store.open().unwrap().streams.is_empty());
+    store.save(opened("a", u64::MAX - 1, true), None);
+    for offset in 1..=3 {
+        store.save(published("a", u64::MAX - 1, offset), None);
+    }
+    store.save(mailed("client_1", 4, true), None);
+    store.save(
+        Change::ClientSaved {
+            client: Box::new(client("client_1")),
+        },
+        None,
+    );
+    let saved = reopen(&store);
+    let stream = &saved.streams[0];
+    assert_eq!(
+        (
+            &*stream.channel,
+            stream.epoch,
+            stream.top,
+            &*stream.kind,
+            stream.durable
+        ),
+        ("a", u64::MAX - 1, 3, "public", true)
+    );
+    assert_eq!(stream.publications[2].frame, frame("{\"offset\":3}"));
+    let mail = &saved.mail[0];
+    assert_eq!(
+        (
+            &*mail.client,
+            mail.number,
+            mail.message,
+            mail.expires,
+            mail.is_emergency
+        ),
+        ("client_1", 4, u64::MAX - 4, LATE, true)
+    );
+    assert_eq!(mail.frame, frame("{\"number\":4}"));
+    let seen = &saved.clients[0];
+    let wanted = client("client_1");
+    assert_eq!(
+        (
+            &seen.id,
+            seen.secret,
+            &seen.channels,
+            &seen.user_data,
+            seen.is_connected
+        ),
+        (
+            &wanted.id,
+            wanted.secret,
+            &wanted.channels,
+            &wanted.user_data,
+            true
+        )
+    );
+}
+
+#[test]
+fn an_unclean_end_gives_streams_that_may_have_lost_something_another_epoch() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = sqlite(folder.path());
+    store.open().unwrap();
+    for (channel, durable) in [("plain", false), ("durable", true)] {
+        store.save(opened(channel, 5, durable), None);
+        save(&store, published(channel, 5, 1)).unwrap();
+    }
+    let (_copy, after_kill) = killed(folder.path());
+    let saved = after_kill.open().unwrap();
+    for stream in &saved.streams {
+        assert_eq!(
+            (stream.top, stream.publications.len()),
+            (1, 1),
+            "{stream:?}"
+        );
+        assert_eq!(stream.epoch == 5, stream.durable, "{stream:?}");
+    }
+    let epochs = |saved: &Saved| {
+        saved
+            .streams
+            .iter()
+            .map(|stream| stream.epoch)
+            .collect::<Vec<_>>()
+    };
+    let after = epochs(&saved);
+    assert_eq!(
+        epochs(&reopen(&after_kill)),
+        after,
+        "a clean end changes nothing"
+    );
+    let clean = reopen(&store);
+    assert_eq!(epochs(&clean), [5, 5]);
+}
+
+#[test]
+fn what_is_behind_a_hole_of_a_stream_that_is_not_durable_is_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = sqlite(folder.path());
+    store.open().unwrap();
+    for (channel, durable) in [("plain", false), ("durable", true)] {
+        store.save(opened(channel, 5, durable), None);
+        for offset in [1, 2, 4, 5] {
+            store.save(published(channel, 5, offset), None);
+        }
+    }
+    let saved = reopen(&store);
+    assert_eq!(offsets(&saved, "plain"), [4, 5]);
+    assert_eq!(
+        offsets(&saved, "durable"),
+        [1, 2, 4, 5],
+        "nobody has seen what failed"
+    );
+}
+
+#[test]
+fn what_has_expired_is_not_opened() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = sqlite(folder.path());
+    store.open().unwrap();
+    store.save(opened("a", 1, false), None);
+    let expired = Change::Published {
+        channel: "a".into(),
+        position: StreamPosition {
+            epoch: 1,
+            offset: 1,
+        },
+        at: 1,
+        expires: 2,
+        frame: frame("{}"),
+        durable: false,
+    };
+    store.save(expired, None);
+    let mut gone = client("client_gone");
+    gone.expires = 2;
+    store.save(
+        Change::ClientSaved {
+            client: Box::new(gone),
+        },
+        None,
+    );
+    let saved = reopen(&store);
+    assert_eq!((offsets(&saved, "a"), saved.streams[0].top), (vec![], 1));
+    assert!(saved.clients.is_empty());
+}
+
+#[test]
+fn large_streams_are_deleted_in_chunks_while_others_are_saved() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = sqlite(folder.path());
+    store.open().unwrap();
+    store.save(opened("large", 1, false), None);
+    for offset in 1..=20_000 {
+        store.save(published("large", 1, offset), None);
+    }
+    store.save(opened("trimmed", 2, false), None);
+    for offset in 1..=5000 {
+        store.save(published("trimmed", 2, offset), None);
+    }
+    save(
+        &store,
+        Change::StreamForgotten {
+            channel: "large".into(),
+        },
+    )
+    .unwrap();
+    let through = 4990;
+    save(
+        &store,
+        Change::Trimmed {
+            channel: "trimmed".into(),
+            through,
+        },
+    )
+    .unwrap();
+    let path = folder.path().join("tantor.db");
+    let rows = || query::<i64>(&path, "SELECT count(*) FROM publications");
+    wait_until("the rows are gone", || rows() == 10);
+    assert_eq!(
+        offsets(&reopen(&store), "trimmed"),
+        (4991..=5000).collect::<Vec<_>>()
+    );
+}
+
+#[test]
+fn the_file_gives_back_what_was_deleted() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = sqlite(folder.path());
+    store.open().unwrap();
+    store.save(opened("a", 1, false), None);
+    for offset in 1..=20_000 {
+        store.save(published("a", 1, offset), None);
+    }
+    let path = folder.path().join("tantor.db");
+    store.save(
+        Change::Trimmed {
+            channel: "a".into(),
+            through: 20_000,
+        },
+        None,
+    );
+    let pages = || query::<i64>(&path, "PRAGMA page_count");
+    let most = pages();
+    wait_until("the file is smaller", || pages() < most.max(600) / 2);
+    store.close(PATIENCE);
+}
+
+#[test]
+fn one_tantor_at_a_time_has_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let (one, other) = (sqlite(folder.path()), sqlite(folder.path()));
+    one.open().unwrap();
+    let error = other.open().unwrap_err().to_string();
+    let process = format!("process {} uses it", std::process::id());
+    assert!(
+        error.contains(&process) && error.contains("tantor.db"),
+        "{error}"
+    );
+    one.close(PATIENCE);
+    other.open().unwrap();
+    other.close(PATIENCE);
+}
+
+fn refused(prepare: impl FnOnce(&PathBuf)) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tantor.db");
+    prepare(&path);
+    let error = SqliteStore::new(&path, LIMITS)
+        .open()
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("tantor.db"), "{error}");
+    error
+}
+
+#[test]
+fn a_file_that_cannot_be_used_is_told_why() {
+    let garbage = refused(|path| std::fs::write(path, "no database ".repeat(1000)).unwrap());
+    assert!(
+        garbage.contains("not a database") && garbage.contains("move the file away"),
+        "{garbage}"
+    );
+    let foreign = refused(|path| {
+        Connection::open(path)
+            .unwrap()
+            .execute_batch("CREATE TABLE users (id)")
+            .unwrap();
+    });
+    assert!(
+        foreign.contains("another application's database"),
+        "{foreign}"
+    );
+    let newer = refused(|path| {
+        let store = SqliteStore::new(path, LIMITS);
+        store.open().unwrap();
+        store.close(PATIENCE);
+        Connection::open(path)
+            .unwrap()
+            .execute_batch("PRAGMA user_version = 99")
+            .unwrap();
+    });
+    assert!(
+        newer.contains("newer Tantor") && newer.contains("99"),
+        "{newer}"
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let missing = folder.path().join("nowhere/tantor.db");
+    let error = SqliteStore::new(&missing, LIMITS)
+        .open()
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("there is no folder"), "{error}");
+}
+
+#[test]
+fn a_file_that_was_damaged_is_told_and_not_used() {
+    let error = refused(|path| {
+        let store = SqliteStore::new(path, LIMITS);
+        store.open().unwrap();
+        store.save(opened("a", 1, false), None);
+        for offset in 1..=5000 {
+            store.save(published("a", 1, offset), None);
+        }
+        store.close(PATIENCE);
+        // as if it had not been closed, so that it is looked at
+        let connection = Connection::open(path).unwrap();
+        connection
+            .execute_batch("UPDATE state SET value = 0; PRAGMA wal_checkpoint(TRUNCATE)")
+            .unwrap();
+        drop(connection);
+        let mut bytes = std::fs::read(path).unwrap();
+        let end = bytes.len();
+        bytes[8192..end - 8192].fill(0xA5);
+        std::fs::write(path, bytes).unwrap();
+    });
+    assert!(
+        error.contains("malformed") || error.contains("page") || error.contains("Tree"),
+        "{error}"
+    );
+}
+
+#[test]
+fn files_of_earlier_schemas_are_brought_up_to_date() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = sqlite(folder.path());
+    store.open().unwrap();
+    store.save(opened("a", 1, true), None);
+    store.save(published("a", 1, 1), None);
+    store.close(PATIENCE);
+    let path = folder.path().join("tantor.db");
+    // schema 1 had no views
+    Connection::open(&path)
+        .unwrap()
+        .execute_batch(
+            "DROP VIEW tantor_messages; DROP VIEW tantor_connections; PRAGMA user_version = 1",
+        )
+        .unwrap();
+    assert_eq!(offsets(&store.open().unwrap(), "a"), [1]);
+    store.close(PATIENCE);
+    assert_eq!(
+        query::<i64>(&path, "SELECT count(*) FROM tantor_messages"),
+        1
+    );
+    assert_eq!(query::<i64>(&path, "PRAGMA user_version"), 2);
+}
+
+#[test]
+fn a_full_file_fails_what_is_waited_for_and_recovers() {
+    let folder = tempfile::tempdir().unwrap();
+    let limits = Limits {
+        file_bytes: 1 << 20,
+        ..LIMITS
+    };
+    let store = SqliteStore::new(&folder.path().join("tantor.db"), limits);
+    store.open().unwrap();
+    store.save(opened("a", 1, true), None);
+    let large = |offset: u64| Change::Published {
+        channel: "a".into(),
+        position: StreamPosition { epoch: 1, offset },
+        at: 1,
+        expires: LATE,
+        frame: frame(&"x".repeat(100_000)),
+        durable: true,
+    };
+    let mut last = 0;
+    let error = loop {
+        last += 1;
+        assert!(last < 100, "it is never full");
+        if let Err(error) = save(&store, large(last)) {
+            break error.to_string();
+        }
+    };
+    assert!(
+        error.contains("full") && error.contains("tantor.db"),
+        "{error}"
+    );
+    let health = store.health();
+    assert!(health.is_degraded && health.changes_lost == 1, "{health:?}");
+    assert!(health.error.unwrap().contains("full"));
+    // what nobody waits for is tried again, behind what makes room
+    store.save(large(last + 1), None);
+    let through = last - 1;
+    store.save(
+        Change::Trimmed {
+            channel: "a".into(),
+            through,
+        },
+        None,
+    );
+    wait_until("it is written again", || !store.health().is_degraded);
+    assert_eq!(store.health().error, None);
+    assert_eq!(offsets(&reopen(&store), "a"), [last + 1]);
+    store.close(PATIENCE);
+}
+
+#[test]
+fn what_was_lost_makes_the_end_unclean() {
+    let folder = tempfile::tempdir().unwrap();
+    let limits = Limits {
+        queue_bytes: 10_000,
+        ..LIMITS
+    };
+    let store = SqliteStore::new(&folder.path().join("tantor.db"), limits);
+    store.open().unwrap();
+    store.save(opened("a", 5, false), None);
+    let count = 10_000;
+    for offset in 1..=count {
+        store.save(published("a", 5, offset), None);
+    }
+    let health = store.health();
+    assert!(
+        health.changes_lost > 0 && health.queued_bytes <= 10_000,
+        "{health:?}"
+    );
+    let saved = reopen(&store);
+    assert_ne!(saved.streams[0].epoch, 5);
+    store.close(PATIENCE);
+}
+
+#[test]
+fn a_lock_of_another_holds_up_nobody_who_does_not_wait() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = sqlite(folder.path());
+    store.open().unwrap();
+    save(&store, opened("a", 1, false)).unwrap();
+    let other = Connection::open(folder.path().join("tantor.db")).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    store.save(published("a", 1, 1), None);
+    let error = save(&store, published("a", 1, 2)).unwrap_err().to_string();
+    assert!(error.contains("locked"), "{error}");
+    assert!(store.health().is_degraded);
+    other.execute_batch("ROLLBACK").unwrap();
+    wait_until("it is written again", || !store.health().is_degraded);
+    assert_eq!(offsets(&reopen(&store), "a"), [1]);
+    store.close(PATIENCE);
+}
+
+#[test]
+fn many_who_wait_share_a_commit() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = sqlite(folder.path());
+    store.open().unwrap();
+    store.save(opened("a", 1, true), None);
+    let heard = Arc::new(AtomicUsize::new(0));
+    for offset in 1..=5000 {
+        let heard = Arc::clone(&heard);
+        let committed: Committed = Box::new(move |outcome| {
+            outcome.unwrap();
+            heard.fetch_add(1, Ordering::Relaxed);
+        });
+        store.save(published("a", 1, offset), Some(committed));
+    }
+    wait_until("all have heard", || heard.load(Ordering::Relaxed) == 5000);
+    assert!(store.health().commits < 2500, "{:?}", store.health());
+    assert_eq!(store.health().changes_saved, 5001);
+    store.close(PATIENCE);
+}
+
+#[test]
+fn the_views_have_the_columns_of_flask_tsk() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = sqlite(folder.path());
+    store.open().unwrap();
+    store.save(opened("chat", 1, false), None);
+    let message = r#"{"id":"msg_1","channel":"chat","timestamp":1.5,"sender":"tantor","event":"chat_message","data":{"message":"hi"},"from":"client_1","offset":1}"#;
+    store.save(
+        Change::Published {
+            channel: "chat".into(),
+            position: StreamPosition {
+                epoch: 1,
+                offset: 1,
+            },
+            at: 1,
+            expires: LATE,
+            frame: frame(message),
+            durable: false,
+        },
+        None,
+    );
+    let direct =
+        r#"{"id":"msg_2","channel":"jungle","timestamp":2.5,"sender":"tantor","message":"yo"}"#;
+    store.save(
+        Change::Mailed {
+            client: "client_1".into(),
+            number: 0,
+            message: 2,
+            expires: LATE,
+            is_emergency: false,
+            frame: frame(direct),
+            durable: false,
+        },
+        None,
+    );
+    store.save(
+        Change::ClientSaved {
+            client: Box::new(client("client_1")),
+        },
+        None,
+    );
+    store.close(PATIENCE);
+    let path = folder.path().join("tantor.db");
+    let rows = "SELECT group_concat(id || ',' || channel || ',' || message || ',' || sender || ',' || timestamp || ',' || \
+                message_type || ',' || data, ';') FROM tantor_messages";
+    assert_eq!(
+        query::<String>(&path, rows),
+        format!(
+            r#"msg_1,chat,hi,client_1,1.5,chat_message,{{"message":"hi"}};msg_2,jungle,yo,tantor,2.5,chat,{direct}"#
+        )
+    );
+    let rows = "SELECT client_id || ',' || handshake_complete || ',' || last_ping || ',' || joined_at || ',' || channels || ',' \
+                || user_data FROM tantor_connections";
+    assert_eq!(
+        query::<String>(&path, rows),
+        r#"client_1,1,0,0,["jungle","a \"b\" é"],{"x":1}"#
+    );
+}

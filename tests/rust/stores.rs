@@ -1,0 +1,270 @@
+//! What every store must do.
+
+use _tantor::broker::StreamPosition;
+use _tantor::frame::EncodedFrame;
+use _tantor::store::{
+    Change, Committed, Limits, MemoryStore, Saved, SavedClient, SqliteStore, Store, StoreError,
+};
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+pub const LIMITS: Limits = Limits {
+    file_bytes: 1 << 30,
+    queue_bytes: 64 << 20,
+};
+
+/// Expires in the year 2106.
+pub const LATE: u64 = 1 << 52;
+
+pub fn sqlite(folder: &Path) -> SqliteStore {
+    SqliteStore::new(&folder.join("tantor.db"), LIMITS)
+}
+
+/// A closed store of each kind, its name, and what its files are in.
+pub fn every_store() -> Vec<(&'static str, Arc<dyn Store>, tempfile::TempDir)> {
+    let folder = || tempfile::tempdir().unwrap();
+    let (memory, files) = (folder(), folder());
+    let file = sqlite(files.path());
+    vec![
+        ("memory", Arc::new(MemoryStore), memory),
+        ("sqlite", Arc::new(file), files),
+    ]
+}
+
+pub fn frame(text: &str) -> EncodedFrame {
+    EncodedFrame::text(text.as_bytes())
+}
+
+pub fn opened(channel: &str, epoch: u64, durable: bool) -> Change {
+    Change::StreamOpened {
+        channel: channel.into(),
+        epoch,
+        kind: "public".into(),
+        durable,
+    }
+}
+
+pub fn published(channel: &str, epoch: u64, offset: u64) -> Change {
+    Change::Published {
+        channel: channel.into(),
+        position: StreamPosition { epoch, offset },
+        at: offset,
+        expires: LATE,
+        frame: frame(&format!("{{\"offset\":{offset}}}")),
+        durable: false,
+    }
+}
+
+pub fn mailed(client: &str, number: u64, is_emergency: bool) -> Change {
+    Change::Mailed {
+        client: client.into(),
+        number,
+        message: u64::MAX - number,
+        expires: LATE,
+        is_emergency,
+        frame: frame(&format!("{{\"number\":{number}}}")),
+        durable: false,
+    }
+}
+
+pub fn client(id: &str) -> SavedClient {
+    SavedClient {
+        id: id.into(),
+        secret: [7; 16],
+        expires: u64::MAX,
+        joined: 1,
+        last_ping: 2,
+        is_connected: true,
+        channels: vec!["jungle".into(), "a \"b\" é".into()],
+        user_data: Some(bytes::Bytes::from_static(b"{\"x\":1}")),
+    }
+}
+
+/// Saves a change and waits until it is, or could not be.
+pub fn save(store: &dyn Store, change: Change) -> Result<(), StoreError> {
+    let (tell, told) = mpsc::channel();
+    let committed: Committed = Box::new(move |outcome| tell.send(outcome).unwrap());
+    store.save(change, Some(committed));
+    told.recv_timeout(PATIENCE).unwrap()
+}
+
+pub fn reopen(store: &dyn Store) -> Saved {
+    store.close(PATIENCE);
+    store.open().unwrap()
+}
+
+pub fn offsets(saved: &Saved, channel: &str) -> Vec<u64> {
+    let stream = saved
+        .streams
+        .iter()
+        .find(|stream| &*stream.channel == channel);
+    stream.map_or(Vec::new(), |stream| {
+        stream.publications.iter().map(|kept| kept.offset).collect()
+    })
+}
+
+#[test]
+fn whoever_waits_hears_in_the_order_of_saving() {
+    for (name, store, _folder) in every_store() {
+        store.open().unwrap();
+        store.save(opened("a", 1, false), None);
+        let (tell, told) = mpsc::channel();
+        for offset in 1..=1000 {
+            let tell = tell.clone();
+            let committed: Committed =
+                Box::new(move |outcome| tell.send((offset, outcome.is_ok())).unwrap());
+            store.save(published("a", 1, offset), Some(committed));
+        }
+        for offset in 1..=1000 {
+            assert_eq!(
+                told.recv_timeout(PATIENCE).unwrap(),
+                (offset, true),
+                "{name}"
+            );
+        }
+        store.close(PATIENCE);
+    }
+}
+
+#[test]
+fn it_may_be_closed_and_opened_again_and_closed_twice() {
+    for (name, store, _folder) in every_store() {
+        for _ in 0..3 {
+            store.open().unwrap();
+            assert!(save(&*store, mailed("a", 0, false)).is_ok(), "{name}");
+            store.close(PATIENCE);
+            store.close(PATIENCE);
+        }
+        let health = store.health();
+        assert!(
+            !health.is_degraded && health.changes_lost == 0,
+            "{name}: {health:?}"
+        );
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Publish { channel: usize, count: u64 },
+    Trim { channel: usize, behind: u64 },
+    Forget { channel: usize },
+    Mail { client: usize },
+    Unmail { client: usize, which: u64 },
+    SaveClient { client: usize },
+    ForgetClient { client: usize },
+    Reopen,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (0_usize..3, 1_u64..40).prop_map(|(channel, count)| Step::Publish { channel, count }),
+        2 => (0_usize..3, 0_u64..20).prop_map(|(channel, behind)| Step::Trim { channel, behind }),
+        1 => (0_usize..3).prop_map(|channel| Step::Forget { channel }),
+        3 => (0_usize..3).prop_map(|client| Step::Mail { client }),
+        2 => (0_usize..3, 0_u64..5).prop_map(|(client, which)| Step::Unmail { client, which }),
+        1 => (0_usize..3).prop_map(|client| Step::SaveClient { client }),
+        1 => (0_usize..3).prop_map(|client| Step::ForgetClient { client }),
+        1 => Just(Step::Reopen),
+    ]
+}
+
+/// A stream of the model: epoch, top, and the first offset that is kept.
+type Model = BTreeMap<String, (u64, u64, u64)>;
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    /// A durable store gives back what a plain model of it has.
+    #[test]
+    fn what_was_saved_is_what_is_opened(steps in prop::collection::vec(step(), 1..60)) {
+        let folder = tempfile::tempdir().unwrap();
+        let store = sqlite(folder.path());
+        store.open().unwrap();
+        let mut streams = Model::new();
+        let mut mail: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+        let mut clients: Vec<String> = Vec::new();
+        let mut next_epoch = 1;
+        let mut next_number = 0;
+        for step in steps.into_iter().chain([Step::Reopen]) {
+            match step {
+                Step::Publish { channel, count } => {
+                    let name = format!("channel {channel}");
+                    if !streams.contains_key(&name) {
+                        store.save(opened(&name, next_epoch, false), None);
+                        streams.insert(name.clone(), (next_epoch, 0, 1));
+                        next_epoch += 1;
+                    }
+                    let stream = streams.get_mut(&name).unwrap();
+                    for _ in 0..count {
+                        stream.1 += 1;
+                        store.save(published(&name, stream.0, stream.1), None);
+                    }
+                }
+                Step::Trim { channel, behind } => {
+                    let name = format!("channel {channel}");
+                    if let Some(stream) = streams.get_mut(&name) {
+                        let through = stream.1.saturating_sub(behind);
+                        stream.2 = stream.2.max(through + 1);
+                        store.save(Change::Trimmed { channel: name.as_str().into(), through }, None);
+                    }
+                }
+                Step::Forget { channel } => {
+                    let name = format!("channel {channel}");
+                    streams.remove(&name);
+                    store.save(Change::StreamForgotten { channel: name.as_str().into() }, None);
+                }
+                Step::Mail { client } => {
+                    let name = format!("client {client}");
+                    store.save(mailed(&name, next_number, next_number % 2 == 0), None);
+                    mail.entry(name).or_default().push(next_number);
+                    next_number += 1;
+                }
+                Step::Unmail { client, which } => {
+                    let name = format!("client {client}");
+                    let kept = mail.entry(name.clone()).or_default();
+                    let gone: Vec<u64> = kept.iter().copied().filter(|number| number % 5 == which).collect();
+                    kept.retain(|number| number % 5 != which);
+                    store.save(Change::Unmailed { client: name.as_str().into(), numbers: gone }, None);
+                }
+                Step::SaveClient { client: number } => {
+                    let name = format!("client {number}");
+                    store.save(Change::ClientSaved { client: Box::new(client(&name)) }, None);
+                    clients.retain(|known| *known != name);
+                    clients.push(name);
+                }
+                Step::ForgetClient { client } => {
+                    let name = format!("client {client}");
+                    clients.retain(|known| *known != name);
+                    store.save(Change::ClientForgotten { id: name.as_str().into() }, None);
+                }
+                Step::Reopen => {
+                    let saved = reopen(&store);
+                    let seen: Model = saved.streams.iter().map(|stream| {
+                        let first = stream.publications.first().map_or(stream.top + 1, |kept| kept.offset);
+                        (stream.channel.to_string(), (stream.epoch, stream.top, first))
+                    }).collect();
+                    prop_assert_eq!(&seen, &streams);
+                    for (name, (_, top, first)) in &streams {
+                        prop_assert_eq!(offsets(&saved, name), (*first..=*top).collect::<Vec<_>>());
+                    }
+                    let seen: BTreeMap<String, Vec<u64>> = saved.mail.iter().fold(BTreeMap::new(), |mut all, mail| {
+                        all.entry(mail.client.to_string()).or_insert_with(Vec::new).push(mail.number);
+                        all
+                    });
+                    mail.retain(|_, kept| !kept.is_empty());
+                    prop_assert_eq!(&seen, &mail);
+                    let mut seen: Vec<String> = saved.clients.iter().map(|client| client.id.to_string()).collect();
+                    seen.sort();
+                    clients.sort();
+                    prop_assert_eq!(&seen, &clients);
+                }
+            }
+        }
+        store.close(PATIENCE);
+    }
+}
