@@ -164,8 +164,6 @@ impl Bell {
     }
 
     fn hear(&self) -> PyResult<()> {
-        // before it is read, so that whatever is rung from now on is read the next time
-        self.ringer.is_ringing.store(false, Ordering::Release);
         #[cfg(unix)]
         {
             use std::io::{ErrorKind, Read};
@@ -176,6 +174,9 @@ impl Bell {
                 Err(error) => return Err(PyOSError::new_err(error.to_string())),
             }
         }
+        // behind the reading: a byte that came in between would be read along, and the bell be silent for good. What is
+        // rung in between without a byte is seen, because whoever hears looks at what is done after this
+        self.ringer.is_ringing.swap(false, Ordering::AcqRel);
         Ok(())
     }
 }
