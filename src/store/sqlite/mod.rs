@@ -3,15 +3,19 @@
 //! Nobody waits for it but who asked to hear (`Committed`). While the file cannot be written, what is to be durable
 //! fails at once, the rest waits in memory, bounded, and `health` says so; live delivery goes on.
 
+mod changes;
 mod file;
 mod load;
+mod lock;
+mod own_locks;
 mod queue;
 mod schema;
 mod writer;
 
 use super::{Change, Committed, Health, Saved, Store, StoreError};
 use crate::fork::{self, ParentsOwn};
-use file::{DatabaseFile, FileLock};
+use file::DatabaseFile;
+use lock::FileLock;
 use parking_lot::Mutex;
 use queue::Queue;
 use std::path::{Path, PathBuf};
@@ -44,7 +48,7 @@ struct Open {
     writer: thread::ThreadId,
     generation: u32,
     _lock: FileLock,
-    _parents_own: ParentsOwn,
+    _parents_own: Vec<ParentsOwn>,
 }
 
 /// What the writer tells of itself.
@@ -80,9 +84,12 @@ impl Store for SqliteStore {
                 self.path.display()
             )));
         }
+        own_locks::install();
         let lock = FileLock::take(&self.path)?;
         let mut file = DatabaseFile::open(&self.path, self.limits.file_bytes)?;
         let saved = file.load()?;
+        let mut parents_own = file.descriptors();
+        parents_own.push(ParentsOwn::register(lock.file()));
         self.gauges.begin(&file);
         self.queue.open();
         let (tell_ended, ended) = flume::bounded::<()>(1);
@@ -101,7 +108,7 @@ impl Store for SqliteStore {
             ended,
             writer: thread.thread().id(),
             generation: fork::generation(),
-            _parents_own: ParentsOwn::register(lock.file()),
+            _parents_own: parents_own,
             _lock: lock,
         });
         Ok(saved)

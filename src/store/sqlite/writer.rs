@@ -1,7 +1,8 @@
 //! The thread that owns the file: it takes what waits, commits it in groups, and tells who wants to hear.
 
 use super::Gauges;
-use super::file::{DatabaseFile, Failure};
+use super::changes::Failure;
+use super::file::DatabaseFile;
 use super::queue::{Entry, Queue, Taken};
 use crate::store::StoreError;
 use std::collections::VecDeque;

@@ -1,0 +1,605 @@
+"""What is saved, and outlives a stop, a kill and a full disk: `database="sqlite:///..."`."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import sqlite3
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+from support import Script, WebSocketClient, eventually, http_request, run_python, script
+from tantor import ForkedError, History, StorageError, Tantor, init_tantor
+
+Connect = Callable[..., WebSocketClient]
+MakeServer = Callable[..., Tantor]
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'tantor.db'}"
+
+
+def history_of(tantor: Tantor, channel: str, **page: Any) -> History:
+    return tantor.history(channel, **page).result()
+
+
+def numbers(tantor: Tantor, channel: str) -> list[Any]:
+    return [publication["data"]["n"] for publication in history_of(tantor, channel, limit=100_000).publications]
+
+
+def rows(file: Path, sql: str) -> list[dict[str, Any]]:
+    """What another process reads."""
+    source = """
+        import json, sqlite3, sys
+        connection = sqlite3.connect(sys.argv[1])
+        connection.row_factory = sqlite3.Row
+        print(json.dumps([dict(row) for row in connection.execute(sys.argv[2])]))
+    """
+    ended = run_python(textwrap.dedent(source), file, sql)
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    assert isinstance(found, list)
+    return found
+
+
+@contextlib.contextmanager
+def locked_by_another(file: Path, folder: Path) -> Iterator[None]:
+    """Another process holds the file's write lock."""
+    source = f"""
+        import sqlite3, time
+        connection = sqlite3.connect({str(file)!r}, isolation_level=None)
+        connection.execute("BEGIN IMMEDIATE")
+        print("locked", flush=True)
+        time.sleep(60)
+    """
+    with script(source, folder) as other:
+        other.wait_for_line("locked")
+        yield
+
+
+def stop(tantor: Tantor) -> None:
+    tantor.begin_stop()
+    assert tantor.wait_stopped(15)
+
+
+# What outlives a stop
+
+
+def test_history_goes_on_where_it_was(make_server: MakeServer, database: str) -> None:
+    first = make_server(database=database)
+    for number in range(5):
+        first.broadcast("chat", "message", {"n": number})
+    before = history_of(first, "chat")
+    stop(first)
+    second = make_server(database=database)
+    assert history_of(second, "chat") == before
+    second.broadcast("chat", "message", {"n": 5})
+    after = history_of(second, "chat")
+    assert (after.epoch, after.offset) == (before.epoch, 6)
+    assert numbers(second, "chat") == [0, 1, 2, 3, 4, 5]
+
+
+def test_the_same_server_goes_on_after_a_stop(make_server: MakeServer, database: str, connect: Connect) -> None:
+    server = make_server(database=database)
+    server.broadcast("chat", "message", {"n": 0})
+    before = history_of(server, "chat")
+    stop(server)
+    # without a server, too
+    server.broadcast("chat", "message", {"n": 1})
+    server.start_background()
+    server.broadcast("chat", "message", {"n": 2})
+    after = history_of(server, "chat")
+    assert (after.epoch, after.offset, numbers(server, "chat")) == (before.epoch, 3, [0, 1, 2])
+    client = connect(server)
+    client.action("join_channel", channel="chat", ref=1, recover={"epoch": before.epoch, "offset": before.offset})
+    reply = client.receive_until(event="reply")
+    assert reply["recovered"]
+    assert [publication["data"]["n"] for publication in reply["publications"]] == [1, 2]
+
+
+def test_mail_subscriptions_and_user_data_wait_for_the_client(
+    make_server: MakeServer, database: str, connect: Connect
+) -> None:
+    first = make_server(database=database)
+    client = connect(first)
+    client.action("join_channel", channel="chat", ref=1)
+    client.receive_until(event="reply")
+    first.connections[client.client_id].user_data["name"] = "Terk"
+    client.close()
+    eventually(lambda: not first.connections, "the client is gone")
+    first.send(client.client_id, {"n": 1})
+    first.send(client.client_id, {"n": 2})
+    stop(first)
+    second = make_server(database=database)
+    second.send(client.client_id, {"n": 3})
+    back = connect(second, f"/?resume={client.welcome['resume']}")
+    assert (back.client_id, back.welcome["resumed"]) == (client.client_id, True)
+    assert sorted(back.welcome["channels"]) == ["chat", "jungle"]
+    assert back.welcome["waiting"] == 3
+    assert [back.receive()["n"] for _ in range(3)] == [1, 2, 3]
+    assert second.connections[back.client_id].user_data["name"] == "Terk"
+    second.broadcast("chat", "message", {"n": 4})
+    assert back.receive_until(event="message")["data"] == {"n": 4}
+
+
+def test_what_a_client_has_had_is_not_kept(make_server: MakeServer, database: str, connect: Connect) -> None:
+    first = make_server(database=database)
+    token = first.resume_token("client_known")
+    first.send("client_known", {"n": 1})
+    client = connect(first, f"/?resume={token}")
+    assert client.receive()["n"] == 1
+    client.settle(first)
+    token = client.welcome["resume"]
+    client.close()
+    eventually(lambda: not first.connections, "the client is gone")
+    stop(first)
+    second = make_server(database=database)
+    back = connect(second, f"/?resume={token}")
+    assert (back.welcome["resumed"], back.welcome["waiting"]) == (True, 0)
+
+
+def test_emergencies_wait_for_those_that_are_away(make_server: MakeServer, database: str, connect: Connect) -> None:
+    first = make_server(database=database)
+    client = connect(first)
+    client.close()
+    eventually(lambda: not first.connections, "the client is gone")
+    first.emergency("fire")
+    stop(first)
+    second = make_server(database=database)
+    back = connect(second, f"/?resume={client.welcome['resume']}")
+    assert back.receive_until(event="emergency_alert")["data"]["message"] == "fire"
+
+
+def test_a_process_that_ends_without_a_stop_has_saved_everything(make_server: MakeServer, database: str) -> None:
+    source = """
+        import sys
+        from tantor import Tantor
+        tantor = Tantor(database=sys.argv[1])
+        for number in range(2000):
+            tantor.broadcast("chat", "message", {"n": number})
+        print(tantor.history("chat").result().epoch)
+    """
+    ended = run_python(textwrap.dedent(source), database)
+    assert ended.returncode == 0, ended.stderr
+    server = make_server(database=database)
+    assert history_of(server, "chat").epoch == ended.stdout.strip(), "the end was clean"
+    assert numbers(server, "chat") == list(range(1900, 2000))
+
+
+# What is asked to be durable
+
+
+@pytest.mark.asyncio
+async def test_durable_calls_are_done_when_they_are_saved(database: str, tmp_path: Path) -> None:
+    tantor = Tantor(database=database)
+    await tantor.broadcast("chat", "message", {"n": 0}, durable=True)
+    assert len(rows(tmp_path / "tantor.db", "SELECT id FROM tantor_messages")) == 1
+    assert await asyncio.create_task(tantor.broadcast("chat", "message", {"n": 1}, durable=True)) == 0
+    results = await asyncio.gather(*(tantor.send("client_away", {"n": n}, durable=True) for n in range(10)))
+    assert len(set(results)) == 10
+    pending = tantor.broadcast("chat", "message", {"n": 2}, durable=True)
+    assert pending.result(10) == 0
+    assert pending.done()
+    assert await pending == 0, "it may be awaited again"
+    assert len(rows(tmp_path / "tantor.db", "SELECT id FROM tantor_messages")) == 13
+
+
+@pytest.mark.asyncio
+async def test_many_awaits_at_once_all_come_to_their_end(database: str) -> None:
+    """A bell that was rung while it was being heard once stayed silent for good."""
+    tantor = Tantor(database=database, durable=True, history_size=100_000)
+
+    async def publish(publisher: int) -> None:
+        for number in range(200):
+            await tantor.broadcast("chat", "message", {"n": publisher * 200 + number})
+
+    await asyncio.wait_for(asyncio.gather(*(publish(publisher) for publisher in range(64))), 100)
+    assert sorted(numbers(tantor, "chat")) == list(range(64 * 200))
+    assert history_of(tantor, "chat").offset == 64 * 200
+
+
+def test_durable_publishing_from_threads_and_loops_of_their_own(database: str) -> None:
+    tantor = Tantor(database=database)
+    failures: list[BaseException] = []
+
+    def publish() -> None:
+        try:
+            for number in range(20):
+                asyncio.run(tantor.broadcast("chat", "message", {"n": number}, durable=True))
+                tantor.broadcast("chat", "message", {"n": number}, durable=True).result(30)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=publish) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not failures
+    assert history_of(tantor, "chat").offset == 320
+
+
+@pytest.mark.asyncio
+async def test_what_is_published_stays_published_when_the_wait_is_cancelled(database: str) -> None:
+    tantor = Tantor(database=database, durable=True)
+    tasks = [asyncio.create_task(tantor.broadcast("chat", "message", {"n": number})) for number in range(20)]
+    await asyncio.sleep(0)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await tantor.broadcast("chat", "message", {"n": 20})
+    assert numbers(tantor, "chat") == list(range(21))
+
+
+def test_a_durable_channel_hands_over_what_is_saved(make_server: MakeServer, database: str, connect: Connect) -> None:
+    server = make_server(database=database, channel_settings={"orders": {"durable": True}})
+    client = connect(server)
+    client.action("join_channel", channel="orders", ref=1)
+    client.receive_until(event="reply")
+    client.action("broadcast", channel="orders", event="order", data={"n": 1}, ref=2)
+    seen = client.receive_all_until(event="reply", ref=2)
+    placed = [(message["event"], message["offset"]) for message in seen if "offset" in message]
+    assert placed == [("order", 1), ("reply", 1)], "the publication, then its reply"
+    assert server.broadcast("orders", "order", {"n": 2}).result(10) == 1
+    assert client.receive()["data"] == {"n": 2}
+
+
+def test_durable_takes_a_database() -> None:
+    tantor = Tantor()
+    with pytest.raises(ValueError, match="durable=True takes a database"):
+        tantor.broadcast("chat", "message", durable=True)
+    with pytest.raises(ValueError, match="durable is true; that takes a database"):
+        Tantor(durable=True)
+
+
+# A kill
+
+PUBLISH_UNTIL_KILLED = """
+    import sys
+    from tantor import Tantor
+
+    tantor = Tantor(port=0, host="127.0.0.1", database=sys.argv[1], channel_settings={"durable": {"durable": True}},
+        history_size=1_000_000).start_background()
+    first = int(sys.argv[2])
+    position = tantor.history("plain").result()
+    print("epoch", position.epoch, position.offset, flush=True)
+    for number in range(first, 10_000_000):
+        tantor.broadcast("plain", "message", {"n": number})
+        tantor.send("client_away", {"n": number})
+        tantor.broadcast("durable", "message", {"n": number}).result()
+        tantor.broadcast("called", "message", {"n": number}, durable=True).result()
+        print("saved", number, flush=True)
+"""
+
+
+def test_what_was_acknowledged_is_there_after_twenty_kills(tmp_path: Path, database: str) -> None:
+    file = tmp_path / "publish.py"
+    file.write_text(textwrap.dedent(PUBLISH_UNTIL_KILLED))
+    saved: set[int] = set()
+    first = 0
+    epochs: dict[str, int] = {}
+    for kill in range(20):
+        with script_with(file, tmp_path / f"log {kill}", database, first) as publisher:
+            epoch, offset = publisher.wait_for_line("epoch").split()
+            assert epoch not in epochs, "a kill may have lost publications of this channel"
+            epochs[epoch] = int(offset)
+            publisher.wait_for_line(f"saved {first + 5 + kill * 3}")
+            publisher.process.kill()
+            publisher.process.wait(30)
+            lines = [line for line in publisher.output.splitlines(keepends=True) if line.endswith("\n")]
+        saved |= {int(line.split()[1]) for line in lines if line.startswith("saved")}
+        first = max(saved) + 2  # the one after the last may be saved or not
+        assert rows(tmp_path / "tantor.db", "PRAGMA integrity_check") == [{"integrity_check": "ok"}]
+    tantor = Tantor(database=database, history_size=1_000_000)
+    for channel in ("durable", "called"):
+        kept = history_of(tantor, channel, limit=1_000_000)
+        offsets = [publication["offset"] for publication in kept.publications]
+        assert offsets == sorted(set(offsets)), "no offset comes twice"
+        found = [publication["data"]["n"] for publication in kept.publications]
+        assert len(found) == len(set(found))
+        assert saved <= set(found), f"lost: {sorted(saved - set(found))}"
+    token = tantor.resume_token("client_away")
+    with tantor, WebSocketClient(tantor.port, f"/?resume={token}") as client:
+        client.greet()
+        mail = [client.receive()["n"] for _ in range(client.welcome["waiting"])]
+        assert mail == sorted(set(mail)), "in order, none twice"
+        assert set(mail) >= saved - set(range(first - 1000)), "what was sent before a durable call is saved with it"
+
+
+def script_with(file: Path, log: Path, *arguments: object) -> Any:
+    return Script([sys.executable, str(file), *map(str, arguments)], log=log)
+
+
+# Files that cannot be used
+
+
+def test_a_file_that_is_no_database_is_told_at_the_start(tmp_path: Path) -> None:
+    (tmp_path / "tantor.db").write_text("not a database " * 100)
+    tantor = Tantor(port=0, database=f"sqlite:///{tmp_path / 'tantor.db'}")
+    for call in (tantor.start_background, lambda: tantor.broadcast("chat", "message")):
+        with pytest.raises(StorageError, match=r"tantor\.db: .*not a database; move the file away"):
+            call()
+    assert isinstance(StorageError(), OSError)
+    assert not tantor.is_running
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("tantor.db", "it has no scheme"),
+        ("postgresql://localhost/x", "no database that is known"),
+        ("sqlite:///", "it names no file"),
+        ("sqlite://host/x", "sqlite has no host"),
+    ],
+)
+def test_an_address_that_is_none_is_told_at_once(url: str, problem: str) -> None:
+    with pytest.raises(ValueError, match=f"database is .*{problem}"):
+        Tantor(database=url)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    tantor = Tantor(database=f"sqlite:///{tmp_path / 'missing' / 'tantor.db'}")
+    with pytest.raises(StorageError, match=f"there is no folder {tmp_path / 'missing'}"):
+        tantor.start_background()
+
+
+def test_a_file_in_use_names_its_user(make_server: MakeServer, database: str) -> None:
+    make_server(database=database)
+    second = Tantor(port=0, database=database)
+    with pytest.raises(StorageError, match=f"process {os.getpid()} uses it; one Tantor at a time can"):
+        second.start_background()
+
+
+READ_ONLY = """
+    import os, sys
+    import tantor
+    from tantor import StorageError, Tantor
+    folder = sys.argv[1]
+    first = Tantor(database=f"sqlite:///{folder}/tantor.db")
+    first.broadcast("chat", "message")
+    first.close_storage(10)
+    for name in os.listdir(folder):
+        os.chmod(os.path.join(folder, name), 0o444)
+    os.chmod(folder, 0o555)
+    if os.geteuid() == 0:
+        os.setuid(65534)
+    try:
+        first.broadcast("chat", "message")
+    except StorageError as error:
+        print(error)
+    os._exit(0)
+"""
+
+
+def test_a_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    # whoever this runs as has to come to it
+    for parent in [folder, *folder.parents]:
+        if parent.stat().st_uid == os.geteuid() and parent != Path("/"):
+            parent.chmod(parent.stat().st_mode | 0o055)
+    ended = run_python(textwrap.dedent(READ_ONLY), folder)
+    folder.chmod(0o755)
+    assert "cannot open the database" in ended.stdout, (ended.stdout, ended.stderr)
+    assert "denied" in ended.stdout
+
+
+FULL_DISK = """
+    import logging, resource, signal, sys, time
+    from support import WebSocketClient, eventually
+    from tantor import StorageError, Tantor
+
+    logged = []
+    logging.getLogger("tantor.storage").addFilter(lambda record: logged.append(record.levelname) or True)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    tantor = Tantor(port=0, host="127.0.0.1", database=sys.argv[1]).start_background()
+    client = WebSocketClient(tantor.port).greet()
+    tantor.broadcast("jungle", "message", {"n": 0}, durable=True).result(10)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
+    for number in range(1, 100):
+        try:
+            tantor.broadcast("jungle", "message", {"n": number, "x": "x" * 100_000}, durable=True).result(10)
+        except StorageError as error:
+            print("failed", error)
+            break
+    storage = tantor.stats()["storage"]
+    print("degraded", storage["degraded"], "lost", storage["changes_lost"] > 0, "error", storage["error"])
+    # live delivery goes on
+    tantor.broadcast("jungle", "message", {"n": "after"})
+    client.receive_until(lambda message: message.get("data", {}).get("n") == "after")
+    print("delivered")
+    eventually(lambda: "ERROR" in logged, "it is logged")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    eventually(lambda: not tantor.stats()["storage"]["degraded"], "it recovers")
+    tantor.broadcast("jungle", "message", {"n": "saved"}, durable=True).result(10)
+    eventually(lambda: "INFO" in logged or "WARNING" in logged, "that is logged, too")
+    print("recovered")
+"""
+
+
+def test_a_full_disk_degrades_and_live_delivery_goes_on(database: str) -> None:
+    ended = run_python(textwrap.dedent(FULL_DISK), database)
+    assert ended.returncode == 0, (ended.stdout, ended.stderr)
+    lines = ended.stdout.splitlines()
+    assert any(line.startswith("failed the database") for line in lines), lines
+    assert any(line.startswith("degraded True lost True error the database") for line in lines), lines
+    assert "delivered" in lines
+    assert "recovered" in lines
+
+
+def test_a_file_that_has_its_fill_is_a_full_disk(make_server: MakeServer, database: str) -> None:
+    server = make_server(database=database, database_bytes=1 << 20, history_size=100_000)
+    # nobody waits for these
+    for _ in range(100):
+        server.broadcast("chat", "message", "x" * 50_000)
+    with pytest.raises(StorageError, match="full"):
+        server.broadcast("chat", "message", durable=True).result(10)
+    assert server.stats()["storage"]["file_bytes"] < 64 << 20
+
+
+def test_a_lock_of_another_program_is_waited_out(make_server: MakeServer, database: str, tmp_path: Path) -> None:
+    server = make_server(database=database)
+    server.broadcast("chat", "message", {"n": 0}, durable=True).result(10)
+    with locked_by_another(tmp_path / "tantor.db", tmp_path):
+        server.broadcast("chat", "message", {"n": 1})
+        with pytest.raises(StorageError, match="locked"):
+            server.broadcast("chat", "message", {"n": 2}, durable=True).result(10)
+    eventually(lambda: not server.stats()["storage"]["degraded"], "it is written again")
+    server.broadcast("chat", "message", {"n": 3}, durable=True).result(10)
+
+
+# Who reads it
+
+
+def test_flask_tsk_reads_its_own_columns(
+    make_server: MakeServer, database: str, tmp_path: Path, connect: Connect
+) -> None:
+    server = make_server(database=database)
+    client = connect(server)
+    client.action("broadcast", channel="jungle", event="chat_message", data={"message": "hi"})
+    server.send("client_away", "hello")
+    server.broadcast("jungle", "last", durable=True).result(10)
+    messages = rows(tmp_path / "tantor.db", "SELECT * FROM tantor_messages ORDER BY timestamp")
+    people = rows(tmp_path / "tantor.db", "SELECT * FROM tantor_connections")
+    assert list(messages[0]) == ["id", "channel", "message", "sender", "timestamp", "message_type", "data"]
+    assert [(row["channel"], row["message"], row["sender"], row["message_type"]) for row in messages] == [
+        ("jungle", "hi", client.client_id, "chat_message"),
+        ("jungle", "hello", "tantor", "chat"),
+        ("jungle", "{}", "tantor", "last"),
+    ]
+    assert json.loads(messages[0]["data"]) == {"message": "hi"}
+    (person,) = people
+    assert list(person) == ["client_id", "handshake_complete", "last_ping", "joined_at", "channels", "user_data"]
+    assert (person["client_id"], person["handshake_complete"]) == (client.client_id, 1)
+    assert json.loads(person["channels"]) == ["jungle"]
+
+
+def test_a_second_copy_of_sqlite_in_this_process_costs_nothing_that_was_acknowledged(
+    make_server: MakeServer, database: str, tmp_path: Path
+) -> None:
+    """Python's `sqlite3` does not see locks of the process, and removes the log when it closes the file."""
+    server = make_server(database=database, history_size=1000)
+    for number in range(50):
+        server.broadcast("chat", "message", {"n": number}, durable=True).result(10)
+        with contextlib.closing(sqlite3.connect(tmp_path / "tantor.db")) as connection:
+            connection.execute("SELECT count(*) FROM tantor_messages").fetchone()
+    server.broadcast("chat", "message", {"n": 50}, durable=True).result(10)
+    assert len(rows(tmp_path / "tantor.db", "SELECT id FROM tantor_messages")) == 51
+    assert not server.stats()["storage"]["degraded"]
+
+
+def test_a_file_that_was_deleted_under_it_is_told(make_server: MakeServer, database: str, tmp_path: Path) -> None:
+    server = make_server(database=database)
+    server.broadcast("chat", "message", durable=True).result(10)
+    for file in tmp_path.glob("tantor.db*"):
+        file.unlink()
+    with pytest.raises(StorageError, match="moved or deleted while it was in use"):
+        server.broadcast("chat", "message", durable=True).result(10)
+
+
+# Settings and processes
+
+
+def test_the_database_comes_from_flask_and_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_port: int
+) -> None:
+    app = Flask(__name__)
+    app.config["TANTOR_CONFIG"] = {"database": f"sqlite:///{tmp_path}/flask.db", "port": free_port}
+    with init_tantor(app) as tantor:
+        tantor.broadcast("chat", "message", durable=True).result(10)
+        assert tantor.stats()["storage"]["path"] == f"{tmp_path}/flask.db"
+        status, _, body = http_request(tantor.port, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (status, json.loads(body)["status"]) == (200, "ok")
+    monkeypatch.setenv("TANTOR_DATABASE", f"sqlite:///{tmp_path}/environment.db")
+    assert Tantor().stats()["storage"]["path"] == f"{tmp_path}/environment.db"
+    assert not (tmp_path / "environment.db").exists(), "making one opens nothing"
+
+
+FORKED = """
+    import os, sys
+    from tantor import ForkedError, StorageError, Tantor
+
+    folder = sys.argv[1]
+    tantor = Tantor(database=f"sqlite:///{folder}/tantor.db")
+    tantor.broadcast("chat", "message", {"n": 0}, durable=True).result(10)
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        said = []
+        try:
+            tantor.broadcast("chat", "message", {"n": 1})
+        except ForkedError as error:
+            said.append("forked")
+        try:
+            Tantor(database=f"sqlite:///{folder}/tantor.db").broadcast("chat", "message")
+        except StorageError as error:
+            said.append("in use" if f"process {os.getppid()} uses it" in str(error) else str(error))
+        own = Tantor(database=f"sqlite:///{folder}/own.db")
+        own.broadcast("chat", "message", durable=True).result(10)
+        said.append("own")
+        os.write(write, ",".join(said).encode())
+        sys.exit()
+    os.close(write)
+    print(os.read(read, 1000).decode())
+    print("child", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    tantor.broadcast("chat", "message", {"n": 2}, durable=True).result(10)
+    print([publication["data"]["n"] for publication in tantor.history("chat").result().publications])
+"""
+
+
+def test_a_forked_child_has_its_own_or_an_error(tmp_path: Path) -> None:
+    ended = run_python(textwrap.dedent(FORKED), tmp_path, options=("-W", "ignore::DeprecationWarning"))
+    assert ended.returncode == 0, ended.stderr
+    said, child, numbers_kept = ended.stdout.splitlines()
+    assert said == "forked,in use,own"
+    assert child == "child 0"
+    assert numbers_kept == "[0, 2]"
+    assert ForkedError.__mro__
+
+
+def test_a_file_is_free_once_its_process_was_killed_though_a_fork_of_it_lives(tmp_path: Path, database: str) -> None:
+    source = f"""
+        import os, time
+        from tantor import Tantor
+        tantor = Tantor(database={database!r})
+        tantor.broadcast("chat", "message", {{"n": 0}}, durable=True).result(10)
+        if os.fork() == 0:
+            time.sleep(60)
+        print("ready", flush=True)
+        time.sleep(60)
+    """
+    with script(source, tmp_path) as parent:
+        parent.wait_for_line("forked")
+        parent.wait_for_line("ready")
+        parent.process.kill()
+        parent.process.wait(30)
+        tantor = Tantor(database=database)
+        assert numbers(tantor, "chat") == [0]
+        tantor.close_storage(10)
+
+
+def test_a_server_in_trouble_says_so_once(
+    make_server: MakeServer, database: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    server = make_server(database=database)
+    server.broadcast("chat", "message", durable=True).result(10)
+
+    def errors() -> list[str]:
+        found = [record for record in caplog.records if record.name == "tantor.storage" and record.levelname == "ERROR"]
+        return [record.getMessage() for record in found]
+
+    with locked_by_another(tmp_path / "tantor.db", tmp_path):
+        server.broadcast("chat", "message")
+        eventually(errors, "a line in the log")
+    eventually(lambda: "can be written again" in caplog.text, "a line in the log")
+    assert len(errors()) == 1
+    assert "tantor.db cannot be written: database is locked" in errors()[0]
