@@ -413,7 +413,7 @@ FULL_DISK = """
     storage = tantor.stats()["storage"]
     print("degraded", storage["degraded"], "lost", storage["changes_lost"] > 0, "error", storage["error"])
     # live delivery goes on
-    tantor.broadcast("jungle", "message", {"n": "after"})
+    tantor.broadcast("jungle", "message", {"n": "after", "x": "x" * 100_000})
     client.receive_until(lambda message: message.get("data", {}).get("n") == "after")
     print("delivered")
     eventually(lambda: "ERROR" in logged, "it is logged")
@@ -465,6 +465,7 @@ def test_flask_tsk_reads_its_own_columns(
     server = make_server(database=database)
     client = connect(server)
     client.action("broadcast", channel="jungle", event="chat_message", data={"message": "hi"})
+    client.receive_until(event="chat_message")
     server.send("client_away", "hello")
     server.broadcast("jungle", "last", durable=True).result(10)
     messages = rows(tmp_path / "tantor.db", "SELECT * FROM tantor_messages ORDER BY timestamp")
@@ -572,6 +573,7 @@ def test_a_file_is_free_once_its_process_was_killed_though_a_fork_of_it_lives(tm
         tantor = Tantor(database={database!r})
         tantor.broadcast("chat", "message", {{"n": 0}}, durable=True).result(10)
         if os.fork() == 0:
+            print("forked", flush=True)
             time.sleep(60)
         print("ready", flush=True)
         time.sleep(60)
