@@ -6,10 +6,10 @@ use crate::frame::EncodedFrame;
 use crate::history::{History, Kept};
 use crate::protocol::now_micros;
 use crate::random::random_u64;
-use crate::store::{Change, Committed, SavedStream, Store};
+use crate::store::{Change, Committed, SavedStream, Store, StreamKey};
 use parking_lot::Mutex;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -21,6 +21,7 @@ pub struct MemoryBroker {
 /// What the streams have in common.
 struct Shared {
     streams: Mutex<HashMap<Arc<str>, Arc<MemoryStream>>>,
+    next_key: AtomicU64,
     store: Arc<dyn Store>,
     budget: Arc<Budget>,
     /// Held by whoever makes room.
@@ -52,6 +53,7 @@ impl MemoryBroker {
         Self {
             shared: Arc::new(Shared {
                 streams: Mutex::default(),
+                next_key: AtomicU64::new(0),
                 store,
                 budget,
                 evicting: Mutex::new(()),
@@ -90,6 +92,7 @@ impl Broker for MemoryBroker {
             && self.shared.budget.limit > 0;
         let stream = Arc::new(MemoryStream {
             channel: Arc::clone(channel),
+            key: self.shared.next_key.fetch_add(1, Ordering::Relaxed),
             kind: kind.into(),
             settings,
             keeps,
@@ -197,6 +200,8 @@ impl Shared {
 
 struct MemoryStream {
     channel: Arc<str>,
+    /// What the store knows it by.
+    key: StreamKey,
     kind: Box<str>,
     settings: ChannelSettings,
     /// Publications are kept in memory.
@@ -331,18 +336,21 @@ impl MemoryStream {
         frame: &EncodedFrame,
         committed: Option<Committed>,
     ) {
-        if !std::mem::replace(&mut state.is_announced, true) {
-            self.store.save(self.announcement(state), None);
-        }
+        self.announce(state);
         let change = Change::Published {
-            channel: Arc::clone(&self.channel),
+            stream: self.key,
             position,
             at,
             expires: at.saturating_add(self.settings.message_ttl.as_micros() as u64),
-            frame: frame.clone(),
-            durable: self.settings.durable || committed.is_some(),
+            frame,
         };
         self.store.save(change, committed);
+    }
+
+    fn announce(&self, state: &mut StreamState) {
+        if !std::mem::replace(&mut state.is_announced, true) {
+            self.store.save(self.announcement(state), None);
+        }
     }
 
     /// The store was closed and opened again; another process may have used it meanwhile, so what it says counts.
@@ -368,8 +376,9 @@ impl MemoryStream {
         self.trim(&mut state, now_micros());
     }
 
-    fn announcement(&self, state: &StreamState) -> Change {
+    fn announcement(&self, state: &StreamState) -> Change<'static> {
         Change::StreamOpened {
+            stream: self.key,
             channel: Arc::clone(&self.channel),
             epoch: state.history.epoch,
             kind: self.kind.clone(),
@@ -422,14 +431,12 @@ impl MemoryStream {
         let gone = state.history.gone();
         if self.saves && gone - state.trimmed >= together {
             state.trimmed = gone;
-            let channel = Arc::clone(&self.channel);
-            self.store.save(
-                Change::Trimmed {
-                    channel,
-                    through: gone,
-                },
-                None,
-            );
+            self.announce(state);
+            let change = Change::Trimmed {
+                stream: self.key,
+                through: gone,
+            };
+            self.store.save(change, None);
         }
     }
 

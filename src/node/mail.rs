@@ -363,7 +363,6 @@ impl Node {
                 expires,
                 is_emergency: letter.is_emergency,
                 frame: letter.frame.clone(),
-                durable: committed.is_some(),
             };
             self.store.save(change, committed);
         } else if let Some(committed) = committed {

@@ -11,7 +11,7 @@ impl Store for MemoryStore {
         Ok(Saved::default())
     }
 
-    fn save(&self, _change: Change, committed: Option<Committed>) {
+    fn save(&self, _change: Change<'_>, committed: Option<Committed>) {
         if let Some(committed) = committed {
             committed(Ok(()));
         }

@@ -14,17 +14,48 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// A log of changes, in the order in which they are given, that is read once when it is opened. What the process knows
+/// counts; the log only brings it back.
 pub trait Store: Send + Sync {
+    /// Opens the store and reads what was saved; from here on changes are taken.
+    ///
+    /// Ordering: before every `save`; again after `close`. What was lost by an unclean end shows as another epoch of the
+    /// streams that were not durable. Errors: the store cannot be used, with its name and what is wrong.
+    /// Blocking: for as long as reading takes.
     fn open(&self) -> Result<Saved, StoreError>;
-    fn save(&self, change: Change, committed: Option<Committed>);
+
+    /// Takes a change; `committed` hears when it is saved and would outlive a power failure, or that it cannot be.
+    ///
+    /// Ordering: changes are saved, and heard of, in the order of the calls; those of a stream behind its
+    /// `StreamOpened`, since the store was opened. Errors: only `committed` hears of them; without it the store tries
+    /// again, and counts what it gave up in `health`. Blocking: no; `committed` may be called before this returns, or on
+    /// the store's thread, where it must not block.
+    fn save(&self, change: Change<'_>, committed: Option<Committed>);
+
+    /// How the store is.
+    ///
+    /// Ordering: any. Errors: none. Blocking: no.
     fn health(&self) -> Health;
+
+    /// What is saved outlives the process.
+    ///
+    /// Ordering: never changes. Errors: none. Blocking: no.
     fn is_durable(&self) -> bool;
+
+    /// Saves what was taken and lets go of the store, so that it can be opened again.
+    ///
+    /// Ordering: behind every `save`; what is given after it is lost. Errors: what could not be saved is counted in
+    /// `health`. Blocking: up to `within`.
     fn close(&self, within: Duration);
 }
+
+/// Stands for a stream, so that a publication need not name its channel.
+pub type StreamKey = u64;
 
 /// Hears once what became of a change, on the store's own thread.
 pub type Committed = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
 
+/// What is wrong, in words that name the store.
 #[derive(Clone, Debug)]
 pub struct StoreError(pub String);
 
@@ -34,6 +65,7 @@ impl fmt::Display for StoreError {
     }
 }
 
+/// All that was saved and has not expired.
 #[derive(Debug, Default)]
 pub struct Saved {
     pub streams: Vec<SavedStream>,
@@ -41,6 +73,7 @@ pub struct Saved {
     pub mail: Vec<SavedMail>,
 }
 
+/// A channel's stream, its publications oldest first.
 #[derive(Clone, Debug)]
 pub struct SavedStream {
     pub channel: Arc<str>,
@@ -51,6 +84,7 @@ pub struct SavedStream {
     pub publications: Vec<Kept>,
 }
 
+/// A client that may come back. Times are microseconds since 1970.
 #[derive(Clone, Debug)]
 pub struct SavedClient {
     pub id: Arc<str>,
@@ -63,6 +97,7 @@ pub struct SavedClient {
     pub user_data: Option<Bytes>,
 }
 
+/// A message that is kept for a client; those of one client come in the order of their numbers.
 #[derive(Clone, Debug)]
 pub struct SavedMail {
     pub client: Arc<str>,
@@ -73,24 +108,27 @@ pub struct SavedMail {
     pub frame: EncodedFrame,
 }
 
+/// What changes. A store keeps its own copy of what it needs.
 #[derive(Debug)]
-pub enum Change {
+pub enum Change<'a> {
+    /// On a stream that was opened under this key before.
     Published {
-        channel: Arc<str>,
+        stream: StreamKey,
         position: StreamPosition,
         at: u64,
         expires: u64,
-        frame: EncodedFrame,
-        durable: bool,
+        frame: &'a EncodedFrame,
     },
+    /// From here on the key stands for this channel's stream.
     StreamOpened {
+        stream: StreamKey,
         channel: Arc<str>,
         epoch: u64,
         kind: Box<str>,
         durable: bool,
     },
     Trimmed {
-        channel: Arc<str>,
+        stream: StreamKey,
         through: u64,
     },
     StreamForgotten {
@@ -103,7 +141,6 @@ pub enum Change {
         expires: u64,
         is_emergency: bool,
         frame: EncodedFrame,
-        durable: bool,
     },
     Unmailed {
         client: Arc<str>,
@@ -117,11 +154,14 @@ pub enum Change {
     },
 }
 
+/// How a store is; counts are since it was made.
 #[derive(Clone, Debug, Default)]
 pub struct Health {
     pub kind: &'static str,
     pub path: Option<String>,
+    /// What is to be saved cannot be, for the time being.
     pub is_degraded: bool,
+    /// The last thing that was wrong.
     pub error: Option<String>,
     pub queued_changes: usize,
     pub queued_bytes: usize,

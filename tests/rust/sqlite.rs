@@ -1,7 +1,8 @@
 //! The SQLite file: what it keeps, whose it is, and what becomes of it when things go wrong.
 
 use crate::stores::{
-    LATE, LIMITS, PATIENCE, client, frame, mailed, offsets, opened, published, reopen, save, sqlite,
+    LATE, LIMITS, PATIENCE, client, frame, key, mailed, offsets, opened, publish, publish_and_wait,
+    publish_text, reopen, save, sqlite, trimmed, waiting,
 };
 use _tantor::broker::StreamPosition;
 use _tantor::store::{Change, Committed, Limits, Saved, SqliteStore, Store};
@@ -45,7 +46,7 @@ fn everything_comes_back_as_it_was() {
     assert!(store.open().unwrap().streams.is_empty());
     store.save(opened("a", u64::MAX - 1, true), None);
     for offset in 1..=3 {
-        store.save(published("a", u64::MAX - 1, offset), None);
+        publish(&store, "a", offset, None);
     }
     store.save(mailed("client_1", 4, true), None);
     store.save(
@@ -106,7 +107,7 @@ fn an_unclean_end_gives_streams_that_may_have_lost_something_another_epoch() {
     store.open().unwrap();
     for (channel, durable) in [("plain", false), ("durable", true)] {
         store.save(opened(channel, 5, durable), None);
-        save(&store, published(channel, 5, 1)).unwrap();
+        publish_and_wait(&store, channel, 1).unwrap();
     }
     let (_copy, after_kill) = killed(folder.path());
     let saved = after_kill.open().unwrap();
@@ -143,7 +144,7 @@ fn what_is_behind_a_hole_of_a_stream_that_is_not_durable_is_whole() {
     for (channel, durable) in [("plain", false), ("durable", true)] {
         store.save(opened(channel, 5, durable), None);
         for offset in [1, 2, 4, 5] {
-            store.save(published(channel, 5, offset), None);
+            publish(&store, channel, offset, None);
         }
     }
     let saved = reopen(&store);
@@ -162,15 +163,14 @@ fn what_has_expired_is_not_opened() {
     store.open().unwrap();
     store.save(opened("a", 1, false), None);
     let expired = Change::Published {
-        channel: "a".into(),
+        stream: key("a"),
         position: StreamPosition {
             epoch: 1,
             offset: 1,
         },
         at: 1,
         expires: 2,
-        frame: frame("{}"),
-        durable: false,
+        frame: &frame("{}"),
     };
     store.save(expired, None);
     let mut gone = client("client_gone");
@@ -193,11 +193,11 @@ fn large_streams_are_deleted_in_chunks_while_others_are_saved() {
     store.open().unwrap();
     store.save(opened("large", 1, false), None);
     for offset in 1..=20_000 {
-        store.save(published("large", 1, offset), None);
+        publish(&store, "large", offset, None);
     }
     store.save(opened("trimmed", 2, false), None);
     for offset in 1..=5000 {
-        store.save(published("trimmed", 2, offset), None);
+        publish(&store, "trimmed", offset, None);
     }
     save(
         &store,
@@ -206,15 +206,7 @@ fn large_streams_are_deleted_in_chunks_while_others_are_saved() {
         },
     )
     .unwrap();
-    let through = 4990;
-    save(
-        &store,
-        Change::Trimmed {
-            channel: "trimmed".into(),
-            through,
-        },
-    )
-    .unwrap();
+    save(&store, trimmed("trimmed", 4990)).unwrap();
     let path = folder.path().join("tantor.db");
     let rows = || query::<i64>(&path, "SELECT count(*) FROM publications");
     wait_until("the rows are gone", || rows() == 10);
@@ -231,16 +223,10 @@ fn the_file_gives_back_what_was_deleted() {
     store.open().unwrap();
     store.save(opened("a", 1, false), None);
     for offset in 1..=20_000 {
-        store.save(published("a", 1, offset), None);
+        publish(&store, "a", offset, None);
     }
     let path = folder.path().join("tantor.db");
-    store.save(
-        Change::Trimmed {
-            channel: "a".into(),
-            through: 20_000,
-        },
-        None,
-    );
+    store.save(trimmed("a", 20_000), None);
     let pages = || query::<i64>(&path, "PRAGMA page_count");
     let most = pages();
     wait_until("the file is smaller", || pages() < most.max(600) / 2);
@@ -321,7 +307,7 @@ fn a_file_that_was_damaged_is_told_and_not_used() {
         store.open().unwrap();
         store.save(opened("a", 1, false), None);
         for offset in 1..=5000 {
-            store.save(published("a", 1, offset), None);
+            publish(&store, "a", offset, None);
         }
         store.close(PATIENCE);
         // as if it had not been closed, so that it is looked at
@@ -347,7 +333,7 @@ fn files_of_earlier_schemas_are_brought_up_to_date() {
     let store = sqlite(folder.path());
     store.open().unwrap();
     store.save(opened("a", 1, true), None);
-    store.save(published("a", 1, 1), None);
+    publish(&store, "a", 1, None);
     store.close(PATIENCE);
     let path = folder.path().join("tantor.db");
     // schema 1 had no views
@@ -376,19 +362,14 @@ fn a_full_file_fails_what_is_waited_for_and_recovers() {
     let store = SqliteStore::new(&folder.path().join("tantor.db"), limits);
     store.open().unwrap();
     store.save(opened("a", 1, true), None);
-    let large = |offset: u64| Change::Published {
-        channel: "a".into(),
-        position: StreamPosition { epoch: 1, offset },
-        at: 1,
-        expires: LATE,
-        frame: frame(&"x".repeat(100_000)),
-        durable: true,
-    };
+    let large = "x".repeat(100_000);
     let mut last = 0;
     let error = loop {
         last += 1;
         assert!(last < 100, "it is never full");
-        if let Err(error) = save(&store, large(last)) {
+        let (committed, told) = waiting();
+        publish_text(&store, "a", last, &large, Some(committed));
+        if let Err(error) = told.recv_timeout(PATIENCE).unwrap() {
             break error.to_string();
         }
     };
@@ -400,15 +381,8 @@ fn a_full_file_fails_what_is_waited_for_and_recovers() {
     assert!(health.is_degraded && health.changes_lost == 1, "{health:?}");
     assert!(health.error.unwrap().contains("full"));
     // what nobody waits for is tried again, behind what makes room
-    store.save(large(last + 1), None);
-    let through = last - 1;
-    store.save(
-        Change::Trimmed {
-            channel: "a".into(),
-            through,
-        },
-        None,
-    );
+    publish_text(&store, "a", last + 1, &large, None);
+    store.save(trimmed("a", last - 1), None);
     wait_until("it is written again", || !store.health().is_degraded);
     assert_eq!(store.health().error, None);
     assert_eq!(offsets(&reopen(&store), "a"), [last + 1]);
@@ -427,7 +401,7 @@ fn what_was_lost_makes_the_end_unclean() {
     store.save(opened("a", 5, false), None);
     let count = 10_000;
     for offset in 1..=count {
-        store.save(published("a", 5, offset), None);
+        publish(&store, "a", offset, None);
     }
     let health = store.health();
     assert!(
@@ -447,8 +421,8 @@ fn a_lock_of_another_holds_up_nobody_who_does_not_wait() {
     save(&store, opened("a", 1, false)).unwrap();
     let other = Connection::open(folder.path().join("tantor.db")).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
-    store.save(published("a", 1, 1), None);
-    let error = save(&store, published("a", 1, 2)).unwrap_err().to_string();
+    publish(&store, "a", 1, None);
+    let error = publish_and_wait(&store, "a", 2).unwrap_err().to_string();
     assert!(error.contains("locked"), "{error}");
     assert!(store.health().is_degraded);
     other.execute_batch("ROLLBACK").unwrap();
@@ -470,7 +444,7 @@ fn many_who_wait_share_a_commit() {
             outcome.unwrap();
             heard.fetch_add(1, Ordering::Relaxed);
         });
-        store.save(published("a", 1, offset), Some(committed));
+        publish(&store, "a", offset, Some(committed));
     }
     wait_until("all have heard", || heard.load(Ordering::Relaxed) == 5000);
     assert!(store.health().commits < 2500, "{:?}", store.health());
@@ -485,20 +459,7 @@ fn the_views_have_the_columns_of_flask_tsk() {
     store.open().unwrap();
     store.save(opened("chat", 1, false), None);
     let message = r#"{"id":"msg_1","channel":"chat","timestamp":1.5,"sender":"tantor","event":"chat_message","data":{"message":"hi"},"from":"client_1","offset":1}"#;
-    store.save(
-        Change::Published {
-            channel: "chat".into(),
-            position: StreamPosition {
-                epoch: 1,
-                offset: 1,
-            },
-            at: 1,
-            expires: LATE,
-            frame: frame(message),
-            durable: false,
-        },
-        None,
-    );
+    publish_text(&store, "chat", 1, message, None);
     let direct =
         r#"{"id":"msg_2","channel":"jungle","timestamp":2.5,"sender":"tantor","message":"yo"}"#;
     store.save(
@@ -509,7 +470,6 @@ fn the_views_have_the_columns_of_flask_tsk() {
             expires: LATE,
             is_emergency: false,
             frame: frame(direct),
-            durable: false,
         },
         None,
     );

@@ -6,7 +6,7 @@ use _tantor::store::{
     Change, Committed, Limits, MemoryStore, Saved, SavedClient, SqliteStore, Store, StoreError,
 };
 use proptest::prelude::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -40,8 +40,14 @@ pub fn frame(text: &str) -> EncodedFrame {
     EncodedFrame::text(text.as_bytes())
 }
 
-pub fn opened(channel: &str, epoch: u64, durable: bool) -> Change {
+/// A channel's key in these tests: the sum of its name's bytes.
+pub fn key(channel: &str) -> u64 {
+    channel.bytes().map(u64::from).sum()
+}
+
+pub fn opened(channel: &str, epoch: u64, durable: bool) -> Change<'static> {
     Change::StreamOpened {
+        stream: key(channel),
         channel: channel.into(),
         epoch,
         kind: "public".into(),
@@ -49,18 +55,42 @@ pub fn opened(channel: &str, epoch: u64, durable: bool) -> Change {
     }
 }
 
-pub fn published(channel: &str, epoch: u64, offset: u64) -> Change {
-    Change::Published {
-        channel: channel.into(),
-        position: StreamPosition { epoch, offset },
+/// A publication at its offset, of a stream that was opened.
+pub fn publish(store: &dyn Store, channel: &str, offset: u64, committed: Option<Committed>) {
+    publish_text(
+        store,
+        channel,
+        offset,
+        &format!("{{\"offset\":{offset}}}"),
+        committed,
+    );
+}
+
+pub fn publish_text(
+    store: &dyn Store,
+    channel: &str,
+    offset: u64,
+    text: &str,
+    committed: Option<Committed>,
+) {
+    let change = Change::Published {
+        stream: key(channel),
+        position: StreamPosition { epoch: 0, offset },
         at: offset,
         expires: LATE,
-        frame: frame(&format!("{{\"offset\":{offset}}}")),
-        durable: false,
+        frame: &frame(text),
+    };
+    store.save(change, committed);
+}
+
+pub fn trimmed(channel: &str, through: u64) -> Change<'static> {
+    Change::Trimmed {
+        stream: key(channel),
+        through,
     }
 }
 
-pub fn mailed(client: &str, number: u64, is_emergency: bool) -> Change {
+pub fn mailed(client: &str, number: u64, is_emergency: bool) -> Change<'static> {
     Change::Mailed {
         client: client.into(),
         number,
@@ -68,7 +98,6 @@ pub fn mailed(client: &str, number: u64, is_emergency: bool) -> Change {
         expires: LATE,
         is_emergency,
         frame: frame(&format!("{{\"number\":{number}}}")),
-        durable: false,
     }
 }
 
@@ -85,11 +114,23 @@ pub fn client(id: &str) -> SavedClient {
     }
 }
 
-/// Saves a change and waits until it is, or could not be.
-pub fn save(store: &dyn Store, change: Change) -> Result<(), StoreError> {
+/// Somebody who waits, and where they hear.
+pub fn waiting() -> (Committed, mpsc::Receiver<Result<(), StoreError>>) {
     let (tell, told) = mpsc::channel();
-    let committed: Committed = Box::new(move |outcome| tell.send(outcome).unwrap());
+    (Box::new(move |outcome| tell.send(outcome).unwrap()), told)
+}
+
+/// Saves a change and waits until it is, or could not be.
+pub fn save(store: &dyn Store, change: Change<'_>) -> Result<(), StoreError> {
+    let (committed, told) = waiting();
     store.save(change, Some(committed));
+    told.recv_timeout(PATIENCE).unwrap()
+}
+
+/// Publishes and waits until it is saved, or could not be.
+pub fn publish_and_wait(store: &dyn Store, channel: &str, offset: u64) -> Result<(), StoreError> {
+    let (committed, told) = waiting();
+    publish(store, channel, offset, Some(committed));
     told.recv_timeout(PATIENCE).unwrap()
 }
 
@@ -118,7 +159,7 @@ fn whoever_waits_hears_in_the_order_of_saving() {
             let tell = tell.clone();
             let committed: Committed =
                 Box::new(move |outcome| tell.send((offset, outcome.is_ok())).unwrap());
-            store.save(published("a", 1, offset), Some(committed));
+            publish(&*store, "a", offset, Some(committed));
         }
         for offset in 1..=1000 {
             assert_eq!(
@@ -188,34 +229,38 @@ proptest! {
         let mut streams = Model::new();
         let mut mail: BTreeMap<String, Vec<u64>> = BTreeMap::new();
         let mut clients: Vec<String> = Vec::new();
-        let mut next_epoch = 1;
+        let mut next_epoch = 0;
+        // streams are opened anew when the store was
+        let mut announced = BTreeSet::new();
         let mut next_number = 0;
         for step in steps.into_iter().chain([Step::Reopen]) {
             match step {
                 Step::Publish { channel, count } => {
                     let name = format!("channel {channel}");
-                    if !streams.contains_key(&name) {
-                        store.save(opened(&name, next_epoch, false), None);
-                        streams.insert(name.clone(), (next_epoch, 0, 1));
+                    let stream = streams.entry(name.clone()).or_insert_with(|| {
                         next_epoch += 1;
+                        (next_epoch, 0, 1)
+                    });
+                    if announced.insert(name.clone()) {
+                        store.save(opened(&name, stream.0, false), None);
                     }
-                    let stream = streams.get_mut(&name).unwrap();
                     for _ in 0..count {
                         stream.1 += 1;
-                        store.save(published(&name, stream.0, stream.1), None);
+                        publish(&store, &name, stream.1, None);
                     }
                 }
                 Step::Trim { channel, behind } => {
                     let name = format!("channel {channel}");
-                    if let Some(stream) = streams.get_mut(&name) {
+                    if let Some(stream) = streams.get_mut(&name).filter(|_| announced.contains(&name)) {
                         let through = stream.1.saturating_sub(behind);
                         stream.2 = stream.2.max(through + 1);
-                        store.save(Change::Trimmed { channel: name.as_str().into(), through }, None);
+                        store.save(trimmed(&name, through), None);
                     }
                 }
                 Step::Forget { channel } => {
                     let name = format!("channel {channel}");
                     streams.remove(&name);
+                    announced.remove(&name);
                     store.save(Change::StreamForgotten { channel: name.as_str().into() }, None);
                 }
                 Step::Mail { client } => {
@@ -244,6 +289,7 @@ proptest! {
                 }
                 Step::Reopen => {
                     let saved = reopen(&store);
+                    announced.clear();
                     let seen: Model = saved.streams.iter().map(|stream| {
                         let first = stream.publications.first().map_or(stream.top + 1, |kept| kept.offset);
                         (stream.channel.to_string(), (stream.epoch, stream.top, first))

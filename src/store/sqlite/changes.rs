@@ -1,10 +1,10 @@
 //! How changes get into the file.
 
 use super::file::DatabaseFile;
-use crate::store::{Change, SavedClient};
+use super::queue::{Batch, Item};
+use crate::store::{SavedClient, StreamKey};
 use rusqlite::{ErrorCode, OptionalExtension, params};
 use std::collections::HashMap;
-use std::sync::Arc;
 
 /// Changes that were not saved.
 pub(super) struct Failure {
@@ -17,37 +17,30 @@ pub(super) struct Failure {
 const DELETED_TOGETHER: usize = 1000;
 
 impl DatabaseFile {
-    /// Saves changes in one transaction, all or none. With `is_durable` they outlive a power failure.
+    /// Saves the first `count` changes of a batch in one transaction, all or none. With `is_durable` they outlive a power
+    /// failure.
     ///
     /// Errors: the file cannot be written, or one of the changes cannot be saved.
-    pub fn save<'a>(
-        &mut self,
-        changes: impl Iterator<Item = &'a Change>,
-        is_durable: bool,
-    ) -> Result<(), Failure> {
+    pub fn save(&mut self, batch: &Batch, count: usize, is_durable: bool) -> Result<(), Failure> {
         let whole = |error| Failure {
             error,
             culprit: None,
         };
-        let changes: Vec<&Change> = changes.collect();
-        let budget = DELETED_TOGETHER.max(2 * changes.len());
         self.synchronize(is_durable)
             .and_then(|()| self.begin())
             .map_err(whole)?;
-        let result = self.apply_all(&changes, budget);
+        let result = self.apply_all(batch, count);
         if result.is_err() {
             self.undo();
         }
+        self.opened.clear();
         result.and_then(|()| self.check_identity().map_err(whole))
     }
 
     /// Notes what a change frees, so that room can be made before what it stands behind is saved.
-    pub fn note_freed(&mut self, change: &Change) {
-        if let Change::Trimmed { channel, through } = change {
-            // what cannot be read cannot be freed
-            if let Ok(Some(stream)) = self.known_stream(channel) {
-                self.note_trim(stream, *through);
-            }
+    pub fn note_freed(&mut self, item: &Item) {
+        if let Item::Trimmed { stream, through } = item {
+            self.note_trim(*stream, *through);
         }
     }
 
@@ -56,36 +49,41 @@ impl DatabaseFile {
         !self.trims.is_empty() || !self.orphans.is_empty()
     }
 
-    fn apply_all(&mut self, changes: &[&Change], budget: usize) -> Result<(), Failure> {
+    fn apply_all(&mut self, batch: &Batch, count: usize) -> Result<(), Failure> {
         let mut tops = HashMap::new();
-        for (place, change) in changes.iter().enumerate() {
-            self.apply(change, &mut tops).map_err(|error| {
+        for (place, entry) in batch.entries.iter().take(count).enumerate() {
+            self.apply(batch, &entry.item, &mut tops).map_err(|error| {
                 let culprit = (!is_of_the_file(&error)).then_some(place);
                 Failure { error, culprit }
             })?;
         }
-        self.finish(&tops, budget).map_err(|error| Failure {
-            error,
-            culprit: None,
-        })
+        self.finish(&tops, DELETED_TOGETHER.max(2 * count))
+            .map_err(|error| Failure {
+                error,
+                culprit: None,
+            })
     }
 
-    fn apply(&mut self, change: &Change, tops: &mut HashMap<i64, u64>) -> rusqlite::Result<()> {
-        match change {
-            Change::Published {
-                channel,
-                position,
+    fn apply(
+        &mut self,
+        batch: &Batch,
+        item: &Item,
+        tops: &mut HashMap<i64, u64>,
+    ) -> rusqlite::Result<()> {
+        match item {
+            Item::Published {
+                stream,
+                offset,
                 at,
                 expires,
-                frame,
-                durable: _,
+                message,
             } => {
-                let stream = self.stream(channel, position.epoch)?;
-                tops.insert(stream, position.offset);
+                let row = self.row_of(*stream)?;
+                tops.insert(row, *offset);
                 if self
                     .trims
-                    .get(&stream)
-                    .is_some_and(|through| *through >= position.offset)
+                    .get(&row)
+                    .is_some_and(|through| through >= offset)
                 {
                     return Ok(());
                 }
@@ -94,58 +92,60 @@ impl DatabaseFile {
                         "INSERT OR REPLACE INTO publications VALUES (?1, ?2, ?3, ?4, ?5)",
                     )?
                     .execute(params![
-                        stream,
-                        position.offset.cast_signed(),
+                        row,
+                        offset.cast_signed(),
                         at.cast_signed(),
                         expires.cast_signed(),
-                        text(frame.payload())
+                        text(batch.text(*message))
                     ])
                     .map(drop)
             }
-            Change::StreamOpened {
+            Item::StreamOpened {
+                stream,
                 channel,
                 epoch,
                 kind,
                 durable,
-            } => self.open_stream(channel, *epoch, kind, *durable).map(drop),
-            Change::Trimmed { channel, through } => {
-                if let Some(stream) = self.known_stream(channel)? {
-                    self.note_trim(stream, *through);
-                }
+            } => {
+                let id = self
+                    .connection
+                    .prepare_cached(
+                        "INSERT INTO streams (channel, epoch, top, kind, durable) VALUES (?1, ?2, 0, ?3, ?4)
+                        ON CONFLICT (channel) DO UPDATE SET epoch = ?2, kind = ?3, durable = ?4 RETURNING id",
+                    )?
+                    .query_row(
+                        params![&**channel, epoch.cast_signed(), &**kind, durable],
+                        |row| row.get(0),
+                    )?;
+                self.streams.insert(*stream, id);
+                self.opened.push(*stream);
                 Ok(())
             }
-            Change::StreamForgotten { channel } => {
-                if let Some(stream) = self.known_stream(channel)? {
-                    self.connection
-                        .prepare_cached("DELETE FROM streams WHERE id = ?1")?
-                        .execute([stream])?;
-                    self.streams.remove(channel);
-                    self.trims.remove(&stream);
-                    self.orphans.push(stream);
-                }
+            Item::Trimmed { stream, through } => {
+                self.note_trim(*stream, *through);
                 Ok(())
             }
-            Change::Mailed {
+            Item::StreamForgotten { channel } => self.forget_stream(channel),
+            Item::Mailed {
                 client,
                 number,
-                message,
+                message_id,
                 expires,
                 is_emergency,
-                frame,
-                durable: _,
+                message,
             } => self
                 .connection
                 .prepare_cached("INSERT OR REPLACE INTO mail VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?
                 .execute(params![
                     &**client,
                     number.cast_signed(),
-                    message.cast_signed(),
+                    message_id.cast_signed(),
                     expires.cast_signed(),
                     is_emergency,
-                    text(frame.payload())
+                    text(batch.text(*message))
                 ])
                 .map(drop),
-            Change::Unmailed { client, numbers } => {
+            Item::Unmailed { client, numbers } => {
                 let mut delete = self
                     .connection
                     .prepare_cached("DELETE FROM mail WHERE client = ?1 AND number = ?2")?;
@@ -154,13 +154,27 @@ impl DatabaseFile {
                 }
                 Ok(())
             }
-            Change::ClientSaved { client } => self.save_client(client),
-            Change::ClientForgotten { id } => self
+            Item::ClientSaved { client } => self.save_client(client),
+            Item::ClientForgotten { id } => self
                 .connection
                 .prepare_cached("DELETE FROM clients WHERE id = ?1")?
                 .execute([&**id])
                 .map(drop),
         }
+    }
+
+    fn forget_stream(&mut self, channel: &str) -> rusqlite::Result<()> {
+        let row: Option<i64> = self
+            .connection
+            .prepare_cached("DELETE FROM streams WHERE channel = ?1 RETURNING id")?
+            .query_row([channel], |row| row.get(0))
+            .optional()?;
+        if let Some(row) = row {
+            self.streams.retain(|_, known| *known != row);
+            self.trims.remove(&row);
+            self.orphans.push(row);
+        }
+        Ok(())
     }
 
     fn save_client(&self, client: &SavedClient) -> rusqlite::Result<()> {
@@ -184,50 +198,17 @@ impl DatabaseFile {
             .map(drop)
     }
 
-    /// The row of a channel's stream, made if there is none.
-    fn stream(&mut self, channel: &Arc<str>, epoch: u64) -> rusqlite::Result<i64> {
-        match self.known_stream(channel)? {
-            Some(id) => Ok(id),
-            None => self.open_stream(channel, epoch, "public", false),
-        }
+    /// Errors: the stream was never opened, or has been forgotten.
+    fn row_of(&self, stream: StreamKey) -> rusqlite::Result<i64> {
+        let row = self.streams.get(&stream).copied();
+        row.ok_or(rusqlite::Error::QueryReturnedNoRows)
     }
 
-    fn known_stream(&mut self, channel: &Arc<str>) -> rusqlite::Result<Option<i64>> {
-        if let Some(id) = self.streams.get(channel) {
-            return Ok(Some(*id));
+    fn note_trim(&mut self, stream: StreamKey, through: u64) {
+        if let Some(row) = self.streams.get(&stream) {
+            let trim = self.trims.entry(*row).or_default();
+            *trim = through.max(*trim);
         }
-        let id: Option<i64> = self
-            .connection
-            .prepare_cached("SELECT id FROM streams WHERE channel = ?1")?
-            .query_row([&**channel], |row| row.get(0))
-            .optional()?;
-        if let Some(id) = id {
-            self.streams.insert(Arc::clone(channel), id);
-        }
-        Ok(id)
-    }
-
-    fn open_stream(
-        &mut self,
-        channel: &Arc<str>,
-        epoch: u64,
-        kind: &str,
-        durable: bool,
-    ) -> rusqlite::Result<i64> {
-        let id = self
-            .connection
-            .prepare_cached(
-                "INSERT INTO streams (channel, epoch, top, kind, durable) VALUES (?1, ?2, 0, ?3, ?4)
-                ON CONFLICT (channel) DO UPDATE SET epoch = ?2, kind = ?3, durable = ?4 RETURNING id",
-            )?
-            .query_row(params![&**channel, epoch.cast_signed(), kind, durable], |row| row.get(0))?;
-        self.streams.insert(Arc::clone(channel), id);
-        Ok(id)
-    }
-
-    fn note_trim(&mut self, stream: i64, through: u64) {
-        let trim = self.trims.entry(stream).or_default();
-        *trim = through.max(*trim);
     }
 
     /// What is due once for all changes of a transaction, and its end.

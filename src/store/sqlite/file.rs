@@ -5,20 +5,21 @@ use super::own_locks;
 use super::schema::{APPLICATION_ID, MIGRATIONS};
 use crate::fork::ParentsOwn;
 use crate::random::random_u64;
-use crate::store::StoreError;
+use crate::store::{StoreError, StreamKey};
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, params};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 /// An open database. Only its writer uses it.
 pub(super) struct DatabaseFile {
     pub(super) connection: Connection,
     path: PathBuf,
-    /// Rows of `streams`, as far as they were needed. Forgotten when a transaction is undone.
-    pub(super) streams: HashMap<Arc<str>, i64>,
-    /// By stream: publications up to this offset are to go.
+    /// The rows of streams that were opened.
+    pub(super) streams: HashMap<StreamKey, i64>,
+    /// Streams that the transaction under way has opened.
+    pub(super) opened: Vec<StreamKey>,
+    /// By row: publications up to this offset are to go.
     pub(super) trims: HashMap<i64, u64>,
     /// Streams whose publications are to go.
     pub(super) orphans: Vec<i64>,
@@ -68,6 +69,7 @@ impl DatabaseFile {
             connection: file,
             path: path.to_owned(),
             streams: HashMap::new(),
+            opened: Vec::new(),
             trims: HashMap::new(),
             orphans: Vec::new(),
             is_synchronous: None,
@@ -275,7 +277,9 @@ impl DatabaseFile {
     }
 
     pub(super) fn undo(&mut self) {
-        self.streams.clear();
+        for stream in self.opened.drain(..) {
+            self.streams.remove(&stream);
+        }
         if !self.connection.is_autocommit() {
             // what fails here leaves the transaction to the next one, which fails too, and is seen
             let _ = self.connection.execute_batch("ROLLBACK");

@@ -114,10 +114,9 @@ impl Store for SqliteStore {
         Ok(saved)
     }
 
-    fn save(&self, change: Change, committed: Option<Committed>) {
-        if let Err((change, committed)) = self.queue.push(change, committed) {
+    fn save(&self, change: Change<'_>, committed: Option<Committed>) {
+        if let Err(committed) = self.queue.push(change, committed) {
             self.gauges.lost.fetch_add(1, Ordering::Relaxed);
-            drop(change);
             if let Some(committed) = committed {
                 committed(Err(self.refusal()));
             }

@@ -1,7 +1,9 @@
-//! What waits to be saved. Putting something in costs a short lock, and a wake-up only for what is waited for.
+//! What waits to be saved. Putting something in costs a short lock and a copy of its bytes, and a wake-up only for what
+//! is waited for: publications come from threads that have better things to do.
 
-use crate::store::{Change, Committed};
+use crate::store::{Change, Committed, SavedClient, StreamKey};
 use parking_lot::{Condvar, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub(super) struct Queue {
@@ -10,17 +12,77 @@ pub(super) struct Queue {
     limit: usize,
 }
 
+/// Changes in their order, and the bytes that they are about.
+#[derive(Default)]
+pub(super) struct Batch {
+    pub entries: Vec<Entry>,
+    bytes: Vec<u8>,
+}
+
 pub(super) struct Entry {
-    pub change: Change,
+    pub item: Item,
     pub committed: Option<Committed>,
-    pub bytes: usize,
+    /// Bytes that it takes of the queue's limit.
+    pub weight: usize,
+}
+
+/// A change, with its message in the batch's bytes.
+pub(super) enum Item {
+    Published {
+        stream: StreamKey,
+        offset: u64,
+        at: u64,
+        expires: u64,
+        message: Span,
+    },
+    StreamOpened {
+        stream: StreamKey,
+        channel: Arc<str>,
+        epoch: u64,
+        kind: Box<str>,
+        durable: bool,
+    },
+    Trimmed {
+        stream: StreamKey,
+        through: u64,
+    },
+    StreamForgotten {
+        channel: Arc<str>,
+    },
+    Mailed {
+        client: Arc<str>,
+        number: u64,
+        message_id: u64,
+        expires: u64,
+        is_emergency: bool,
+        message: Span,
+    },
+    Unmailed {
+        client: Arc<str>,
+        numbers: Vec<u64>,
+    },
+    ClientSaved {
+        client: Box<SavedClient>,
+    },
+    ClientForgotten {
+        id: Arc<str>,
+    },
+}
+
+/// A part of a batch's bytes.
+#[derive(Clone, Copy)]
+pub(super) struct Span {
+    start: usize,
+    len: usize,
 }
 
 #[derive(Default)]
 struct State {
-    entries: Vec<Entry>,
+    waiting: Batch,
+    /// An empty batch with room, for the next one.
+    spare: Batch,
     /// Of what waits here and of what the writer has taken and not yet saved.
-    bytes: usize,
+    weight: usize,
     changes: usize,
     /// Somebody waits for one of the entries.
     is_urgent: bool,
@@ -39,9 +101,8 @@ enum WriterState {
 }
 
 /// What the writer was given.
-#[derive(Debug, PartialEq, Eq)]
 pub(super) enum Taken {
-    Entries,
+    Batch(Batch),
     Nothing,
     /// No more will come.
     Closed,
@@ -49,6 +110,10 @@ pub(super) enum Taken {
 
 /// How long the first entry waits for others to go with it, unless one is waited for.
 const GATHER: Duration = Duration::from_millis(3);
+
+/// Bytes and entries of a batch whose room is kept for the next one.
+const KEPT_BYTES: usize = 4 << 20;
+const KEPT_ENTRIES: usize = 16 << 10;
 
 impl Queue {
     pub fn new(limit: usize) -> Self {
@@ -73,24 +138,26 @@ impl Queue {
         !self.state.lock().is_open
     }
 
-    /// Puts a change in; gives it back when the queue is closed, or full and the change is one that adds.
+    /// Puts a change in; gives back who wants to hear of it when the queue is closed, or full and the change is one
+    /// that adds.
     pub fn push(
         &self,
-        change: Change,
+        change: Change<'_>,
         committed: Option<Committed>,
-    ) -> Result<(), (Change, Option<Committed>)> {
-        let bytes = change.weight();
+    ) -> Result<(), Option<Committed>> {
+        let weight = change.weight();
         let mut state = self.state.lock();
-        if !state.is_open || (change.adds() && state.bytes + bytes > self.limit) {
-            return Err((change, committed));
+        if !state.is_open || (change.adds() && state.weight + weight > self.limit) {
+            return Err(committed);
         }
         let is_urgent = committed.is_some();
-        state.entries.push(Entry {
-            change,
+        let item = state.waiting.take_in(change);
+        state.waiting.entries.push(Entry {
+            item,
             committed,
-            bytes,
+            weight,
         });
-        state.bytes += bytes;
+        state.weight += weight;
         state.changes += 1;
         state.is_urgent |= is_urgent;
         let wakes = match state.writer {
@@ -106,12 +173,12 @@ impl Queue {
         Ok(())
     }
 
-    /// Waits up to `timeout` for entries, and appends them to `taken`; they count as queued until `release`. With
-    /// `gathers` off it does not wait for others to join the first.
-    pub fn take(&self, taken: &mut impl Extend<Entry>, timeout: Duration, gathers: bool) -> Taken {
+    /// Waits up to `timeout` for changes; they count as queued until `release`. With `gathers` off it does not wait for
+    /// others to join the first.
+    pub fn take(&self, timeout: Duration, gathers: bool) -> Taken {
         let deadline = Instant::now() + timeout;
         let mut state = self.state.lock();
-        while state.entries.is_empty() && state.is_open {
+        while state.waiting.entries.is_empty() && state.is_open {
             state.writer = WriterState::Idle;
             let has_timed_out = self.changed.wait_until(&mut state, deadline).timed_out();
             state.writer = WriterState::Busy;
@@ -119,7 +186,7 @@ impl Queue {
                 break;
             }
         }
-        if gathers && !state.entries.is_empty() {
+        if gathers && !state.waiting.entries.is_empty() {
             let deadline = Instant::now() + GATHER;
             while state.is_open && !state.is_urgent {
                 state.writer = WriterState::Gathering;
@@ -131,12 +198,9 @@ impl Queue {
             }
         }
         state.is_urgent = false;
-        if !state.entries.is_empty() {
-            let kept = state.entries.capacity().min(KEPT_CAPACITY);
-            let entries = std::mem::replace(&mut state.entries, Vec::with_capacity(kept));
-            drop(state);
-            taken.extend(entries);
-            return Taken::Entries;
+        if !state.waiting.entries.is_empty() {
+            let spare = std::mem::take(&mut state.spare);
+            return Taken::Batch(std::mem::replace(&mut state.waiting, spare));
         }
         if state.is_open {
             Taken::Nothing
@@ -146,23 +210,97 @@ impl Queue {
     }
 
     /// Entries that were taken are saved, or given up.
-    pub fn release(&self, changes: usize, bytes: usize) {
+    pub fn release(&self, changes: usize, weight: usize) {
         let mut state = self.state.lock();
         state.changes -= changes;
-        state.bytes -= bytes;
+        state.weight -= weight;
+    }
+
+    /// Gives the room of a batch back.
+    pub fn recycle(&self, mut batch: Batch) {
+        if batch.bytes.capacity() <= KEPT_BYTES && batch.entries.capacity() <= KEPT_ENTRIES {
+            batch.bytes.clear();
+            batch.entries.clear();
+            self.state.lock().spare = batch;
+        }
     }
 
     /// Changes that wait, and their bytes.
     pub fn size(&self) -> (usize, usize) {
         let state = self.state.lock();
-        (state.changes, state.bytes)
+        (state.changes, state.weight)
     }
 }
 
-/// Room for entries that is kept from one taking to the next.
-const KEPT_CAPACITY: usize = 4096;
+impl Batch {
+    pub fn text(&self, span: Span) -> &[u8] {
+        self.bytes
+            .get(span.start..span.start + span.len)
+            .unwrap_or_default()
+    }
 
-impl Change {
+    fn copy(&mut self, text: &[u8]) -> Span {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(text);
+        Span {
+            start,
+            len: text.len(),
+        }
+    }
+
+    fn take_in(&mut self, change: Change<'_>) -> Item {
+        match change {
+            Change::Published {
+                stream,
+                position,
+                at,
+                expires,
+                frame,
+            } => Item::Published {
+                stream,
+                offset: position.offset,
+                at,
+                expires,
+                message: self.copy(frame.payload()),
+            },
+            Change::StreamOpened {
+                stream,
+                channel,
+                epoch,
+                kind,
+                durable,
+            } => Item::StreamOpened {
+                stream,
+                channel,
+                epoch,
+                kind,
+                durable,
+            },
+            Change::Trimmed { stream, through } => Item::Trimmed { stream, through },
+            Change::StreamForgotten { channel } => Item::StreamForgotten { channel },
+            Change::Mailed {
+                client,
+                number,
+                message,
+                expires,
+                is_emergency,
+                frame,
+            } => Item::Mailed {
+                client,
+                number,
+                message_id: message,
+                expires,
+                is_emergency,
+                message: self.copy(frame.payload()),
+            },
+            Change::Unmailed { client, numbers } => Item::Unmailed { client, numbers },
+            Change::ClientSaved { client } => Item::ClientSaved { client },
+            Change::ClientForgotten { id } => Item::ClientForgotten { id },
+        }
+    }
+}
+
+impl Change<'_> {
     /// True for what takes room in the store; what frees some always finds its way.
     fn adds(&self) -> bool {
         matches!(
@@ -174,7 +312,8 @@ impl Change {
     /// Bytes of memory that it takes, about.
     fn weight(&self) -> usize {
         let own = match self {
-            Change::Published { frame, .. } | Change::Mailed { frame, .. } => frame.len(),
+            Change::Published { frame, .. } => frame.len(),
+            Change::Mailed { frame, .. } => frame.len(),
             Change::ClientSaved { client } => {
                 let channels: usize = client.channels.iter().map(|name| name.len() + 16).sum();
                 size_of_val(&**client)
@@ -194,15 +333,14 @@ impl Change {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
 
     const LONG: Duration = Duration::from_secs(20);
 
-    fn forgotten(name: &str) -> Change {
+    fn forgotten(name: &str) -> Change<'static> {
         Change::ClientForgotten { id: name.into() }
     }
 
-    fn mailed(size: usize) -> Change {
+    fn mailed(size: usize) -> Change<'static> {
         Change::Mailed {
             client: "a".into(),
             number: 0,
@@ -210,7 +348,13 @@ mod tests {
             expires: 0,
             is_emergency: false,
             frame: crate::frame::EncodedFrame::text(&vec![b'x'; size]),
-            durable: false,
+        }
+    }
+
+    fn taken(queue: &Queue) -> Option<Batch> {
+        match queue.take(LONG, true) {
+            Taken::Batch(batch) => Some(batch),
+            Taken::Nothing | Taken::Closed => None,
         }
     }
 
@@ -222,20 +366,24 @@ mod tests {
         assert!(queue.push(mailed(600), None).is_ok());
         assert!(queue.push(mailed(600), None).is_err());
         assert!(queue.push(forgotten("a"), None).is_ok());
-        let mut taken = Vec::new();
-        assert_eq!(queue.take(&mut taken, LONG, true), Taken::Entries);
+        let batch = taken(&queue).unwrap();
+        let Item::Mailed { message, .. } = batch.entries[0].item else {
+            panic!("another comes first")
+        };
+        assert_eq!(batch.text(message), vec![b'x'; 600]);
         assert!(
             queue.push(mailed(600), None).is_err(),
             "what is being saved still counts"
         );
-        let bytes = taken.iter().map(|entry| entry.bytes).sum();
-        queue.release(taken.len(), bytes);
+        let weight = batch.entries.iter().map(|entry| entry.weight).sum();
+        queue.release(batch.entries.len(), weight);
+        queue.recycle(batch);
         assert_eq!(queue.size(), (0, 0));
         assert!(queue.push(mailed(600), None).is_ok());
         queue.close();
         assert!(queue.push(forgotten("b"), None).is_err());
-        assert_eq!(queue.take(&mut taken, LONG, true), Taken::Entries);
-        assert_eq!(queue.take(&mut taken, LONG, true), Taken::Closed);
+        assert_eq!(taken(&queue).unwrap().entries.len(), 1);
+        assert!(matches!(queue.take(LONG, true), Taken::Closed));
     }
 
     #[test]
@@ -244,18 +392,31 @@ mod tests {
         queue.open();
         let own = Arc::clone(&queue);
         let writer = std::thread::spawn(move || {
-            let mut all = Vec::new();
-            while own.take(&mut all, LONG, true) != Taken::Closed {}
-            all.len()
+            let mut seen: Vec<Vec<u64>> = vec![Vec::new(); 4];
+            loop {
+                match own.take(LONG, true) {
+                    Taken::Batch(batch) => {
+                        for entry in &batch.entries {
+                            if let Item::Trimmed { stream, through } = entry.item {
+                                seen[stream as usize].push(through);
+                            }
+                        }
+                        own.recycle(batch);
+                    }
+                    Taken::Nothing => {}
+                    Taken::Closed => return seen,
+                }
+            }
         });
         let pushers: Vec<_> = (0..4)
-            .map(|_| {
+            .map(|stream| {
                 let queue = Arc::clone(&queue);
                 std::thread::spawn(move || {
-                    for number in 0..5000 {
+                    for through in 0..5000 {
                         let committed: Option<Committed> =
-                            (number % 7 == 0).then(|| Box::new(|_| ()) as Committed);
-                        assert!(queue.push(forgotten("a"), committed).is_ok());
+                            (through % 7 == 0).then(|| Box::new(|_| ()) as Committed);
+                        let change = Change::Trimmed { stream, through };
+                        assert!(queue.push(change, committed).is_ok());
                     }
                 })
             })
@@ -264,6 +425,7 @@ mod tests {
             pusher.join().unwrap();
         }
         queue.close();
-        assert_eq!(writer.join().unwrap(), 20_000);
+        let wanted: Vec<u64> = (0..5000).collect();
+        assert_eq!(writer.join().unwrap(), vec![wanted; 4]);
     }
 }

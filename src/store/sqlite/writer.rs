@@ -3,7 +3,7 @@
 use super::Gauges;
 use super::changes::Failure;
 use super::file::DatabaseFile;
-use super::queue::{Entry, Queue, Taken};
+use super::queue::{Batch, Queue, Taken};
 use crate::store::StoreError;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ pub(super) struct Writer {
     queue: Arc<Queue>,
     gauges: Arc<Gauges>,
     /// Taken from the queue and not yet saved.
-    backlog: VecDeque<Entry>,
+    backlog: VecDeque<Batch>,
     measured: Instant,
 }
 
@@ -60,22 +60,23 @@ impl Writer {
             } else {
                 IDLE
             };
-            let taken = self.queue.take(&mut self.backlog, timeout, !is_behind);
-            if !self.backlog.is_empty() {
-                self.save_backlog();
-            } else if taken == Taken::Nothing {
-                self.tidy();
-            }
-            if taken == Taken::Closed {
-                if self.backlog.is_empty() {
-                    break;
+            match self.queue.take(timeout, !is_behind) {
+                Taken::Batch(batch) => {
+                    self.backlog.push_back(batch);
+                    self.save_backlog();
                 }
-                tries_left -= 1;
-                if tries_left == 0 {
+                Taken::Nothing if is_behind => self.save_backlog(),
+                Taken::Nothing => self.tidy(),
+                Taken::Closed if !is_behind => break,
+                Taken::Closed if tries_left == 0 => {
                     self.give_up();
                     break;
                 }
-                std::thread::sleep(RETRY_INTERVAL);
+                Taken::Closed => {
+                    tries_left -= 1;
+                    std::thread::sleep(RETRY_INTERVAL);
+                    self.save_backlog();
+                }
             }
             self.measure();
         }
@@ -86,13 +87,12 @@ impl Writer {
     }
 
     fn save_backlog(&mut self) {
-        while !self.backlog.is_empty() {
-            let count = self.backlog.len().min(TOGETHER);
-            let entries = || self.backlog.iter().take(count);
+        while let Some(batch) = self.backlog.front() {
+            let count = batch.entries.len().min(TOGETHER);
+            let mut entries = batch.entries.iter().take(count);
             // what somebody waits for is to outlive a power failure
-            let is_durable = entries().any(|entry| entry.committed.is_some());
-            let changes: Vec<_> = entries().map(|entry| &entry.change).collect();
-            match self.file.save(changes.into_iter(), is_durable) {
+            let is_durable = entries.any(|entry| entry.committed.is_some());
+            match self.file.save(batch, count, is_durable) {
                 Ok(()) => self.saved(count),
                 Err(Failure {
                     error,
@@ -112,20 +112,25 @@ impl Writer {
         }
     }
 
+    /// The first changes of the first batch are in the file.
     fn saved(&mut self, count: usize) {
         self.gauges.commits.fetch_add(1, Ordering::Relaxed);
         self.gauges.saved.fetch_add(count as u64, Ordering::Relaxed);
-        let bytes = self
-            .backlog
-            .iter()
-            .take(count)
-            .map(|entry| entry.bytes)
-            .sum();
-        self.queue.release(count, bytes);
-        for entry in self.backlog.drain(..count) {
+        let Some(batch) = self.backlog.front_mut() else {
+            return;
+        };
+        let mut weight = 0;
+        for entry in batch.entries.drain(..count) {
+            weight += entry.weight;
             if let Some(committed) = entry.committed {
                 committed(Ok(()));
             }
+        }
+        self.queue.release(count, weight);
+        if batch.entries.is_empty()
+            && let Some(batch) = self.backlog.pop_front()
+        {
+            self.queue.recycle(batch);
         }
     }
 
@@ -133,46 +138,60 @@ impl Writer {
     fn fail(&mut self, problem: &str) {
         self.degrade(problem);
         let error = self.error(problem);
-        let mut kept = VecDeque::with_capacity(self.backlog.len());
-        for mut entry in self.backlog.drain(..) {
-            self.file.note_freed(&entry.change);
-            match entry.committed.take() {
-                Some(committed) => {
-                    self.gauges.lost.fetch_add(1, Ordering::Relaxed);
-                    self.queue.release(1, entry.bytes);
-                    committed(Err(error.clone()));
-                }
-                None => kept.push_back(entry),
-            }
+        let mut failed = Vec::new();
+        let (mut count, mut weight) = (0, 0);
+        for batch in &mut self.backlog {
+            batch.entries.retain_mut(|entry| {
+                self.file.note_freed(&entry.item);
+                let Some(committed) = entry.committed.take() else {
+                    return true;
+                };
+                failed.push(committed);
+                count += 1;
+                weight += entry.weight;
+                false
+            });
         }
-        self.backlog = kept;
+        self.backlog.retain(|batch| !batch.entries.is_empty());
+        self.gauges.lost.fetch_add(count as u64, Ordering::Relaxed);
+        self.queue.release(count, weight);
+        for committed in failed {
+            committed(Err(error.clone()));
+        }
         self.tidy();
     }
 
-    /// One change cannot be saved though the file can be written.
+    /// One change of the first batch cannot be saved though the file can be written.
     fn drop_culprit(&mut self, place: usize, problem: &str) {
-        if let Some(entry) = self.backlog.remove(place) {
-            self.gauges.lost.fetch_add(1, Ordering::Relaxed);
-            self.queue.release(1, entry.bytes);
-            let error = self.error(problem);
-            *self.gauges.error.lock() = Some(error.0.clone());
-            if let Some(committed) = entry.committed {
-                committed(Err(error));
-            }
+        let error = self.error(problem);
+        let Some(batch) = self.backlog.front_mut() else {
+            return;
+        };
+        let entry = batch.entries.remove(place);
+        if batch.entries.is_empty() {
+            self.backlog.pop_front();
+        }
+        self.gauges.lost.fetch_add(1, Ordering::Relaxed);
+        self.queue.release(1, entry.weight);
+        *self.gauges.error.lock() = Some(error.0.clone());
+        if let Some(committed) = entry.committed {
+            committed(Err(error));
         }
     }
 
     fn give_up(&mut self) {
-        let lost = self.backlog.len();
-        self.gauges.lost.fetch_add(lost as u64, Ordering::Relaxed);
-        let bytes = self.backlog.drain(..).map(|entry| entry.bytes).sum();
-        self.queue.release(lost, bytes);
+        let entries = self.backlog.drain(..).flat_map(|batch| batch.entries);
+        let (count, weight) = entries.fold((0, 0), |(count, weight), entry| {
+            (count + 1, weight + entry.weight)
+        });
+        self.gauges.lost.fetch_add(count as u64, Ordering::Relaxed);
+        self.queue.release(count, weight);
     }
 
     fn tidy(&mut self) {
         if self.file.has_leftovers() {
             // what fails is tried again, and shows when something is to be saved
-            let _ = self.file.save([].into_iter(), false);
+            let _ = self.file.save(&Batch::default(), 0, false);
         } else if self.backlog.is_empty() {
             let _ = self.file.shrink();
         }
