@@ -287,7 +287,7 @@ class WebSocketClient:
         self.send_json({"action": action, **fields})
 
     def ask(self, action: str, timeout: float = 10.0, **fields: Any) -> dict[str, Any]:
-        """Send a command with a `ref` of its own; its answer, a reply or an error. Other messages are kept in `heard`."""
+        """Send a command with a `ref` of its own; its answer, a reply or an error. Others go to `heard`."""
         reference = secrets.token_hex(8)
         self.action(action, ref=reference, **fields)
         *others, answer = self.receive_all_until(ref=reference, timeout=timeout)
