@@ -314,12 +314,6 @@ impl Node {
     }
 
     /// Through the inbox, so that it leaves behind what was published before it.
-    fn reply(&self, client: &Arc<Client>, frame: EncodedFrame) {
-        if let Some(place) = client.state.lock().place {
-            self.push_direct(place, frame);
-        }
-    }
-
     fn push_direct(&self, place: Place, frame: EncodedFrame) {
         self.push(
             place.shard,
