@@ -9,4 +9,6 @@ mod messages;
 mod oracle;
 mod order;
 mod peer;
+mod recovery;
+mod shards;
 mod wire;
