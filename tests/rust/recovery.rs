@@ -34,6 +34,8 @@ enum Step {
     Resume(usize, usize),
     /// An older connection of it, which was displaced, still sends.
     Ghost(usize, usize),
+    /// It is a slow consumer: what it has not read is dropped, and it is told.
+    Shed(usize),
     TakeOff(usize, usize),
     Delete(usize),
     /// A shard carries out so many deliveries.
@@ -55,6 +57,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => client.clone().prop_map(Step::Renew),
         5 => (client.clone(), 0..SHARDS).prop_map(|(client, shard)| Step::Resume(client, shard)),
         1 => (client.clone(), channel.clone()).prop_map(|(client, channel)| Step::Ghost(client, channel)),
+        2 => client.clone().prop_map(Step::Shed),
         1 => (client.clone(), channel.clone()).prop_map(|(client, channel)| Step::TakeOff(client, channel)),
         1 => channel.prop_map(Step::Delete),
         8 => (0..SHARDS, 1..12_u8).prop_map(|(shard, most)| Step::Deliver(shard, most)),
@@ -104,6 +107,8 @@ struct Asked {
     top: u64,
     /// Offsets that came live meanwhile.
     held: Vec<u64>,
+    /// Some of that was dropped.
+    is_gapped: bool,
 }
 
 struct Member {
@@ -214,6 +219,11 @@ impl World {
                     self.shards[*shard].receive(*slot, &leave);
                 }
             }
+            Step::Shed(member) => {
+                if let Some((shard, slot)) = self.members[member].connection {
+                    self.shards[shard].shed(slot);
+                }
+            }
             Step::TakeOff(member, channel) => {
                 let id = &self.members[member].id;
                 self.node.unsubscribe(id, CHANNELS[channel]).unwrap();
@@ -301,6 +311,7 @@ impl World {
             incarnation: stream.incarnation,
             top: stream.top,
             held: Vec::new(),
+            is_gapped: false,
         };
         member.asked.insert(channel, asked);
         member.channels.insert(channel);
@@ -350,8 +361,8 @@ impl World {
     }
 
     /// A client reads one message, as a client has to; false when there is none.
-    fn read(&mut self, member: usize) -> bool {
-        let member = &mut self.members[member];
+    fn read(&mut self, number: usize) -> bool {
+        let member = &mut self.members[number];
         let Some((shard, slot)) = member.connection else {
             return false;
         };
@@ -378,7 +389,14 @@ impl World {
                 let asked = member.asked.remove(&channel).unwrap();
                 assert_eq!(message["ref"], asked.reference, "answers come in order");
                 member.answered(channel, &asked, &message);
+                if asked.is_gapped {
+                    self.join(number, channel);
+                }
             }
+            Some("gap") => match member.asked.get_mut(&channel) {
+                Some(asked) => asked.is_gapped = true,
+                None => self.join(number, channel),
+            },
             Some("user_joined" | "user_left") => {}
             other => panic!("{other:?}: {message}"),
         }
@@ -443,7 +461,12 @@ impl Member {
             (position.offset + 1..=position.offset + missed.len() as u64).collect();
         assert_eq!(missed, wanted, "what was missed, without a gap");
         for offset in missed.iter().chain(&asked.held) {
-            self.see(channel, *offset);
+            if !asked.is_gapped || *offset <= self.positions[&channel].offset + 1 {
+                self.see(channel, *offset);
+            }
+        }
+        if asked.is_gapped {
+            return;
         }
         assert_eq!(
             self.positions[&channel].offset, top,

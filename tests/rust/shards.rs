@@ -7,8 +7,8 @@ use _tantor::frame::EncodedFrame;
 use _tantor::hub::{Hub, Slot};
 use _tantor::node::{Client, Delivery, Door, Greeting, Node, Place};
 use _tantor::store::MemoryStore;
-use serde_json::Value as Json;
-use std::collections::VecDeque;
+use serde_json::{Value as Json, json};
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 /// A node with so many shards behind it; nothing is taken from their inboxes yet.
@@ -78,7 +78,7 @@ impl Shard {
         Greeted {
             slot,
             client: connected.client,
-            welcome: json(&connected.welcome),
+            welcome: parsed(&connected.welcome),
         }
     }
 
@@ -111,6 +111,24 @@ impl Shard {
         self.lines[slot as usize].unread.pop_front()
     }
 
+    /// Lets go of the publications that a client has not read, as of a slow consumer's where that is the policy; each
+    /// of their channels is told before all that is left.
+    pub fn shed(&mut self, slot: Slot) {
+        let unread = &mut self.lines[slot as usize].unread;
+        let mut channels = BTreeSet::new();
+        unread.retain(|message| {
+            let is_kept = message["offset"].is_null() || message["event"] == "reply";
+            if !is_kept {
+                channels.insert(message["channel"].to_string());
+            }
+            is_kept
+        });
+        for channel in channels {
+            let channel: Json = serde_json::from_str(&channel).unwrap();
+            unread.push_front(json!({"event": "gap", "channel": channel}));
+        }
+    }
+
     /// Carries out at most so many deliveries; false when none was left.
     pub fn deliver(&mut self, most: usize) -> bool {
         self.door.inbox.take(&mut self.taken);
@@ -129,13 +147,13 @@ impl Shard {
         match delivery {
             Delivery::Publish { channel, frame, .. } => {
                 for slot in self.hub.subscribers(channel.key) {
-                    self.lines[*slot as usize].unread.push_back(json(&frame));
+                    self.lines[*slot as usize].unread.push_back(parsed(&frame));
                 }
             }
             Delivery::Direct { place, frame, .. } => {
                 if self.has(place) {
                     let line = &mut self.lines[place.slot as usize];
-                    line.unread.push_back(json(&frame));
+                    line.unread.push_back(parsed(&frame));
                 }
             }
             Delivery::Subscribe { place, channel } if self.has(place) => {
@@ -149,7 +167,7 @@ impl Shard {
             } if self.has(place) => self.end(place.slot, disconnect),
             Delivery::Urgent { frame, .. } => {
                 for line in self.lines.iter_mut().filter(|line| line.is_open) {
-                    line.unread.push_back(json(&frame));
+                    line.unread.push_back(parsed(&frame));
                 }
             }
             _ => {}
@@ -172,6 +190,6 @@ impl Shard {
     }
 }
 
-fn json(frame: &EncodedFrame) -> Json {
+fn parsed(frame: &EncodedFrame) -> Json {
     serde_json::from_slice(frame.payload()).unwrap()
 }
