@@ -583,6 +583,8 @@ impl Node {
     ) {
         let channels: Vec<_> = state.channels.drain(..).collect();
         let left = self.remove_members(client, channels);
+        // of what was dropped from it, nobody is left to be told
+        state.mailbox.take_if(|mailbox| mailbox.is_empty());
         let is_gone = state.end_if_idle();
         if self.store.is_durable() {
             let id = Arc::clone(&client.id);

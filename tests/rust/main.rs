@@ -10,5 +10,6 @@ mod oracle;
 mod order;
 mod peer;
 mod recovery;
+mod sessions;
 mod shards;
 mod wire;

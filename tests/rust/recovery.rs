@@ -57,21 +57,21 @@ fn step() -> impl Strategy<Value = Step> {
         1 => client.clone().prop_map(Step::Renew),
         5 => (client.clone(), 0..SHARDS).prop_map(|(client, shard)| Step::Resume(client, shard)),
         1 => (client.clone(), channel.clone()).prop_map(|(client, channel)| Step::Ghost(client, channel)),
-        2 => client.clone().prop_map(Step::Shed),
+        4 => client.clone().prop_map(Step::Shed),
         1 => (client.clone(), channel.clone()).prop_map(|(client, channel)| Step::TakeOff(client, channel)),
         1 => channel.prop_map(Step::Delete),
-        8 => (0..SHARDS, 1..12_u8).prop_map(|(shard, most)| Step::Deliver(shard, most)),
-        8 => (client, 1..12_u8).prop_map(|(client, most)| Step::Read(client, most)),
+        10 => (0..SHARDS, 1..30_u8).prop_map(|(shard, most)| Step::Deliver(shard, most)),
+        6 => (client, 1..8_u8).prop_map(|(client, most)| Step::Read(client, most)),
         1 => Just(Step::Tick),
     ]
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, max_shrink_iters: 4000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1500, max_shrink_iters: 4000, ..ProptestConfig::default() })]
 
     #[test]
     fn every_publication_arrives_once_and_in_order_or_the_client_is_told(
-        steps in prop::collection::vec(step(), 1..120),
+        steps in prop::collection::vec(step(), 1..200),
         is_told_at_once in any::<bool>(),
     ) {
         let mut world = World::new(is_told_at_once);
@@ -154,6 +154,12 @@ impl World {
         for number in 0..CLIENTS {
             let member = world.newcomer(number % SHARDS);
             world.members.push(member);
+        }
+        // most of the time they are on both
+        for member in 0..CLIENTS {
+            for channel in 0..CHANNELS.len() {
+                world.join(member, channel);
+            }
         }
         world
     }

@@ -44,7 +44,6 @@ struct Line {
 /// A client that has connected.
 pub struct Greeted {
     pub slot: Slot,
-    pub client: Arc<Client>,
     pub welcome: Json,
 }
 
@@ -77,7 +76,6 @@ impl Shard {
         self.node.enter(&connected);
         Greeted {
             slot,
-            client: connected.client,
             welcome: parsed(&connected.welcome),
         }
     }
@@ -104,6 +102,15 @@ impl Shard {
 
     pub fn is_open(&self, slot: Slot) -> bool {
         self.lines[slot as usize].is_open
+    }
+
+    /// The open connections, and whose they are.
+    pub fn open(&self) -> Vec<(Slot, Arc<Client>)> {
+        let lines = self.lines.iter().enumerate();
+        lines
+            .filter(|(_, line)| line.is_open)
+            .map(|(slot, line)| (slot as Slot, Arc::clone(&line.client)))
+            .collect()
     }
 
     /// The next message that a client reads.
