@@ -99,12 +99,12 @@ impl Node {
         let is_told = |event: &str| self.events.wanted(event).is_some();
         Ok(match command {
             Command::Join { channel, recover } => {
-                let asked = Asked {
+                let question = Asked {
                     place: asker.place,
                     reference: asker.reference,
                     recover,
                 };
-                self.join(client, &channel, &asked)?;
+                self.join(client, &channel, &question)?;
                 Work {
                     published: true,
                     told: is_told(Notice::Joined.event()),

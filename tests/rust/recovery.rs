@@ -255,8 +255,8 @@ impl World {
                 self.node.tick();
             }
         }
-        for channel in 0..CHANNELS.len() {
-            let present = self.node.presence(CHANNELS[channel]).len();
+        for (channel, name) in CHANNELS.iter().enumerate() {
+            let present = self.node.presence(name).len();
             assert_eq!(present, self.present_on(channel), "present after {step:?}");
         }
     }
@@ -286,8 +286,8 @@ impl World {
             }
         }
         assert_eq!(self.node.connection_count(), CLIENTS);
-        for channel in 0..CHANNELS.len() {
-            assert_eq!(broadcast(&self.node, CHANNELS[channel], "n", b"1"), CLIENTS);
+        for name in CHANNELS {
+            assert_eq!(broadcast(&self.node, name, "n", b"1"), CLIENTS);
         }
     }
 
@@ -430,7 +430,7 @@ impl Member {
         let position = self
             .positions
             .get_mut(&channel)
-            .expect("nothing comes of a channel that it never joined");
+            .unwrap_or_else(|| panic!("{} was never joined", CHANNELS[channel]));
         assert!(
             offset <= position.offset + 1,
             "a gap: {offset} after {}",

@@ -59,7 +59,10 @@ fn sessions_survive_whatever_happens_at_the_same_time() {
         });
     }
     let mut shards: Vec<Shard> = (0..SHARDS)
-        .map(|_| told.recv_timeout(3 * PATIENCE).expect("a shard hangs"))
+        .map(|_| {
+            told.recv_timeout(3 * PATIENCE)
+                .unwrap_or_else(|_| panic!("a shard hangs"))
+        })
         .collect();
     is_over.store(true, Ordering::Relaxed);
     // whoever meddles may be in the middle of something
@@ -174,7 +177,7 @@ fn deliver_all(shards: &mut [Shard]) {
 
 /// Who is connected, who is on a channel, who is counted and who gets what is published are the same.
 fn check_sums(node: &Arc<Node>, shards: &mut [Shard]) {
-    let open: Vec<_> = shards.iter().flat_map(|shard| shard.open()).collect();
+    let open: Vec<_> = shards.iter().flat_map(Shard::open).collect();
     assert_eq!(node.connection_count(), open.len());
     let ids: BTreeSet<_> = open.iter().map(|(_, client)| client.id.clone()).collect();
     assert_eq!(ids.len(), open.len(), "one connection for each client");

@@ -157,11 +157,9 @@ impl Shard {
                     self.lines[*slot as usize].unread.push_back(parsed(&frame));
                 }
             }
-            Delivery::Direct { place, frame, .. } => {
-                if self.has(place) {
-                    let line = &mut self.lines[place.slot as usize];
-                    line.unread.push_back(parsed(&frame));
-                }
+            Delivery::Direct { place, frame, .. } if self.has(place) => {
+                let line = &mut self.lines[place.slot as usize];
+                line.unread.push_back(parsed(&frame));
             }
             Delivery::Subscribe { place, channel } if self.has(place) => {
                 self.hub.subscribe(place.slot, channel);
