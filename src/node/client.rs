@@ -2,7 +2,7 @@
 
 use super::channel::Channel;
 use super::delivery::Place;
-use super::session::Session;
+use super::token::Session;
 use crate::mailbox::Mailbox;
 use bytes::Bytes;
 use parking_lot::Mutex;

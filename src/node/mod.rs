@@ -14,6 +14,7 @@ mod publish;
 mod recovery;
 mod report;
 mod session;
+mod token;
 
 pub use channel::{Channel, Notice};
 pub use client::Client;

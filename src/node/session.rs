@@ -2,6 +2,7 @@
 
 use super::client::{Away, Client, ClientState, Joined};
 use super::delivery::{Delivery, Place};
+use super::token::{Session, read_token};
 use super::{Channel, Node, Notice, argument};
 use crate::error::{Disconnect, Error};
 use crate::events::{Detail, LogLevel};
@@ -14,15 +15,6 @@ use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-
-/// The secret of a client's resume token, and the one before.
-pub struct Session {
-    secret: [u8; SECRET],
-    /// Good until the client has shown that it has the newer one.
-    previous: Option<Box<[u8; SECRET]>>,
-}
-
-const SECRET: usize = 16;
 
 /// Why a client could not come back.
 enum Unresumed {
@@ -57,73 +49,6 @@ const MALFORMED: &str = "the resume token is malformed";
 const UNKNOWN: &str =
     "the resume token is of nobody who is expected back: it has expired, or the client has left";
 const USED: &str = "the resume token is not the client's latest: it was used before, or made up";
-
-impl Session {
-    pub fn new() -> Self {
-        Self {
-            secret: random_secret(),
-            previous: None,
-        }
-    }
-
-    fn opens_with(&self, secret: &[u8; SECRET]) -> bool {
-        is_equal(&self.secret, secret)
-            || self
-                .previous
-                .as_ref()
-                .is_some_and(|previous| is_equal(previous, secret))
-    }
-
-    fn rotate(&mut self, used: &[u8; SECRET]) {
-        // the one it came with stays good, should the answer be lost
-        self.previous = Some(Box::new(*used));
-        self.secret = random_secret();
-    }
-
-    pub fn confirm(&mut self) {
-        self.previous = None;
-    }
-
-    /// URL-safe: the secret and the client's id in hexadecimal.
-    fn token(&self, client_id: &str) -> String {
-        use std::fmt::Write;
-        let mut token = String::with_capacity(2 * (SECRET + client_id.len()));
-        for byte in self.secret.iter().chain(client_id.as_bytes()) {
-            // writing to a String does not fail
-            let _ = write!(token, "{byte:02x}");
-        }
-        token
-    }
-}
-
-fn read_token(token: &str) -> Option<(String, [u8; SECRET])> {
-    let is_hex = token.bytes().all(|digit| digit.is_ascii_hexdigit());
-    if !is_hex || !token.len().is_multiple_of(2) {
-        return None;
-    }
-    let bytes = (0..token.len() / 2)
-        .map(|at| u8::from_str_radix(token.get(2 * at..2 * at + 2)?, 16).ok())
-        .collect::<Option<Vec<u8>>>()?;
-    let (secret, id) = bytes.split_at_checked(SECRET)?;
-    let id = String::from_utf8(id.to_vec()).ok()?;
-    protocol::check_client_id(&id).ok()?;
-    Some((id, secret.try_into().ok()?))
-}
-
-fn random_secret() -> [u8; SECRET] {
-    let mut secret = [0; SECRET];
-    secret[..8].copy_from_slice(&random_u64().to_ne_bytes());
-    secret[8..].copy_from_slice(&random_u64().to_ne_bytes());
-    secret
-}
-
-/// In a time that does not tell where they differ.
-fn is_equal(one: &[u8; SECRET], other: &[u8; SECRET]) -> bool {
-    one.iter()
-        .zip(other)
-        .fold(0, |differences, (one, other)| differences | (one ^ other))
-        == 0
-}
 
 impl Node {
     /// A client has connected: the one that it was, if its token says so, or a new one. `None` when as many as may be
@@ -265,7 +190,7 @@ impl Node {
         let ttl = self.config.resume_ttl.as_micros() as u64;
         let saved = SavedClient {
             id: Arc::clone(&client.id),
-            secret: session.secret,
+            secret: session.secret(),
             expires: if is_connected {
                 u64::MAX
             } else {
@@ -294,10 +219,7 @@ impl Node {
                 Arc::clone(vacant.insert(Arc::new(client)))
             };
             let mut state = client.state.lock();
-            state.session = Some(Session {
-                secret: saved.secret,
-                previous: None,
-            });
+            state.session = Some(Session::restored(saved.secret));
             state.user_data = saved.user_data;
             self.expect(&client, &mut state, saved.channels);
         }
@@ -632,44 +554,4 @@ fn pop_due(due: &parking_lot::Mutex<Due>, now: u64) -> Option<(u64, Arc<Client>)
     }
     let (number, (_, client)) = first.remove_entry();
     Some((number, client))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_token_is_read_as_it_was_written() {
-        let session = Session::new();
-        let token = session.token("client_é");
-        assert!(token.bytes().all(|byte| byte.is_ascii_alphanumeric()));
-        let (id, secret) = read_token(&token).expect("valid");
-        assert_eq!(id, "client_é");
-        assert!(session.opens_with(&secret));
-        for bad in [
-            "",
-            &format!("+{}", &token[1..]),
-            "0",
-            "zz",
-            "é",
-            &token[..30],
-            &token[..31],
-            &format!("{token}ff"),
-        ] {
-            assert!(read_token(bad).is_none(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn the_token_before_is_good_until_the_newer_one_has_arrived() {
-        let mut session = Session::new();
-        let first = session.secret;
-        session.rotate(&first);
-        let second = session.secret;
-        assert!(first != second && session.opens_with(&first) && session.opens_with(&second));
-        session.rotate(&first);
-        assert!(session.opens_with(&first) && !session.opens_with(&second));
-        session.confirm();
-        assert!(!session.opens_with(&first) && session.opens_with(&session.secret));
-    }
 }
