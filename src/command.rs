@@ -84,7 +84,12 @@ impl<'a> Request<'a> {
             refusal,
             reference: None,
         };
-        let fields = Fields::read(text, max_depth).map_err(unreadable)?;
+        if let Err(refusal) = check_depth(text, max_depth) {
+            let fields = Fields::read(text).ok();
+            let reference = fields.and_then(|fields| read_reference(fields.reference?).ok());
+            return Err(Rejected { refusal, reference });
+        }
+        let fields = Fields::read(text).map_err(unreadable)?;
         let action = optional_text("action", fields.action).map_err(unreadable)?;
         let is_known = action
             .as_deref()
@@ -393,8 +398,7 @@ struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    fn read(text: &'a str, max_depth: usize) -> Result<Self, Refusal> {
-        check_depth(text, max_depth)?;
+    fn read(text: &'a str) -> Result<Self, Refusal> {
         if !text
             .trim_start_matches([' ', '\t', '\n', '\r'])
             .starts_with('{')

@@ -242,6 +242,7 @@ class WebSocketClient:
         self.client_id = ""
         self.welcome: dict[str, Any] = {}
         self.pings = 0
+        self.heard: list[dict[str, Any]] = []
         self._answers = answers
         self._buffer = bytearray()
         try:
@@ -284,6 +285,14 @@ class WebSocketClient:
 
     def action(self, action: str, **fields: Any) -> None:
         self.send_json({"action": action, **fields})
+
+    def ask(self, action: str, timeout: float = 10.0, **fields: Any) -> dict[str, Any]:
+        """Send a command with a `ref` of its own; its answer, a reply or an error. Others go to `heard`."""
+        reference = secrets.token_hex(8)
+        self.action(action, ref=reference, **fields)
+        *others, answer = self.receive_all_until(ref=reference, timeout=timeout)
+        self.heard += others
+        return answer
 
     def receive(self, timeout: float = 10.0) -> dict[str, Any]:
         """The next JSON message. Raises `ClosedError` when the server closes instead."""
@@ -334,7 +343,7 @@ class WebSocketClient:
         A ping runs through the client's own commands, then a `send` through what Python has handed over.
         """
         self.action("ping")
-        seen = self.receive_all_until(pong=True)
+        seen = self.receive_all_until(lambda message: "ref" not in message, pong=True)
         fence = secrets.token_hex(8)
         server.send(self.client_id, {"fence": fence})
         return seen[:-1] + self.receive_all_until(fence=fence)[:-1]

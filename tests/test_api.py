@@ -235,7 +235,7 @@ def test_presence(server: Tantor, connect: Connect) -> None:
     assert "no such channel" not in server.channels
     assert server.get_presence() == {"jungle": 2, "treehouse": 0, "emergency": 0}
     assert server.get_presence(None) == server.get_presence()
-    one.close()
+    one.say_goodbye()
     eventually(lambda: server.get_presence("jungle")["users"] == [two.client_id], lambda: server.get_presence("jungle"))
 
 

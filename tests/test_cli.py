@@ -136,10 +136,14 @@ def test_help_has_every_setting_with_its_default() -> None:
     assert result.returncode == 0
     for name, setting in known_settings().items():
         option = "--" + name.replace("_", "-")
-        (line,) = re.findall(rf"^ +{option} (?:N|NUMBER|TEXT)\s+(.+)$", result.stdout, re.MULTILINE)
+        (line,) = re.findall(rf"^ +{option} (?:N|NUMBER|BOOLEAN|TEXT|JSON)\s+(.+)$", result.stdout, re.MULTILINE)
         assert line.startswith(setting.help[:40])
-        if setting.default is not None:
+        if setting.kind == "boolean":
+            assert f"(default: {str(setting.default).lower()})" in line
+        elif setting.default:
             assert f"(default: {setting.default})" in line
+        else:
+            assert "(default: " in line, "the help says it"
 
 
 def test_version_from_the_module_and_the_command() -> None:

@@ -70,7 +70,7 @@ def test_joins_and_leaves_are_told(heard: Callable[[str], list[Data]], server: T
     client.action("leave_channel", channel="den")
     data = first(left, client_id=client.client_id, channel="den", total_users=1)
     check_common_fields(data, "user_left")
-    client.close()
+    client.say_goodbye()
     first(left, client_id=client.client_id, channel="jungle", total_users=0)
 
 

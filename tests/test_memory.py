@@ -22,7 +22,8 @@ from support import (
 SERVER = """if True:
     import sys, threading
     from tantor import Tantor
-    with Tantor(port=0, host="127.0.0.1", drain_timeout=1, handshake_timeout=60, empty_channel_ttl=0.5) as tantor:
+    settings = {"drain_timeout": 1, "handshake_timeout": 60, "empty_channel_ttl": 0.5, "resume_ttl": 1}
+    with Tantor(port=0, host="127.0.0.1", **settings) as tantor:
         print("port", tantor.port)
         threading.Event().wait()
 """

@@ -93,7 +93,7 @@ def test_a_broadcast_of_the_server(server: Tantor, connect: Connect) -> None:
     client = connect(server)
     server.broadcast("jungle", "news", {"n": 1})
     message = client.receive_until(event="news")
-    assert set(message) == {"id", "channel", "timestamp", "sender", "event", "data", "trumpeted_by"}
+    assert set(message) == {"id", "channel", "timestamp", "sender", "event", "data", "trumpeted_by", "offset"}
     assert (message["channel"], message["data"], message["trumpeted_by"]) == ("jungle", {"n": 1}, "tantor")
 
 
@@ -194,7 +194,7 @@ def test_join_and_leave_are_told_to_the_channel(server: Tantor, connect: Connect
     assert left["data"] == {"client_id": client.client_id, "total_users": 1}
     assert named(client.settle(server), "user_left") == []
 
-    client.close()
+    client.say_goodbye()
     left = watcher.receive_until(event="user_left", channel="jungle")
     assert left["data"] == {"client_id": client.client_id, "total_users": 1}
 
@@ -241,7 +241,7 @@ def test_a_client_may_be_on_so_many_channels(make_server: MakeServer, connect: C
 
 def test_a_storm_of_joins_and_leaves_is_told_in_short(make_server: MakeServer, connect: Connect) -> None:
     limit, crowd = 5, 60
-    server = make_server(notice_limit=limit)
+    server = make_server(notice_limit=limit, leave_delay=0)
     watcher = connect(server)
     watcher.receive_until(event="user_joined")
     with contextlib.ExitStack() as stack:
@@ -268,18 +268,29 @@ def notices_for(watcher: WebSocketClient, event: str, count: int) -> list[dict[s
 
 
 def test_channels_that_clients_invent_disappear(make_server: MakeServer, connect: Connect) -> None:
-    server = make_server(empty_channel_ttl=0.1)
+    server = make_server(empty_channel_ttl=0.1, channel_settings={"nowhere": {"message_ttl": 1}})
     client = connect(server)
     client.action("join_channel", channel="den")
     client.action("join_channel", channel="hut")
     client.action("broadcast", channel="nowhere", event="news")
     client.action("leave_channel", channel="den")
     client.settle(server)
-    eventually(
-        lambda: set(server.channels) == {"jungle", "treehouse", "emergency", "hut"}, lambda: set(server.channels)
-    )
-    client.close()
-    eventually(lambda: set(server.channels) == {"jungle", "treehouse", "emergency"}, lambda: set(server.channels))
+    started = {"jungle", "treehouse", "emergency"}
+    eventually(lambda: set(server.channels) == started | {"hut"}, lambda: set(server.channels))
+    client.say_goodbye()
+    eventually(lambda: set(server.channels) == started, lambda: set(server.channels))
+
+
+def test_a_channel_stays_as_long_as_something_of_it_is_kept(make_server: MakeServer, connect: Connect) -> None:
+    server = make_server(empty_channel_ttl=0.1)
+    client = connect(server)
+    client.action("broadcast", channel="kept", event="news")
+    client.action("join_channel", channel="den")
+    client.action("leave_channel", channel="den")
+    client.settle(server)
+    eventually(lambda: "den" not in server.channels, lambda: set(server.channels))
+    assert "kept" in server.channels
+    assert [message["event"] for message in server.history("kept").result().publications] == ["news"]
 
 
 def test_invented_channel_names_are_bounded(make_server: MakeServer, connect: Connect) -> None:
@@ -362,7 +373,7 @@ def test_a_heartbeat_is_a_message_and_a_ping_frame(make_server: MakeServer, conn
 
 
 def test_a_silent_client_is_closed_for_real(make_server: MakeServer, connect: Connect) -> None:
-    server = make_server(heartbeat_interval=0.2, heartbeat_timeout=1)
+    server = make_server(heartbeat_interval=0.2, heartbeat_timeout=1, leave_delay=0)
     ended: list[dict[str, Any]] = []
     server.on_event("disconnect", ended.append)
     watcher, silent = connect(server), connect(server, answers=False)

@@ -2,7 +2,7 @@
 
 use super::channel::Channel;
 use super::delivery::Place;
-use super::session::Session;
+use super::token::Session;
 use crate::mailbox::Mailbox;
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -17,8 +17,8 @@ pub struct Client {
     last_ping: AtomicU64,
     /// It has joined a channel with a `ref`, and so understands what plain pages do not.
     wants_gaps: AtomicBool,
-    /// Frames have come on its latest connection.
-    has_spoken: AtomicBool,
+    /// The number of its latest connection (`Place::number`) once a frame has come on it; before that 0.
+    heard_on: AtomicU64,
     /// Bytes that wait for its socket; its shard keeps this up to date while it is behind.
     queued_bytes: AtomicUsize,
     pub state: Mutex<ClientState>,
@@ -68,7 +68,7 @@ impl Client {
             joined: now,
             last_ping: AtomicU64::new(now),
             wants_gaps: AtomicBool::new(false),
-            has_spoken: AtomicBool::new(false),
+            heard_on: AtomicU64::new(0),
             queued_bytes: AtomicUsize::new(0),
             state: Mutex::new(state),
         }
@@ -100,20 +100,27 @@ impl Client {
         self.wants_gaps.store(wants, Ordering::Relaxed);
     }
 
-    /// A connection begins: nothing has come on it.
-    pub fn begin_connection(&self) {
-        self.has_spoken.store(false, Ordering::Relaxed);
-        self.set_wants_gaps(false);
+    /// A connection begins: nothing has come on it. One that resumes understands what plain pages do not.
+    pub fn begin_connection(&self, is_resuming: bool) {
+        self.heard_on.store(0, Ordering::Relaxed);
+        self.set_wants_gaps(is_resuming);
     }
 
-    /// A frame has come: so its welcome has arrived, and earlier tokens are of no use to it any more.
-    pub fn spoke(&self) {
-        if !self.has_spoken.load(Ordering::Relaxed) {
-            self.has_spoken.store(true, Ordering::Relaxed);
-            if let Some(session) = &mut self.state.lock().session {
-                session.confirm();
-            }
+    /// A frame has come on a connection; false when another one has taken its place, so that it is not to be carried
+    /// out. The first one shows that the welcome has arrived: earlier tokens are of no use to the client any more.
+    pub fn hear(&self, place: Place) -> bool {
+        if self.heard_on.load(Ordering::Relaxed) == place.number() {
+            return true;
         }
+        let mut state = self.state.lock();
+        if state.place != Some(place) {
+            return false;
+        }
+        self.heard_on.store(place.number(), Ordering::Relaxed);
+        if let Some(session) = &mut state.session {
+            session.confirm();
+        }
+        true
     }
 }
 
@@ -128,6 +135,16 @@ impl ClientState {
             && !self.removed;
         self.removed |= ends;
         ends
+    }
+
+    /// It is not to be on a channel when it is back; true when it would have been.
+    pub fn forget_channel(&mut self, channel: &str) -> bool {
+        let Some(away) = &mut self.away else {
+            return false;
+        };
+        let before = away.remembered.len();
+        away.remembered.retain(|name| &**name != channel);
+        away.remembered.len() < before
     }
 
     pub fn position(&self, channel: &str) -> Option<usize> {

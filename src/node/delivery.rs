@@ -19,6 +19,13 @@ pub struct Place {
     pub generation: u32,
 }
 
+impl Place {
+    /// One for each connection of the process; never 0.
+    pub fn number(self) -> u64 {
+        (self.shard as u64 + 1) << 32 | u64::from(self.generation)
+    }
+}
+
 #[derive(Debug)]
 pub enum Delivery {
     /// A connected socket, whoever accepted it; `is_tuned` when it has the options of `shard::socket::tune`.

@@ -23,11 +23,18 @@ pub struct Work {
     pub told: bool,
 }
 
+/// Who asks, by which of its connections, and what it calls its question. Answers go where the question came from.
+#[derive(Clone, Copy)]
+pub(super) struct Asker<'a> {
+    pub client: &'a Arc<Client>,
+    pub place: Place,
+    pub reference: Option<Reference<'a>>,
+}
+
 /// A client's publication that is being saved: it is answered when it is, and when it is known where it is.
 struct Answer {
     node: Arc<Node>,
-    /// Where the client was when it asked.
-    place: Option<Place>,
+    place: Place,
     reference: Option<String>,
     channel: String,
     state: Mutex<Outcome>,
@@ -37,30 +44,37 @@ struct Answer {
 type Outcome = (Option<Published>, Option<Result<(), StoreError>>);
 
 impl Node {
-    /// Carries out what a connected client sent; refused commands are answered, not returned.
-    pub fn execute(self: &Arc<Self>, client: &Arc<Client>, text: &str) -> Work {
+    /// Carries out what a client sent on a connection; refused commands are answered, not returned. What comes on a
+    /// connection that was displaced is passed over.
+    pub fn execute(self: &Arc<Self>, client: &Arc<Client>, place: Place, text: &str) -> Work {
         self.counters.frames_received.add(1);
-        client.spoke();
+        if !client.hear(place) {
+            return Work::default();
+        }
         let request = Request::parse(text, &self.config.default_channel, self.config.max_depth);
         match request {
             Ok(request) => {
-                let reference = request.reference;
-                self.carry_out(client, request, text)
+                let asker = Asker {
+                    client,
+                    place,
+                    reference: request.reference,
+                };
+                self.carry_out(asker, request.command, text)
                     .unwrap_or_else(|refusal| {
-                        self.refuse_command(client, reference, &refusal);
+                        self.refuse_command(place, asker.reference, &refusal);
                         Work::default()
                     })
             }
             Err(rejected) => {
-                self.refuse_command(client, rejected.reference, &rejected.refusal);
+                self.refuse_command(place, rejected.reference, &rejected.refusal);
                 Work::default()
             }
         }
     }
 
     /// Tells a client what was wrong with its frame.
-    pub fn refuse(&self, client: &Arc<Client>, refusal: &Refusal) {
-        self.refuse_command(client, None, refusal);
+    pub fn refuse(&self, place: Place, refusal: &Refusal) {
+        self.refuse_command(place, None, refusal);
     }
 
     /// A client answered the protocol's ping.
@@ -77,20 +91,20 @@ impl Node {
 
     fn carry_out(
         self: &Arc<Self>,
-        client: &Arc<Client>,
-        request: Request<'_>,
+        asker: Asker<'_>,
+        command: Command<'_>,
         text: &str,
     ) -> Result<Work, Refusal> {
-        let reference = request.reference;
+        let client = asker.client;
         let is_told = |event: &str| self.events.wanted(event).is_some();
-        Ok(match request.command {
+        Ok(match command {
             Command::Join { channel, recover } => {
-                let asked = Asked { reference, recover };
-                let is_asking = reference.is_some() || asked.recover.is_some();
-                if is_asking {
-                    client.set_wants_gaps(true);
-                }
-                self.join(client, &channel, is_asking.then_some(&asked))?;
+                let question = Asked {
+                    place: asker.place,
+                    reference: asker.reference,
+                    recover,
+                };
+                self.join(client, &channel, &question)?;
                 Work {
                     published: true,
                     told: is_told(Notice::Joined.event()),
@@ -98,7 +112,7 @@ impl Node {
             }
             Command::Leave { channel } => {
                 self.leave(client, &channel);
-                self.answer_reference(client, reference, &channel, |_| {});
+                self.answer_reference(asker, &channel, |_| {});
                 Work {
                     published: true,
                     told: is_told(Notice::Left.event()),
@@ -121,7 +135,7 @@ impl Node {
                     from: Some(client),
                     options: &options,
                 };
-                self.publish_for(client, &new, reference);
+                self.publish_for(asker, &new);
                 Work {
                     published: true,
                     told: is_told(&event),
@@ -129,13 +143,14 @@ impl Node {
             }
             Command::Ping => {
                 client.ping(protocol::now_micros());
-                if reference.is_some() {
-                    self.answer(client, reference, protocol::SYSTEM_CHANNEL, |out| {
+                if asker.reference.is_some() {
+                    self.answer(asker, protocol::SYSTEM_CHANNEL, |out| {
                         protocol::write_json(out, "pong", true);
                     });
                 } else {
                     let stamp = self.stamp();
-                    self.reply(client, encode(|out| protocol::write_pong(out, stamp)));
+                    let pong = encode(|out| protocol::write_pong(out, stamp));
+                    self.push_direct(asker.place, pong);
                 }
                 let system = Some(protocol::SYSTEM_CHANNEL);
                 Work {
@@ -144,7 +159,7 @@ impl Node {
                 }
             }
             Command::Presence { channel } => {
-                self.answer_presence(client, &channel, reference);
+                self.answer_presence(asker, &channel);
                 Work::default()
             }
             Command::History {
@@ -153,12 +168,12 @@ impl Node {
                 after,
                 before,
             } => {
-                self.answer_history(client, &channel, (limit, after, before), reference)?;
+                self.answer_history(asker, &channel, (limit, after, before))?;
                 Work::default()
             }
             Command::Ack { ids } => {
                 let acknowledged = self.acknowledge(client, &ids)?;
-                self.answer_reference(client, reference, protocol::SYSTEM_CHANNEL, |out| {
+                self.answer_reference(asker, protocol::SYSTEM_CHANNEL, |out| {
                     protocol::write_json(out, "acknowledged", acknowledged);
                 });
                 Work::default()
@@ -167,7 +182,7 @@ impl Node {
                 self.counters.messages_received.add(1);
                 let detail = || Detail::Frame(text.as_bytes().into());
                 let told = self.client_event("message", client, None, detail);
-                self.answer_reference(client, reference, protocol::SYSTEM_CHANNEL, |_| {});
+                self.answer_reference(asker, protocol::SYSTEM_CHANNEL, |_| {});
                 Work {
                     published: false,
                     told,
@@ -177,18 +192,13 @@ impl Node {
     }
 
     /// Publishes what a client wants published; answers if it asked to be, on a durable channel when it is saved.
-    fn publish_for(
-        self: &Arc<Self>,
-        client: &Arc<Client>,
-        new: &NewPublication<'_>,
-        reference: Option<Reference<'_>>,
-    ) {
+    fn publish_for(self: &Arc<Self>, asker: Asker<'_>, new: &NewPublication<'_>) {
         let mut answer: Option<Arc<Answer>> = None;
         let published = self.publish(new, &mut || {
             let begun = Arc::new(Answer {
                 node: Arc::clone(self),
-                place: client.state.lock().place,
-                reference: reference.map(|reference| reference.0.to_owned()),
+                place: asker.place,
+                reference: asker.reference.map(|reference| reference.0.to_owned()),
                 channel: new.channel.to_owned(),
                 state: Mutex::default(),
             });
@@ -197,36 +207,31 @@ impl Node {
         });
         match answer {
             Some(answer) => answer.settle(|state| state.0 = Some(published)),
-            None => self.answer_reference(client, reference, new.channel, |out| {
+            None => self.answer_reference(asker, new.channel, |out| {
                 write_published(out, &published);
             }),
         }
     }
 
-    fn answer_reference(
-        &self,
-        client: &Arc<Client>,
-        reference: Option<Reference<'_>>,
-        channel: &str,
-        write: impl FnOnce(&mut Vec<u8>),
-    ) {
-        if reference.is_some() {
-            self.answer(client, reference, channel, write);
+    fn answer_reference(&self, asker: Asker<'_>, channel: &str, write: impl FnOnce(&mut Vec<u8>)) {
+        if asker.reference.is_some() {
+            self.answer(asker, channel, write);
         }
     }
 
-    fn refuse_command(
-        &self,
-        client: &Arc<Client>,
-        reference: Option<Reference<'_>>,
-        refusal: &Refusal,
-    ) {
+    /// An answer to a client's command; `write` adds fields.
+    pub(super) fn answer(&self, asker: Asker<'_>, channel: &str, write: impl FnOnce(&mut Vec<u8>)) {
+        let stamp = self.stamp();
+        let reply =
+            encode(|out| protocol::write_reply(out, stamp, asker.reference, channel, write));
+        self.push_direct(asker.place, reply);
+    }
+
+    fn refuse_command(&self, place: Place, reference: Option<Reference<'_>>, refusal: &Refusal) {
         self.counters.errors_sent.add(1);
         let stamp = self.stamp();
-        self.reply(
-            client,
-            encode(|out| protocol::write_error(out, stamp, reference, refusal)),
-        );
+        let error = encode(|out| protocol::write_error(out, stamp, reference, refusal));
+        self.push_direct(place, error);
     }
 }
 
@@ -237,7 +242,6 @@ impl Answer {
         let (Some(published), Some(outcome)) = &*state else {
             return;
         };
-        let Some(place) = self.place else { return };
         let reference = self.reference.as_deref().map(Reference);
         let stamp = self.node.stamp();
         let frame = match outcome {
@@ -256,7 +260,7 @@ impl Answer {
                 encode(|out| protocol::write_error(out, stamp, reference, &refusal))
             }
         };
-        self.node.push_direct(place, frame);
+        self.node.push_direct(self.place, frame);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Who is connected, who is on which channel, and who is told of it.
 
 use super::channel::{Channel, Members, Notice, Tell};
-use super::client::{Client, Joined};
+use super::client::{Client, ClientState, Joined};
 use super::delivery::{Delivery, Place};
 use super::recovery::Asked;
 use super::{Node, argument};
@@ -22,7 +22,7 @@ impl Node {
         protocol::check_channel_name(channel).map_err(argument)?;
         loop {
             let client = self.client_or_new(client_id);
-            if self.add_member(&client, channel, None) {
+            if self.add_member(&client, channel) {
                 return Ok(());
             }
         }
@@ -48,27 +48,36 @@ impl Node {
         &self,
         client: &Arc<Client>,
         channel: &str,
-        asked: Option<&Asked<'_>>,
+        asked: &Asked<'_>,
     ) -> Result<(), Refusal> {
         let limit = self.config.max_channels_per_client;
-        let state = client.state.lock();
+        let mut state = client.state.lock();
+        if state.place != Some(asked.place) {
+            // it was displaced in this moment
+            return Ok(());
+        }
         if state.position(channel).is_none() && state.channels.len() >= limit {
             let message = format!(
                 "a client may be on {limit} channels; leave one before joining {channel:?}"
             );
             return Err(Refusal::new(ErrorCode::TooManyChannels, message));
         }
+        if asked.wants_reply() {
+            client.set_wants_gaps(true);
+        }
+        let joined = self.put_on(client, &mut state, channel, Some(asked));
         drop(state);
-        self.add_member(client, channel, asked);
+        self.tell_joined(client, joined);
         Ok(())
     }
 
     pub(super) fn leave(&self, client: &Arc<Client>, channel: &str) {
         let mut state = client.state.lock();
-        if let Some(away) = &mut state.away {
-            away.remembered.retain(|name| &**name != channel);
-        }
+        let was_remembered = state.forget_channel(channel);
         let Some(at) = state.position(channel) else {
+            if was_remembered {
+                self.save_client(client, &state);
+            }
             return;
         };
         let channel = state.channels.remove(at).channel;
@@ -116,6 +125,8 @@ impl Node {
             members.removed = true;
             members.roster.ids().cloned().collect()
         };
+        // whoever holds the channel must not open its successor's stream by it
+        self.stream(&channel);
         self.broker.close(name, Closing::Whatever);
         drop(channels);
         for id in ids {
@@ -123,6 +134,8 @@ impl Node {
                 continue;
             };
             let mut state = client.state.lock();
+            // it may have gone away in this moment
+            let was_remembered = state.forget_channel(name);
             if let Some(at) = state
                 .channels
                 .iter()
@@ -135,6 +148,10 @@ impl Node {
                     members.interest.remove(place.shard);
                     self.push_unsubscribe(place, &channel);
                 }
+                drop(members);
+                self.save_client(&client, &state);
+            } else if was_remembered {
+                self.save_client(&client, &state);
             }
             let is_idle = state.end_if_idle();
             drop(state);
@@ -142,6 +159,7 @@ impl Node {
                 self.clients.write().remove(&id);
             }
         }
+        self.forget_channel(name);
         Ok(true)
     }
 
@@ -223,6 +241,7 @@ impl Node {
             };
             members.removed = true;
             drop(members);
+            self.stream(&channel);
             if !self.broker.close(&channel.name, closing) {
                 // what was published there is kept: so is the channel, until that has expired
                 let mut members = channel.members.lock();
@@ -279,23 +298,33 @@ impl Node {
         Arc::clone(client)
     }
 
-    /// False when the client has ended meanwhile. What was `asked` is answered before anything that is published on
-    /// the channel from then on.
-    pub(super) fn add_member(
-        &self,
-        client: &Arc<Client>,
-        name: &str,
-        asked: Option<&Asked<'_>>,
-    ) -> bool {
+    /// Puts a client on a channel; false when the client has ended meanwhile.
+    pub(super) fn add_member(&self, client: &Arc<Client>, name: &str) -> bool {
         let mut state = client.state.lock();
         if state.removed {
             return false;
         }
+        let joined = self.put_on(client, &mut state, name, None);
+        drop(state);
+        self.tell_joined(client, joined);
+        true
+    }
+
+    /// Puts a client on a channel: which is then to be told, with how many are on it; `None` when it was on it. What
+    /// was `asked` is answered before anything that is published on the channel from then on.
+    pub(super) fn put_on(
+        &self,
+        client: &Client,
+        state: &mut ClientState,
+        name: &str,
+        asked: Option<&Asked<'_>>,
+    ) -> Option<(Arc<Channel>, usize)> {
+        let asked = asked.filter(|asked| asked.wants_reply());
         if let Some(joined) = state.position(name).map(|at| &state.channels[at]) {
-            if let (Some(asked), Some(place)) = (asked, state.place) {
-                self.answer_joined(joined, place, asked);
+            if let Some(asked) = asked {
+                self.answer_joined(joined, asked);
             }
-            return true;
+            return None;
         }
         let (channel, live_from, total) = loop {
             let channel = self.channel(name);
@@ -307,13 +336,12 @@ impl Node {
                 }
                 members.roster.add(&client.id);
                 let total = members.roster.len();
+                if let Some(asked) = asked {
+                    let frame = self.join_reply(asked, &channel.name, history, history.top, total);
+                    self.push_direct(asked.place, frame);
+                }
                 if let Some(place) = state.place {
                     members.interest.add(place.shard);
-                    if let Some(asked) = asked {
-                        let frame =
-                            self.join_reply(asked, &channel.name, history, history.top, total);
-                        self.push_direct(place, frame);
-                    }
                     // under the stream's lock, so that it takes its place between publications
                     self.push(
                         place.shard,
@@ -329,14 +357,20 @@ impl Node {
                 break (channel, live_from, total);
             }
         };
+        state.forget_channel(name);
         state.channels.push(Joined {
             channel: Arc::clone(&channel),
             live_from,
         });
-        self.save_client(client, &state);
-        drop(state);
-        self.notice(&channel, Notice::Joined, &client.id, total);
-        true
+        self.save_client(client, state);
+        Some((channel, total))
+    }
+
+    /// Tells a channel of who has joined it. Not to be called with the client's state locked.
+    pub(super) fn tell_joined(&self, client: &Client, joined: Option<(Arc<Channel>, usize)>) {
+        if let Some((channel, total)) = joined {
+            self.notice(&channel, Notice::Joined, &client.id, total);
+        }
     }
 
     pub(super) fn remove_member(

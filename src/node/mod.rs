@@ -14,6 +14,7 @@ mod publish;
 mod recovery;
 mod report;
 mod session;
+mod token;
 
 pub use channel::{Channel, Notice};
 pub use client::Client;
@@ -359,12 +360,6 @@ impl Node {
     }
 
     /// Through the inbox, so that it leaves behind what was published before it.
-    fn reply(&self, client: &Arc<Client>, frame: EncodedFrame) {
-        if let Some(place) = client.state.lock().place {
-            self.push_direct(place, frame);
-        }
-    }
-
     fn push_direct(&self, place: Place, frame: EncodedFrame) {
         self.push(
             place.shard,

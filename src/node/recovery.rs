@@ -1,7 +1,8 @@
 //! What a client is given of a channel's past: what it missed, when it joins, and pages of history.
 
-use super::client::{Client, Joined};
+use super::client::Joined;
 use super::delivery::Place;
+use super::execute::Asker;
 use super::{Node, argument, encode};
 use crate::command::Recover;
 use crate::error::{Error, ErrorCode, Refusal};
@@ -12,9 +13,18 @@ use std::sync::Arc;
 
 /// What a client wants to know when it joins a channel.
 pub(super) struct Asked<'a> {
+    /// The connection that it asks by.
+    pub place: Place,
     pub reference: Option<Reference<'a>>,
     /// Where it was.
     pub recover: Option<Recover<'a>>,
+}
+
+impl Asked<'_> {
+    /// A bare join is told of by the notice alone.
+    pub fn wants_reply(&self) -> bool {
+        self.reference.is_some() || self.recover.is_some()
+    }
 }
 
 /// Publications of a channel, oldest first.
@@ -67,10 +77,9 @@ impl Node {
     /// Errors: a limit that cannot be.
     pub(super) fn answer_history(
         &self,
-        client: &Arc<Client>,
+        asker: Asker<'_>,
         channel: &str,
         (limit, after, before): (Option<i64>, Option<u64>, Option<u64>),
-        reference: Option<Reference<'_>>,
     ) -> Result<(), Refusal> {
         let limit = limit.unwrap_or(DEFAULT_HISTORY_LIMIT);
         if !(1..=MAX_HISTORY_LIMIT).contains(&limit) {
@@ -87,7 +96,7 @@ impl Node {
         let page = self
             .history(channel, page, self.max_reply_bytes())
             .map_err(|error| Refusal::new(ErrorCode::NotSaved, error.to_string()))?;
-        self.answer(client, reference, channel, |out| {
+        self.answer(asker, channel, |out| {
             protocol::write_json(out, "epoch", protocol::epoch_text(page.epoch));
             protocol::write_json(out, "offset", page.offset);
             protocol::write_publications(out, &page.publications);
@@ -99,7 +108,7 @@ impl Node {
     }
 
     /// Answers a client that is on the channel already: because it was resumed, or because it has noticed a gap.
-    pub(super) fn answer_joined(&self, joined: &Joined, place: Place, asked: &Asked<'_>) {
+    pub(super) fn answer_joined(&self, joined: &Joined, asked: &Asked<'_>) {
         let channel = &joined.channel;
         self.stream(channel).read(&mut |history| {
             let subscribers = channel.members.lock().roster.len();
@@ -115,7 +124,7 @@ impl Node {
                 history.top
             };
             let frame = self.join_reply(asked, &channel.name, history, through, subscribers);
-            self.push_direct(place, frame);
+            self.push_direct(asked.place, frame);
         });
     }
 
@@ -158,40 +167,20 @@ impl Node {
         })
     }
 
-    /// An answer to a client's command; `write` adds fields.
-    pub(super) fn answer(
-        &self,
-        client: &Arc<Client>,
-        reference: Option<Reference<'_>>,
-        channel: &str,
-        write: impl FnOnce(&mut Vec<u8>),
-    ) {
-        let stamp = self.stamp();
-        self.reply(
-            client,
-            encode(|out| protocol::write_reply(out, stamp, reference, channel, write)),
-        );
-    }
-
     /// Larger replies would make a client too slow at once.
     fn max_reply_bytes(&self) -> usize {
         self.config.max_pending_bytes / 2
     }
 
     /// How many are on a channel, and the first of them.
-    pub(super) fn answer_presence(
-        &self,
-        client: &Arc<Client>,
-        name: &str,
-        reference: Option<Reference<'_>>,
-    ) {
+    pub(super) fn answer_presence(&self, asker: Asker<'_>, name: &str) {
         let channel = self.channels.read().get(name).cloned();
         let (online, users) = channel.map_or_else(<(usize, Vec<Arc<str>>)>::default, |channel| {
             let members = channel.members.lock();
             let users = members.roster.ids().take(MAX_PRESENT).cloned().collect();
             (members.roster.len(), users)
         });
-        self.answer(client, reference, name, |out| {
+        self.answer(asker, name, |out| {
             let users: Vec<&str> = users.iter().map(|id| &**id).collect();
             protocol::write_json(out, "online", online);
             protocol::write_json(out, "users", users);

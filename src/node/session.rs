@@ -2,6 +2,7 @@
 
 use super::client::{Away, Client, ClientState, Joined};
 use super::delivery::{Delivery, Place};
+use super::token::{Session, read_token};
 use super::{Channel, Node, Notice, argument};
 use crate::error::{Disconnect, Error};
 use crate::events::{Detail, LogLevel};
@@ -9,20 +10,19 @@ use crate::frame::EncodedFrame;
 use crate::protocol::{self, ResumeOutcome, WelcomeFields};
 use crate::random::random_u64;
 use crate::store::{Change, SavedClient};
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-/// The secret of a client's resume token, and the one before.
-pub struct Session {
-    secret: [u8; SECRET],
-    /// Good until the client has shown that it has the newer one.
-    previous: Option<Box<[u8; SECRET]>>,
+/// Why a client could not come back.
+enum Unresumed {
+    /// Its token cannot be used; why, in words.
+    Refused(&'static str),
+    /// As many as may be are connected already.
+    Full,
 }
-
-const SECRET: usize = 16;
 
 /// What a client says when it connects.
 #[derive(Clone, Copy, Debug, Default)]
@@ -41,106 +41,36 @@ pub struct Connected {
     pub is_resumed: bool,
 }
 
-/// Clients that are away, in the order in which something is due for them; with the number of the time they went.
-pub type Due = VecDeque<(u64, u64, Arc<Client>)>;
+/// Clients that are away, by the number of the time they went: so in the order in which something is due for them,
+/// with when it is.
+pub type Due = BTreeMap<u64, (u64, Arc<Client>)>;
 
 const MALFORMED: &str = "the resume token is malformed";
 const UNKNOWN: &str =
     "the resume token is of nobody who is expected back: it has expired, or the client has left";
 const USED: &str = "the resume token is not the client's latest: it was used before, or made up";
 
-impl Session {
-    pub fn new() -> Self {
-        Self {
-            secret: random_secret(),
-            previous: None,
-        }
-    }
-
-    fn opens_with(&self, secret: &[u8; SECRET]) -> bool {
-        is_equal(&self.secret, secret)
-            || self
-                .previous
-                .as_ref()
-                .is_some_and(|previous| is_equal(previous, secret))
-    }
-
-    fn rotate(&mut self, used: &[u8; SECRET]) {
-        // the one it came with stays good, should the answer be lost
-        self.previous = Some(Box::new(*used));
-        self.secret = random_secret();
-    }
-
-    pub fn confirm(&mut self) {
-        self.previous = None;
-    }
-
-    /// URL-safe: the secret and the client's id in hexadecimal.
-    fn token(&self, client_id: &str) -> String {
-        use std::fmt::Write;
-        let mut token = String::with_capacity(2 * (SECRET + client_id.len()));
-        for byte in self.secret.iter().chain(client_id.as_bytes()) {
-            // writing to a String does not fail
-            let _ = write!(token, "{byte:02x}");
-        }
-        token
-    }
-}
-
-fn read_token(token: &str) -> Option<(String, [u8; SECRET])> {
-    if !token.is_ascii() || !token.len().is_multiple_of(2) {
-        return None;
-    }
-    let bytes = (0..token.len() / 2)
-        .map(|at| u8::from_str_radix(token.get(2 * at..2 * at + 2)?, 16).ok())
-        .collect::<Option<Vec<u8>>>()?;
-    let (secret, id) = bytes.split_at_checked(SECRET)?;
-    let id = String::from_utf8(id.to_vec()).ok()?;
-    protocol::check_client_id(&id).ok()?;
-    Some((id, secret.try_into().ok()?))
-}
-
-fn random_secret() -> [u8; SECRET] {
-    let mut secret = [0; SECRET];
-    secret[..8].copy_from_slice(&random_u64().to_ne_bytes());
-    secret[8..].copy_from_slice(&random_u64().to_ne_bytes());
-    secret
-}
-
-/// In a time that does not tell where they differ.
-fn is_equal(one: &[u8; SECRET], other: &[u8; SECRET]) -> bool {
-    one.iter()
-        .zip(other)
-        .fold(0, |differences, (one, other)| differences | (one ^ other))
-        == 0
-}
-
 impl Node {
     /// A client has connected: the one that it was, if its token says so, or a new one. `None` when as many as may be
-    /// are connected already.
+    /// are connected already; one that takes the place of its own older connection is not one more.
     pub fn connect(&self, place: Place, greeting: &Greeting<'_>) -> Option<Connected> {
-        let reserve =
-            |connected| (connected < self.config.max_connections).then_some(connected + 1);
-        if self
-            .connected
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, reserve)
-            .is_err()
-        {
-            self.counters.refused_full.add(1);
-            return None;
-        }
-        self.counters.connections_total.add(1);
-        let connected = match greeting
+        let resumed = greeting
             .resume
-            .map(|token| self.resume(place, token, greeting))
-        {
-            Some(Ok(resumed)) => resumed,
-            Some(Err(reason)) => {
+            .map(|token| self.resume(place, token, greeting));
+        let connected = match resumed {
+            Some(Ok(resumed)) => Some(resumed),
+            Some(Err(Unresumed::Full)) => None,
+            Some(Err(Unresumed::Refused(reason))) => {
                 self.counters.resumes_refused.add(1);
                 self.begin(place, greeting, Some(ResumeOutcome::Refused(reason)))
             }
             None => self.begin(place, greeting, None),
         };
+        let Some(connected) = connected else {
+            self.counters.refused_full.add(1);
+            return None;
+        };
+        self.counters.connections_total.add(1);
         for event in ["welcome", "connect"] {
             self.client_event(
                 event,
@@ -156,7 +86,7 @@ impl Node {
     pub fn enter(&self, connected: &Connected) {
         if !connected.is_resumed {
             let name = self.config.default_channel.clone();
-            self.add_member(&connected.client, &name, None);
+            self.add_member(&connected.client, &name);
         }
     }
 
@@ -174,7 +104,8 @@ impl Node {
         self.disconnected(client, disconnect);
     }
 
-    /// A token with which a client can connect under this id, whether it was ever connected or not.
+    /// A token with which a client can connect under this id, whether it was ever connected or not. One that was not
+    /// begins on the default channel, as every client does.
     ///
     /// Errors: an id that cannot be one; `resume_ttl` is 0; the storage cannot be opened.
     pub fn resume_token(&self, client_id: &str) -> Result<String, Error> {
@@ -196,7 +127,10 @@ impl Node {
                 .get_or_insert_with(Session::new)
                 .token(client_id);
             if state.place.is_none() && state.away.is_none() {
-                self.expect(&client, &mut state, Vec::new());
+                let start = &self.config.default_channel;
+                let is_there = state.position(start).is_some();
+                let remembered = (!is_there).then(|| Arc::from(start.as_str()));
+                self.expect(&client, &mut state, remembered.into_iter().collect());
             }
             self.save_client(&client, &state);
             drop(state);
@@ -256,7 +190,7 @@ impl Node {
         let ttl = self.config.resume_ttl.as_micros() as u64;
         let saved = SavedClient {
             id: Arc::clone(&client.id),
-            secret: session.secret,
+            secret: session.secret(),
             expires: if is_connected {
                 u64::MAX
             } else {
@@ -285,25 +219,25 @@ impl Node {
                 Arc::clone(vacant.insert(Arc::new(client)))
             };
             let mut state = client.state.lock();
-            state.session = Some(Session {
-                secret: saved.secret,
-                previous: None,
-            });
+            state.session = Some(Session::restored(saved.secret));
             state.user_data = saved.user_data;
             self.expect(&client, &mut state, saved.channels);
         }
         self.forget_surplus();
     }
 
-    /// A new client.
+    /// A new client; `None` when as many as may be are connected already.
     fn begin(
         &self,
         place: Place,
         greeting: &Greeting<'_>,
         outcome: Option<ResumeOutcome<'_>>,
-    ) -> Connected {
+    ) -> Option<Connected> {
         let now = protocol::now_micros();
         let _emergencies = self.emergencies.read();
+        if !self.reserve() {
+            return None;
+        }
         let client = loop {
             let id: Arc<str> = format!("client_{:016x}", random_u64()).into();
             if let Entry::Vacant(vacant) = self.clients.write().entry(Arc::clone(&id)) {
@@ -318,24 +252,33 @@ impl Node {
         let welcome = self.welcome(&client, &state, outcome);
         self.save_client(&client, &state);
         drop(state);
-        Connected {
+        Some(Connected {
             client,
             welcome,
             is_resumed: false,
-        }
+        })
+    }
+
+    /// Counts one more connection, if one more may be.
+    fn reserve(&self) -> bool {
+        let one_more =
+            |connected| (connected < self.config.max_connections).then_some(connected + 1);
+        self.connected
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more)
+            .is_ok()
     }
 
     /// The client that a token stands for; its mail and its channels follow by way of the inbox.
-    ///
-    /// Errors: why the token cannot be used, in words.
     fn resume(
         &self,
         place: Place,
         token: &str,
         greeting: &Greeting<'_>,
-    ) -> Result<Connected, &'static str> {
-        let (id, secret) = read_token(token).ok_or(MALFORMED)?;
-        let client = self.clients.read().get(&*id).cloned().ok_or(UNKNOWN)?;
+    ) -> Result<Connected, Unresumed> {
+        let refused = Unresumed::Refused;
+        let (id, secret) = read_token(token).ok_or(refused(MALFORMED))?;
+        let client = self.clients.read().get(&*id).cloned();
+        let client = client.ok_or(refused(UNKNOWN))?;
         let emergencies = self.emergencies.read();
         let mut guard = client.state.lock();
         let state = &mut *guard;
@@ -343,23 +286,24 @@ impl Node {
             .session
             .as_mut()
             .filter(|_| !state.removed)
-            .ok_or(UNKNOWN)?;
+            .ok_or(refused(UNKNOWN))?;
         if !session.opens_with(&secret) {
-            return Err(USED);
+            return Err(refused(USED));
+        }
+        if state.place.is_none() && !self.reserve() {
+            return Err(Unresumed::Full);
         }
         session.rotate(&secret);
-        client.begin_connection();
+        client.begin_connection(true);
         client.ping(protocol::now_micros());
         let displaced = state.place.replace(place);
-        if displaced.is_some() {
-            // it had its reservation already
-            self.connected.fetch_sub(1, Ordering::AcqRel);
-        }
         state.acknowledges = greeting.acknowledges;
         let names = state.channel_names();
         let remembered = match state.away.take() {
             Some(away) => {
                 self.away.fetch_sub(1, Ordering::Relaxed);
+                self.leaving.lock().remove(&away.number);
+                self.expiring.lock().remove(&away.number);
                 away.remembered
             }
             None => Vec::new(),
@@ -381,15 +325,19 @@ impl Node {
         for joined in &mut state.channels {
             self.go_live(joined, place, displaced);
         }
+        // as any other join, and under the same lock, so that whoever takes it off one does so before or after
+        let joined: Vec<_> = remembered
+            .iter()
+            .map(|name| self.put_on(&client, state, name, None))
+            .collect();
         if let Some(old) = displaced {
             self.displace(&client, old);
         }
         self.save_client(&client, state);
         drop(guard);
         drop(emergencies);
-        // rights are looked at again, as for any other join
-        for name in &remembered {
-            self.add_member(&client, name, None);
+        for joined in joined {
+            self.tell_joined(&client, joined);
         }
         self.counters.resumes.add(1);
         Ok(Connected {
@@ -481,9 +429,10 @@ impl Node {
         if self.config.leave_delay.is_zero() || self.is_draining() {
             self.leave_all(client, state);
         } else {
-            let number = state.away.as_ref().map_or(0, |away| away.number);
+            if let Some(away) = &state.away {
+                push_due(&self.leaving, self.config.leave_delay, away.number, client);
+            }
             drop(state);
-            push_due(&self.leaving, self.config.leave_delay, number, client);
         }
         self.forget_surplus();
     }
@@ -499,11 +448,23 @@ impl Node {
     /// Forgets those that are away longest while more are than may be. Not to be called with a client's state locked.
     fn forget_surplus(&self) {
         while self.away_count() > self.config.max_away_clients {
-            let Some((_, number, client)) = self.expiring.lock().pop_front() else {
+            let Some((number, (_, client))) = self.expiring.lock().pop_first() else {
                 return;
             };
             if self.forget_away(&client, number) {
                 self.counters.away_forgotten.add(1);
+            }
+        }
+    }
+
+    /// Clients that are away and were told to have left are not on a channel again when they are back. Not to be called
+    /// with a client's state locked.
+    pub(super) fn forget_channel(&self, name: &str) {
+        let away: Vec<_> = self.expiring.lock().values().cloned().collect();
+        for (_, client) in away {
+            let mut state = client.state.lock();
+            if state.forget_channel(name) {
+                self.save_client(&client, &state);
             }
         }
     }
@@ -517,6 +478,7 @@ impl Node {
         state.away = None;
         state.session = None;
         self.away.fetch_sub(1, Ordering::Relaxed);
+        self.leaving.lock().remove(&number);
         self.leave_for_good(client, state);
         true
     }
@@ -543,6 +505,8 @@ impl Node {
     ) {
         let channels: Vec<_> = state.channels.drain(..).collect();
         let left = self.remove_members(client, channels);
+        // of what was dropped from it, nobody is left to be told
+        state.mailbox.take_if(|mailbox| mailbox.is_empty());
         let is_gone = state.end_if_idle();
         if self.store.is_durable() {
             let id = Arc::clone(&client.id);
@@ -579,52 +543,15 @@ impl Node {
 
 fn push_due(due: &parking_lot::Mutex<Due>, wait: Duration, number: u64, client: &Arc<Client>) {
     let at = protocol::monotonic_micros().saturating_add(wait.as_micros() as u64);
-    due.lock().push_back((at, number, Arc::clone(client)));
+    due.lock().insert(number, (at, Arc::clone(client)));
 }
 
 fn pop_due(due: &parking_lot::Mutex<Due>, now: u64) -> Option<(u64, Arc<Client>)> {
     let mut due = due.lock();
-    if due.front().is_none_or(|(at, _, _)| *at > now) {
+    let first = due.first_entry()?;
+    if first.get().0 > now {
         return None;
     }
-    due.pop_front().map(|(_, number, client)| (number, client))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_token_is_read_as_it_was_written() {
-        let session = Session::new();
-        let token = session.token("client_é");
-        assert!(token.bytes().all(|byte| byte.is_ascii_alphanumeric()));
-        let (id, secret) = read_token(&token).expect("valid");
-        assert_eq!(id, "client_é");
-        assert!(session.opens_with(&secret));
-        for bad in [
-            "",
-            "0",
-            "zz",
-            "é",
-            &token[..30],
-            &token[..31],
-            &format!("{token}ff"),
-        ] {
-            assert!(read_token(bad).is_none(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn the_token_before_is_good_until_the_newer_one_has_arrived() {
-        let mut session = Session::new();
-        let first = session.secret;
-        session.rotate(&first);
-        let second = session.secret;
-        assert!(first != second && session.opens_with(&first) && session.opens_with(&second));
-        session.rotate(&first);
-        assert!(session.opens_with(&first) && !session.opens_with(&second));
-        session.confirm();
-        assert!(!session.opens_with(&first) && session.opens_with(&session.secret));
-    }
+    let (number, (_, client)) = first.remove_entry();
+    Some((number, client))
 }

@@ -295,23 +295,30 @@ impl Messenger {
         &self,
         py: Python<'_>,
         channel: &str,
-        limit: i64,
-        after: Option<i64>,
-        before: Option<i64>,
+        limit: i128,
+        after: Option<i128>,
+        before: Option<i128>,
     ) -> PyResult<Done> {
         let node = self.node()?;
-        let limit = usize::try_from(limit).ok().filter(|limit| *limit > 0);
-        let limit = limit.ok_or_else(|| {
-            PyValueError::new_err("limit must be at least 1, the number of publications wanted")
-        })?;
-        let offset = |name: &str, given: Option<i64>| {
-            given
-                .map(u64::try_from)
-                .transpose()
-                .map_err(|_| PyValueError::new_err(format!("{name} must be an offset, 0 or more")))
+        if limit < 1 {
+            let problem = format!("limit is {limit}; it takes a whole number from 1 on");
+            return Err(PyValueError::new_err(problem));
+        }
+        let offset = |name: &str, given: Option<i128>| {
+            let Some(given) = given else { return Ok(None) };
+            i64::try_from(given)
+                .ok()
+                .filter(|offset| *offset >= 0)
+                .map(|offset| Some(offset.unsigned_abs()))
+                .ok_or_else(|| {
+                    PyValueError::new_err(format!(
+                        "{name} is {given}; an offset is a whole number from 0 to {}",
+                        i64::MAX
+                    ))
+                })
         };
         let page = Page {
-            limit,
+            limit: usize::try_from(limit).unwrap_or(usize::MAX),
             after: offset("after", after)?,
             before: offset("before", before)?,
         };

@@ -253,18 +253,18 @@ impl Shard {
                 Received::Text(text) => {
                     #[cfg(test)]
                     assert_ne!(text, "panic", "as the test asked for");
-                    self.node.execute(&client, text)
+                    self.node.execute(&client, place, text)
                 }
                 Received::Binary => {
                     let message = "binary frames are not understood here; send JSON in text frames";
                     self.node
-                        .refuse(&client, &Refusal::new(ErrorCode::Binary, message));
+                        .refuse(place, &Refusal::new(ErrorCode::Binary, message));
                     Work::default()
                 }
                 Received::TooLarge(size) => {
                     let message = format!("the message is {size} bytes; at most {limit} are taken");
                     self.node
-                        .refuse(&client, &Refusal::new(ErrorCode::TooLarge, message));
+                        .refuse(place, &Refusal::new(ErrorCode::TooLarge, message));
                     Work::default()
                 }
                 Received::Ping(payload) => {

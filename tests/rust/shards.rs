@@ -1,0 +1,200 @@
+//! Shards without sockets: the node's deliveries, carried out in the order of the inbox, end in a list per connection.
+
+use _tantor::broker::MemoryBroker;
+use _tantor::config::Config;
+use _tantor::error::Disconnect;
+use _tantor::frame::EncodedFrame;
+use _tantor::hub::{Hub, Slot};
+use _tantor::node::{Client, Delivery, Door, Greeting, Node, Place};
+use _tantor::store::MemoryStore;
+use serde_json::{Value as Json, json};
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+
+/// A node with so many shards behind it; nothing is taken from their inboxes yet.
+pub fn node_with_shards(config: Config, shards: usize) -> (Arc<Node>, Vec<Arc<Door>>) {
+    let broker = MemoryBroker::new(Arc::new(MemoryStore), config.history_bytes);
+    let store = Arc::new(MemoryStore);
+    let node = Arc::new(Node::new(Arc::new(config), Arc::new(broker), store));
+    let doors: Vec<_> = (0..shards)
+        .map(|_| Arc::new(Door::new(usize::MAX)))
+        .collect();
+    node.attach(doors.clone());
+    (node, doors)
+}
+
+/// What a shard does with its inbox, and the connections that it has.
+pub struct Shard {
+    index: usize,
+    node: Arc<Node>,
+    door: Arc<Door>,
+    hub: Hub,
+    taken: Vec<Delivery>,
+    pending: VecDeque<Delivery>,
+    lines: Vec<Line>,
+}
+
+/// One connection: what was written to it and not read yet.
+struct Line {
+    client: Arc<Client>,
+    is_open: bool,
+    unread: VecDeque<Json>,
+}
+
+/// A client that has connected.
+pub struct Greeted {
+    pub slot: Slot,
+    pub welcome: Json,
+}
+
+impl Shard {
+    pub fn new(index: usize, node: &Arc<Node>, door: &Arc<Door>) -> Self {
+        Self {
+            index,
+            node: Arc::clone(node),
+            door: Arc::clone(door),
+            hub: Hub::default(),
+            taken: Vec::new(),
+            pending: VecDeque::new(),
+            lines: Vec::new(),
+        }
+    }
+
+    /// A connection to the node, resumed with a token if there is one.
+    pub fn connect(&mut self, token: Option<&str>) -> Greeted {
+        let slot = self.lines.len() as Slot;
+        let greeting = Greeting {
+            resume: token,
+            acknowledges: false,
+        };
+        let connected = self.node.connect(self.place(slot), &greeting).unwrap();
+        self.lines.push(Line {
+            client: Arc::clone(&connected.client),
+            is_open: true,
+            unread: VecDeque::new(),
+        });
+        self.node.enter(&connected);
+        Greeted {
+            slot,
+            welcome: parsed(&connected.welcome),
+        }
+    }
+
+    /// A client's frame has come on a connection.
+    pub fn receive(&self, slot: Slot, frame: &Json) {
+        let line = &self.lines[slot as usize];
+        if line.is_open {
+            self.node
+                .execute(&line.client, self.place(slot), &frame.to_string());
+        }
+    }
+
+    /// A connection has ended; what was written to it and not read is lost.
+    pub fn end(&mut self, slot: Slot, disconnect: Disconnect) {
+        let place = self.place(slot);
+        let line = &mut self.lines[slot as usize];
+        line.unread.clear();
+        if std::mem::replace(&mut line.is_open, false) {
+            self.hub.remove(slot);
+            self.node.disconnect(&line.client, place, disconnect);
+        }
+    }
+
+    pub fn is_open(&self, slot: Slot) -> bool {
+        self.lines[slot as usize].is_open
+    }
+
+    /// The open connections, and whose they are.
+    pub fn open(&self) -> Vec<(Slot, Arc<Client>)> {
+        let lines = self.lines.iter().enumerate();
+        lines
+            .filter(|(_, line)| line.is_open)
+            .map(|(slot, line)| (slot as Slot, Arc::clone(&line.client)))
+            .collect()
+    }
+
+    /// The next message that a client reads.
+    pub fn read(&mut self, slot: Slot) -> Option<Json> {
+        self.lines[slot as usize].unread.pop_front()
+    }
+
+    /// Lets go of the publications that a client has not read, as of a slow consumer's where that is the policy; each
+    /// of their channels is told before all that is left.
+    pub fn shed(&mut self, slot: Slot) {
+        let unread = &mut self.lines[slot as usize].unread;
+        let mut channels = BTreeSet::new();
+        unread.retain(|message| {
+            let is_kept = message["offset"].is_null() || message["event"] == "reply";
+            if !is_kept {
+                channels.insert(message["channel"].to_string());
+            }
+            is_kept
+        });
+        for channel in channels {
+            let channel: Json = serde_json::from_str(&channel).unwrap();
+            unread.push_front(json!({"event": "gap", "channel": channel}));
+        }
+    }
+
+    /// Carries out at most so many deliveries; false when none was left.
+    pub fn deliver(&mut self, most: usize) -> bool {
+        self.door.inbox.take(&mut self.taken);
+        self.pending.extend(self.taken.drain(..));
+        let had_some = !self.pending.is_empty();
+        for _ in 0..most {
+            let Some(delivery) = self.pending.pop_front() else {
+                break;
+            };
+            self.carry_out(delivery);
+        }
+        had_some
+    }
+
+    fn carry_out(&mut self, delivery: Delivery) {
+        match delivery {
+            Delivery::Publish { channel, frame, .. } => {
+                for slot in self.hub.subscribers(channel.key) {
+                    self.lines[*slot as usize].unread.push_back(parsed(&frame));
+                }
+            }
+            Delivery::Direct { place, frame, .. } if self.has(place) => {
+                let line = &mut self.lines[place.slot as usize];
+                line.unread.push_back(parsed(&frame));
+            }
+            Delivery::Subscribe { place, channel } if self.has(place) => {
+                self.hub.subscribe(place.slot, channel);
+            }
+            Delivery::Unsubscribe { place, channel } if self.has(place) => {
+                self.hub.unsubscribe(place.slot, channel);
+            }
+            Delivery::Close {
+                place, disconnect, ..
+            } if self.has(place) => self.end(place.slot, disconnect),
+            Delivery::Urgent { frame, .. } => {
+                for line in self.lines.iter_mut().filter(|line| line.is_open) {
+                    line.unread.push_back(parsed(&frame));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn has(&self, place: Place) -> bool {
+        assert_eq!(place.shard, self.index);
+        let line = self.lines.get(place.slot as usize);
+        line.is_some_and(|line| line.is_open && place == self.place(place.slot))
+    }
+
+    /// No slot is used twice, so its number is the generation as well.
+    fn place(&self, slot: Slot) -> Place {
+        Place {
+            shard: self.index,
+            slot,
+            generation: slot + 1,
+        }
+    }
+}
+
+fn parsed(frame: &EncodedFrame) -> Json {
+    serde_json::from_slice(frame.payload()).unwrap()
+}
