@@ -472,3 +472,31 @@ class Site:
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, json.load(error)
+
+
+def waits_for(server: Any, client: WebSocketClient) -> int:
+    """Bytes that wait for a client's socket."""
+    return int(dict(server.stats()["worst_connections"]).get(client.client_id, 0))
+
+
+def fill_socket(server: Any, client: WebSocketClient, size: int = 32 << 10) -> int:
+    """Send to a client that does not read until its socket takes nothing more; returns how many messages that took.
+
+    Each has `size` bytes under `fill`; the last of them waits.
+    """
+    for count in range(1, 2000):
+        message = server.send(client.client_id, {"fill": "x" * size}).result()
+        eventually(
+            lambda message=message: server.delivery(message)["written"] or waits_for(server, client),
+            lambda: server.stats(),
+        )
+        if waits_for(server, client):
+            return count
+    pytest.fail("the socket takes everything")
+
+
+def lose(server: Any, client: WebSocketClient) -> str:
+    """Break a client's connection and wait until the server knows; returns the path with which it can return."""
+    client.reset()
+    eventually(lambda: client.client_id not in server.connections, lambda: server.stats())
+    return f"/?resume={client.welcome['resume']}"

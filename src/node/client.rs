@@ -34,6 +34,10 @@ pub struct ClientState {
     /// Since it was lost.
     pub away: Option<Box<Away>>,
     pub mailbox: Option<Box<Mailbox>>,
+    /// It is in the node's list of clients with mail.
+    pub is_mailed: bool,
+    /// Emergencies that it acknowledged though they were not kept for it, of those that are known.
+    pub acknowledged: Vec<u64>,
     /// It acknowledges what is sent to it, so that is kept until it does.
     pub acknowledges: bool,
     /// What the application attached to it: JSON.
@@ -110,8 +114,12 @@ impl Client {
     pub fn spoke(&self) {
         if !self.has_spoken.load(Ordering::Relaxed) {
             self.has_spoken.store(true, Ordering::Relaxed);
-            if let Some(session) = &mut self.state.lock().session {
+            let mut state = self.state.lock();
+            if let Some(session) = &mut state.session {
                 session.confirm();
+            }
+            if let Some(mailbox) = &mut state.mailbox {
+                mailbox.confirm();
             }
         }
     }

@@ -156,8 +156,8 @@ impl Node {
                 self.answer_history(client, &channel, (limit, after, before), reference)?;
                 Work::default()
             }
-            Command::Ack { ids } => {
-                let acknowledged = self.acknowledge(client, &ids)?;
+            Command::Ack { ids, malformed } => {
+                let acknowledged = self.acknowledge(client, &ids, malformed)?;
                 self.answer_reference(client, reference, protocol::SYSTEM_CHANNEL, |out| {
                     protocol::write_json(out, "acknowledged", acknowledged);
                 });
