@@ -226,9 +226,23 @@ impl Outbound {
         dropped
     }
 
-    /// Drops everything.
+    /// Drops everything but emergencies, for a socket that takes nothing any more: their client may be back for them.
     pub fn discard(&mut self) {
-        *self = Self::default();
+        let is_emergency = |chunk: &Chunk| chunk.lane == Lane::Waiting(Priority::Emergency);
+        if !self.chunks.front().is_some_and(is_emergency) {
+            self.written = 0;
+        }
+        self.chunks.retain(is_emergency);
+        self.bytes = self
+            .chunks
+            .iter()
+            .map(|chunk| chunk.bytes.len())
+            .sum::<usize>()
+            - self.written;
+        self.frames = self.chunks.iter().map(|chunk| chunk.frames as usize).sum();
+        if self.chunks.is_empty() {
+            self.chunks = VecDeque::new();
+        }
     }
 
     /// Fills `slices` with what is to be written next; returns how many.
@@ -624,6 +638,9 @@ mod tests {
             .map(|each| (each.message, &each.frame))
             .collect();
         assert_eq!(unwritten, [(7, &frame)]);
+        queue.discard();
+        assert_eq!((queue.bytes(), queue.frames()), (frame.len() - 3, 1));
+        assert_eq!(queue.unwritten_emergencies().len(), 1);
         write(&mut queue, frame.len(), &mut Vec::new());
         assert!(queue.unwritten_emergencies().is_empty());
     }

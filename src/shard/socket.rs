@@ -135,9 +135,16 @@ impl Shard {
         let Some(connection) = self.connections.get_mut(slot as usize) else {
             return;
         };
-        if connection.outbound.is_empty() {
+        if connection.outbound.is_empty() && connection.shed.is_empty() {
             return;
         }
+        if !connection.shed.is_empty() && connection.takes_something() {
+            // before what of the channel still waits
+            self.tell_shed(slot);
+        }
+        let Some(connection) = self.connections.get_mut(slot as usize) else {
+            return;
+        };
         let (frames, bytes) = (connection.outbound.frames(), connection.outbound.bytes());
         let result = if connection.takes_nothing {
             Err(())
@@ -150,12 +157,6 @@ impl Shard {
         self.queued_frames -= frames - connection.outbound.frames();
         self.queued_bytes -= bytes - connection.outbound.bytes();
         connection.report_waiting();
-        if result.is_ok() && !connection.shed.is_empty() && connection.outbound.bytes() < bytes {
-            self.tell_shed(slot);
-        }
-        let Some(connection) = self.connections.get_mut(slot as usize) else {
-            return;
-        };
         match result {
             // what it sent before it went still counts: the read comes to the end after it
             Err(()) if matches!(connection.phase, Phase::Open(_)) => {
@@ -387,6 +388,12 @@ impl Connection {
                 None => noted.push(*shed),
             }
         }
+    }
+
+    /// Whether the socket takes something again after it did not.
+    fn takes_something(&self) -> bool {
+        let mut context = Context::from_waker(&self.waker);
+        !self.takes_nothing && self.stream.poll_write_ready(&mut context).is_ready()
     }
 
     /// Has the client's entry in the node say how much waits.
