@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
-from support import WebSocketClient, eventually, fill_socket, lose
+from support import WebSocketClient, eventually, fill_socket, lose, wait_for_delivery
 from tantor import Tantor
 
 Connect = Callable[..., WebSocketClient]
@@ -247,8 +247,8 @@ def test_what_was_not_acknowledged_comes_again(server: Tantor, connect: Connect)
     returned = connect(server, lose(server, client) + "&ack=1")
     assert returned.welcome["waiting"] == 1
     assert numbers(returned.settle(server)) == [1]
-    assert server.delivery(ids[0]) == {"handed_over": 1, "written": 1, "acknowledged": 1, "waiting": 0}
-    assert server.delivery(ids[1]) == {"handed_over": 2, "written": 2, "acknowledged": 0, "waiting": 1}
+    wait_for_delivery(server, ids[0], handed_over=1, written=1, acknowledged=1)
+    wait_for_delivery(server, ids[1], handed_over=2, written=2, waiting=1)
 
 
 def test_a_message_to_a_client_that_does_not_acknowledge_asks_for_no_acknowledgement(
@@ -299,7 +299,7 @@ def test_what_is_acknowledged_twice_counts_once(server: Tantor, connect: Connect
     assert client.receive_until(event="error")["code"] == 113
     client.action("ack", id=message)
     assert client.receive_until(event="error")["code"] == 113
-    assert server.delivery(message) == {"handed_over": 1, "written": 1, "acknowledged": 1, "waiting": 0}
+    wait_for_delivery(server, message, handed_over=1, written=1, acknowledged=1)
 
 
 def test_nobody_acknowledges_for_another(server: Tantor, connect: Connect) -> None:

@@ -105,7 +105,7 @@ def test_a_huge_message_behind_others_makes_a_slow_consumer(make_server: MakeSer
     server.send(client.client_id, "x" * (4 << 20))
     eventually(lambda: client.client_id not in server.connections, server.stats)
     assert client.wait_closed() == 3008
-    assert dropped(server, "slow_consumer") == {"*": 1}
+    assert dropped(server, "slow_consumer") == {"*": 2}  # with the one that waited whole before it
 
 
 # drop_oldest
