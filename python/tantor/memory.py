@@ -37,7 +37,7 @@ def find_memory() -> Memory | None:
 
 
 def _memory_of(module: ModuleType) -> Any:
-    """What has `remember`: the class itself, on which the original calls it, else the one that the application shares."""
+    """What has `remember`: the class itself, on which the original calls it, else the one that is shared."""
     found = module.Memory
     remember = inspect.getattr_static(found, "remember", None)
     if not isinstance(found, type) or isinstance(remember, classmethod | staticmethod):
