@@ -43,9 +43,10 @@ pub enum Command<'a> {
         after: Option<u64>,
         before: Option<u64>,
     },
-    /// The messages that a client has taken, by id.
+    /// The messages that a client has taken, by id; and a text among the ids that is none.
     Ack {
         ids: Vec<u64>,
+        malformed: Option<String>,
     },
     /// An action that is none of the known ones: the application's.
     Other,
@@ -162,9 +163,10 @@ impl<'a> Command<'a> {
                     .map(|before| read_offset("before", before))
                     .transpose()?,
             },
-            Some("ack") => Command::Ack {
-                ids: read_ids(fields)?,
-            },
+            Some("ack") => {
+                let (ids, malformed) = read_ids(fields)?;
+                Command::Ack { ids, malformed }
+            }
             Some("broadcast") => {
                 let channel = channel()?;
                 if channel == EMERGENCY_CHANNEL {
@@ -262,17 +264,19 @@ fn whole_number(field: &str, raw: &RawValue) -> Result<i64, Refusal> {
     })
 }
 
-fn read_ids(fields: &Fields<'_>) -> Result<Vec<u64>, Refusal> {
-    let read = |text: &str| {
-        parse_message_id(text).ok_or_else(|| {
-            Refusal::new(
-                ErrorCode::UnknownMessage,
-                format!("{text:?} is no message id; one is like \"msg_0123456789abcdef\""),
-            )
-        })
+/// Message ids, and the last text that is none.
+fn read_ids(fields: &Fields<'_>) -> Result<(Vec<u64>, Option<String>), Refusal> {
+    let mut malformed = None;
+    let mut read = |text: &str| {
+        let id = parse_message_id(text);
+        if id.is_none() {
+            malformed = Some(shown(text).into_owned());
+        }
+        id
     };
     if let Some(id) = optional_text("id", fields.id)? {
-        return Ok(vec![read(&id)?]);
+        let ids = read(&id).into_iter().collect();
+        return Ok((ids, malformed));
     }
     let Some(raw) = fields.ids else {
         return Err(bad_field("ack takes id, or ids with several".to_owned()));
@@ -289,7 +293,8 @@ fn read_ids(fields: &Fields<'_>) -> Result<Vec<u64>, Refusal> {
             ids.len()
         )));
     }
-    ids.iter().map(|id| read(&id.0)).collect()
+    let ids = ids.iter().filter_map(|id| read(&id.0)).collect();
+    Ok((ids, malformed))
 }
 
 fn bad_field(message: String) -> Refusal {

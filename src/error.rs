@@ -124,6 +124,14 @@ impl Disconnect {
         )
     }
 
+    /// True when the client seems to take nothing any more.
+    pub fn is_of_stalled(self) -> bool {
+        matches!(
+            self,
+            Disconnect::SlowConsumer | Disconnect::HeartbeatTimeout
+        )
+    }
+
     pub fn reason(self) -> &'static str {
         match self {
             Disconnect::Closed(_) => "closed",

@@ -23,6 +23,8 @@ pub enum Detail {
     Message(String),
     TotalUsers(usize),
     Emergency {
+        /// The message's.
+        id: String,
         message: String,
         recipients: usize,
     },

@@ -42,6 +42,11 @@ impl EncodedFrame {
         Self::close(Some(disconnect.code()), disconnect.reason())
     }
 
+    /// A frame again that was taken apart into its bytes.
+    pub fn from_encoded(bytes: Bytes) -> Self {
+        Self(bytes)
+    }
+
     pub fn bytes(&self) -> &Bytes {
         &self.0
     }

@@ -3,11 +3,13 @@
 use crate::store::{Committed, StoreError};
 use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 
-/// Whose key it is: of the application or of clients, and for which channel.
-pub type Scope<'a> = (bool, &'a str);
+/// For which channel or client a key counts.
+pub type Scope<'a> = &'a str;
 
-type Key = (bool, Box<str>, Box<str>);
+/// Scope and key; shared by the two that hold it.
+type Key = Arc<(Box<str>, Box<str>)>;
 
 /// Results of type `T`, the oldest forgotten first.
 pub struct Idempotency<T> {
@@ -75,9 +77,9 @@ impl<T: Copy> Idempotency<T> {
         limit: usize,
         committed: &mut dyn FnMut() -> Option<Committed>,
     ) -> Option<Known<T>> {
-        let key: Key = (scope.0, scope.1.into(), key.into());
+        let key = Key::new((scope.into(), key.into()));
         let mut results = self.results.lock();
-        results.forget(now, ttl, limit);
+        results.forget(now, ttl, usize::MAX);
         if let Some(entry) = results.by_key.get_mut(&key) {
             return match &mut entry.state {
                 State::Begun | State::Saved => None,
@@ -97,7 +99,11 @@ impl<T: Copy> Idempotency<T> {
         }
         let number = results.next_number;
         results.next_number += 1;
-        results.by_age.push_back((now, number, key.clone()));
+        if ttl == 0 || limit == 0 {
+            return Some(Known::Nothing(number));
+        }
+        results.forget(now, ttl, limit);
+        results.by_age.push_back((now, number, Arc::clone(&key)));
         let state = State::Begun;
         results.by_key.insert(key, Entry { number, state });
         Some(Known::Nothing(number))
@@ -131,9 +137,7 @@ impl<T: Copy> Idempotency<T> {
             entry.state = State::Done(*result);
         }
         if outcome.is_err() {
-            results
-                .by_key
-                .remove(&(scope.0, scope.1.into(), key.into()));
+            results.by_key.remove(&(scope.into(), key.into()));
         }
         drop(results);
         if let State::Saving(_, waiting) = before {
@@ -147,13 +151,13 @@ impl<T: Copy> Idempotency<T> {
 impl<T> Results<T> {
     fn entry(&mut self, scope: Scope<'_>, key: &str, number: u64) -> Option<&mut Entry<T>> {
         self.by_key
-            .get_mut(&(scope.0, scope.1.into(), key.into()))
+            .get_mut(&(scope.into(), key.into()))
             .filter(|entry| entry.number == number)
     }
 
     fn forget(&mut self, now: u64, ttl: u64, limit: usize) {
         while let Some((begun, number, key)) = self.by_age.front() {
-            if now.saturating_sub(*begun) < ttl && self.by_age.len() < limit.max(1) {
+            if now.saturating_sub(*begun) < ttl && self.by_age.len() < limit {
                 return;
             }
             match self.by_key.get(key).filter(|entry| entry.number == *number) {
@@ -173,10 +177,9 @@ impl<T> Results<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    const SCOPE: Scope<'static> = (false, "jungle");
+    const SCOPE: Scope<'static> = "jungle";
 
     fn begin(keys: &Idempotency<u32>, key: &str, now: u64) -> Result<u64, Option<u32>> {
         match keys.begin(SCOPE, key, now, 100, 3, &mut || None) {
@@ -194,7 +197,7 @@ mod tests {
         keys.published(SCOPE, "a", number, 7, false);
         assert_eq!(begin(&keys, "a", 99), Err(Some(7)));
         assert!(matches!(
-            keys.begin((true, "jungle"), "a", 99, 100, 3, &mut || None),
+            keys.begin("other", "a", 99, 100, 3, &mut || None),
             Some(Known::Nothing(_))
         ));
         assert!(begin(&keys, "a", 100).is_ok());
@@ -207,8 +210,10 @@ mod tests {
             let number = begin(&keys, key, 0).expect("free");
             keys.published(SCOPE, key, number, 1, false);
         }
+        assert_eq!(begin(&keys, "a", 1), Err(Some(1)));
+        assert!(begin(&keys, "d", 1).is_ok());
+        assert_eq!(begin(&keys, "b", 1), Err(Some(1)));
         assert!(begin(&keys, "a", 1).is_ok());
-        assert_eq!(begin(&keys, "c", 1), Err(Some(1)));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What is kept for one client until it has it: messages in the order in which they were sent.
 
 use crate::frame::EncodedFrame;
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 
 /// A message that is kept. Times are microseconds since 1970.
 #[derive(Clone, Debug)]
@@ -22,12 +22,17 @@ pub struct Mailbox {
     mail: VecDeque<Mail>,
     bytes: usize,
     next_number: u64,
-    /// Messages that went before the client had them, since it was last told.
+    /// Messages that went before the client had them, and that it does not know of.
     dropped: u64,
+    /// How many of those a welcome told, which may not have arrived.
+    told: u64,
 }
 
 /// Bytes that a message takes besides its frame.
 const MAIL_OVERHEAD: usize = size_of::<Mail>() + 32;
+
+/// Bytes that a mailbox takes besides its messages, with the client that is known because of it.
+const MAILBOX_OVERHEAD: usize = 640;
 
 impl Mailbox {
     /// Keeps a message; returns its number.
@@ -47,6 +52,25 @@ impl Mailbox {
         Some(mail)
     }
 
+    /// Takes out the messages of these ids, oldest first.
+    pub fn take_each(&mut self, messages: &[u64]) -> Vec<Mail> {
+        if let [message] = messages {
+            return self.take(*message).into_iter().collect();
+        }
+        let wanted: HashSet<u64> = messages.iter().copied().collect();
+        let (taken, kept) = self
+            .mail
+            .drain(..)
+            .partition::<VecDeque<_>, _>(|mail| wanted.contains(&mail.message));
+        self.mail = kept;
+        self.bytes -= taken.iter().map(weight).sum::<usize>();
+        taken.into()
+    }
+
+    pub fn has(&self, message: u64) -> bool {
+        self.mail.iter().any(|mail| mail.message == message)
+    }
+
     /// Takes out everything.
     pub fn take_all(&mut self) -> Vec<Mail> {
         self.bytes = 0;
@@ -56,21 +80,23 @@ impl Mailbox {
     /// Takes out the oldest beyond so many messages or bytes, those that are no emergencies first; counts them as
     /// dropped.
     pub fn trim(&mut self, size: usize, bytes: usize) -> Vec<Mail> {
-        let mut trimmed = Vec::new();
-        while self.mail.len() > size || self.bytes > bytes {
-            let at = self
-                .mail
-                .iter()
-                .position(|mail| !mail.is_emergency)
-                .unwrap_or(0);
-            let Some(mail) = self.mail.remove(at) else {
-                break;
-            };
-            self.bytes -= weight(&mail);
-            trimmed.push(mail);
-        }
-        self.dropped += trimmed.len() as u64;
+        let mut trimmed = self.trim_while(|mail, kept| {
+            !mail.is_emergency && (kept.count > size || kept.bytes > bytes)
+        });
+        trimmed.extend(self.trim_while(|_, kept| kept.count > size || kept.bytes > bytes));
         trimmed
+    }
+
+    /// Takes out the oldest until `bytes` less are used or nothing is left to take, emergencies only with
+    /// `emergencies_too`; counts them as dropped.
+    pub fn release(&mut self, bytes: usize, emergencies_too: bool) -> Vec<Mail> {
+        let wanted = self.bytes.saturating_sub(bytes);
+        self.trim_while(|mail, kept| (emergencies_too || !mail.is_emergency) && kept.bytes > wanted)
+    }
+
+    /// A message could not be kept at all.
+    pub fn note_dropped(&mut self) {
+        self.dropped += 1;
     }
 
     /// Takes out what has expired by `now`; counts it as dropped.
@@ -88,18 +114,31 @@ impl Mailbox {
         expired
     }
 
-    /// How many were dropped since it was last asked.
-    pub fn take_dropped(&mut self) -> u64 {
-        std::mem::take(&mut self.dropped)
+    /// How many were dropped, to be told to the client; told again until `confirm`.
+    pub fn tell_dropped(&mut self) -> u64 {
+        self.told = self.dropped;
+        self.dropped
+    }
+
+    /// What was told has arrived.
+    pub fn confirm(&mut self) {
+        self.dropped -= std::mem::take(&mut self.told);
     }
 
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Mail> {
         self.mail.iter_mut()
     }
 
-    /// When the oldest will expire, in microseconds since 1970: the order in which mailboxes make room.
+    /// When the oldest that is no emergency will expire, in microseconds since 1970: the order in which mailboxes make
+    /// room. Those with emergencies only come last.
     pub fn oldest(&self) -> u64 {
-        self.mail.front().map_or(u64::MAX, |mail| mail.expires)
+        let oldest = self.mail.iter().find(|mail| !mail.is_emergency);
+        oldest.map_or(u64::MAX, |mail| mail.expires)
+    }
+
+    /// Whether a message of this size has room in a mailbox of so many bytes.
+    pub fn has_room(frame_len: usize, bytes: usize) -> bool {
+        frame_len + MAIL_OVERHEAD <= bytes
     }
 
     pub fn len(&self) -> usize {
@@ -115,6 +154,44 @@ impl Mailbox {
     pub fn bytes(&self) -> usize {
         self.bytes
     }
+
+    /// Bytes of memory that it takes with all that is known because of it, about.
+    pub fn weight(&self) -> usize {
+        if self.is_empty() {
+            0
+        } else {
+            self.bytes + MAILBOX_OVERHEAD
+        }
+    }
+
+    /// Takes out those that `goes` says, oldest first, given what would be kept with them; counts them as dropped.
+    fn trim_while(&mut self, mut goes: impl FnMut(&Mail, Kept) -> bool) -> Vec<Mail> {
+        let mut trimmed = Vec::new();
+        let (mut count, mut bytes) = (self.mail.len(), self.bytes);
+        // the oldest go, which are in front: mostly there is nothing to look at behind them
+        let mut at = 0;
+        while let Some(mail) = self.mail.get(at) {
+            if goes(mail, Kept { count, bytes }) {
+                count -= 1;
+                bytes -= weight(mail);
+                trimmed.extend(self.mail.remove(at));
+            } else if mail.is_emergency {
+                at += 1;
+            } else {
+                break;
+            }
+        }
+        self.bytes = bytes;
+        self.dropped += trimmed.len() as u64;
+        trimmed
+    }
+}
+
+/// What a mailbox has.
+#[derive(Clone, Copy)]
+struct Kept {
+    count: usize,
+    bytes: usize,
 }
 
 fn weight(mail: &Mail) -> usize {
@@ -148,7 +225,9 @@ mod tests {
         }
         assert_eq!(ids(&mailbox.trim(2, usize::MAX)), [2, 3]);
         assert_eq!(ids(&mailbox.trim(1, usize::MAX)), [1]);
-        assert_eq!((mailbox.take_dropped(), mailbox.take_dropped()), (3, 0));
+        assert_eq!((mailbox.tell_dropped(), mailbox.tell_dropped()), (3, 3));
+        mailbox.confirm();
+        assert_eq!(mailbox.tell_dropped(), 0);
         assert_eq!(ids(&mailbox.trim(9, 0)), [4]);
         assert_eq!((mailbox.len(), mailbox.bytes()), (0, 0));
     }
@@ -165,7 +244,7 @@ mod tests {
         assert_eq!(mailbox.oldest(), 10);
         assert_eq!(ids(&mailbox.take_all()), [1]);
         assert_eq!(
-            (mailbox.bytes(), mailbox.take_dropped(), mailbox.oldest()),
+            (mailbox.bytes(), mailbox.tell_dropped(), mailbox.oldest()),
             (0, 1, u64::MAX)
         );
     }

@@ -94,9 +94,17 @@ impl From<EncodedFrame> for Chunk {
 pub struct Shed {
     pub channel: ChannelKey,
     pub frames: usize,
-    /// The last that was dropped, if they are kept.
+    /// The last that was dropped of those that are kept; 0 for none.
     pub offset: u64,
     pub policy: SlowConsumer,
+}
+
+/// An emergency that a connection had not taken whole.
+#[derive(Debug)]
+pub struct Unwritten {
+    /// The message's id.
+    pub message: u64,
+    pub frame: EncodedFrame,
 }
 
 #[derive(Debug, Default)]
@@ -110,8 +118,10 @@ pub struct Outbound {
 }
 
 impl Outbound {
-    /// Queues behind what waits in its lane and in higher ones, and behind a frame that is half written.
-    pub fn push(&mut self, chunk: Chunk) {
+    /// Queues behind what waits in its lane and in higher ones, and behind a frame that is half written. Returns by
+    /// how much that has changed `frames`: a run that is half written may be counted anew, without what has left.
+    pub fn push(&mut self, chunk: Chunk) -> isize {
+        let frames = self.frames;
         self.bytes += chunk.bytes.len();
         self.frames += chunk.frames as usize;
         if self
@@ -120,13 +130,12 @@ impl Outbound {
             .is_none_or(|last| last.lane >= chunk.lane)
         {
             self.chunks.push_back(chunk);
-            return;
+        } else {
+            self.split_first();
+            let at = self.first_below(|lane| lane >= chunk.lane);
+            self.chunks.insert(at, chunk);
         }
-        self.split_first();
-        let begun = usize::from(self.written > 0);
-        let waiting = self.chunks.iter().skip(begun);
-        let ahead = waiting.take_while(|other| other.lane >= chunk.lane).count();
-        self.chunks.insert(begun + ahead, chunk);
+        self.frames.wrapping_sub(frames).cast_signed()
     }
 
     /// Drops all that waits but emergencies and the frame that is half written; returns what was dropped, by channel
@@ -136,30 +145,28 @@ impl Outbound {
         self.drop_waiting(|_| true)
     }
 
-    /// Drops what the channels' policies allow to, until what is left weighs `limit` or less: of those with `Latest`
-    /// all but the newest, then of those with `DropOldest` the oldest.
+    /// Drops publications of channels with `DropOldest`, until what waits behind the first weighs `limit` or less: the
+    /// oldest of the lowest lane first. Of those with `Latest` there is no more than the newest (see `conflate`).
     pub fn shed(&mut self, limit: usize) -> Vec<Shed> {
         self.split_first();
-        let mut newest: Vec<ChannelKey> = Vec::new();
-        let mut keep = Vec::with_capacity(self.chunks.len());
-        for chunk in self.chunks.iter().rev() {
-            let is_newest =
-                chunk.policy != SlowConsumer::Latest || !newest.contains(&chunk.channel);
-            if is_newest && chunk.policy == SlowConsumer::Latest {
-                newest.push(chunk.channel);
+        let mut dropped = Vec::new();
+        for priority in [Priority::Low, Priority::Normal, Priority::High] {
+            let lane = Lane::Waiting(priority);
+            let mut at = self.first_below(|other| other > lane);
+            // each is near the front or has only a lower lane behind it, so that taking it out moves little
+            while self.weight_behind() > limit
+                && let Some(chunk) = self.chunks.get(at).filter(|chunk| chunk.lane == lane)
+            {
+                if chunk.policy != SlowConsumer::DropOldest {
+                    at += 1;
+                    continue;
+                }
+                note(&mut dropped, chunk);
+                self.bytes -= chunk.bytes.len();
+                self.frames -= chunk.frames as usize;
+                self.chunks.remove(at);
             }
-            keep.push(is_newest);
         }
-        let mut dropped = self.drop_waiting(|_| keep.pop() == Some(false));
-        let mut excess = self.weight().saturating_sub(limit);
-        let oldest = self.drop_waiting(|chunk| {
-            let drops = excess > 0 && chunk.policy == SlowConsumer::DropOldest;
-            if drops {
-                excess = excess.saturating_sub(chunk.bytes.len() + CHUNK_OVERHEAD);
-            }
-            drops
-        });
-        dropped.extend(oldest);
         dropped
     }
 
@@ -169,13 +176,30 @@ impl Outbound {
         self.drop_waiting(|chunk| chunk.channel == channel && chunk.policy == SlowConsumer::Latest)
     }
 
-    /// True when something of a channel waits, the half-written frame not counted.
-    pub fn has_waiting(&self, channel: ChannelKey) -> bool {
+    /// True when something waits that `conflate` would drop.
+    pub fn has_older(&self, channel: ChannelKey) -> bool {
         let begun = usize::from(self.written > 0);
         self.chunks
             .iter()
             .skip(begun)
-            .any(|chunk| chunk.channel == channel)
+            .any(|chunk| chunk.channel == channel && chunk.policy == SlowConsumer::Latest)
+    }
+
+    /// Emergencies that were not written whole.
+    pub fn unwritten_emergencies(&self) -> Vec<Unwritten> {
+        let is_emergency = |chunk: &&Chunk| chunk.lane == Lane::Waiting(Priority::Emergency);
+        let to_one = |chunk: &Chunk| {
+            let receipt = chunk.receipt.as_ref()?;
+            Some(Unwritten {
+                message: receipt.message,
+                frame: EncodedFrame::from_encoded(chunk.bytes.clone()),
+            })
+        };
+        self.chunks
+            .iter()
+            .filter(is_emergency)
+            .filter_map(to_one)
+            .collect()
     }
 
     /// Drops the chunks that `is_dropped` says, in their order; never emergencies, nor the first or the last words, nor
@@ -194,21 +218,7 @@ impl Outbound {
             }
             bytes += chunk.bytes.len();
             frames += chunk.frames as usize;
-            match dropped
-                .iter_mut()
-                .find(|shed| shed.channel == chunk.channel)
-            {
-                Some(shed) => {
-                    shed.frames += chunk.frames as usize;
-                    shed.offset = shed.offset.max(chunk.offset);
-                }
-                None => dropped.push(Shed {
-                    channel: chunk.channel,
-                    frames: chunk.frames as usize,
-                    offset: chunk.offset,
-                    policy: chunk.policy,
-                }),
-            }
+            note(&mut dropped, chunk);
             false
         });
         self.bytes -= bytes;
@@ -216,9 +226,23 @@ impl Outbound {
         dropped
     }
 
-    /// Drops everything.
+    /// Drops everything but emergencies, for a socket that takes nothing any more: their client may be back for them.
     pub fn discard(&mut self) {
-        *self = Self::default();
+        let is_emergency = |chunk: &Chunk| chunk.lane == Lane::Waiting(Priority::Emergency);
+        if !self.chunks.front().is_some_and(is_emergency) {
+            self.written = 0;
+        }
+        self.chunks.retain(is_emergency);
+        self.bytes = self
+            .chunks
+            .iter()
+            .map(|chunk| chunk.bytes.len())
+            .sum::<usize>()
+            - self.written;
+        self.frames = self.chunks.iter().map(|chunk| chunk.frames as usize).sum();
+        if self.chunks.is_empty() {
+            self.chunks = VecDeque::new();
+        }
     }
 
     /// Fills `slices` with what is to be written next; returns how many.
@@ -268,6 +292,14 @@ impl Outbound {
         self.bytes + self.chunks.len() * CHUNK_OVERHEAD
     }
 
+    /// The weight of what waits behind the first chunk, which may be larger than any bound.
+    pub fn weight_behind(&self) -> usize {
+        match self.chunks.front() {
+            Some(first) => self.weight() - (first.bytes.len() - self.written + CHUNK_OVERHEAD),
+            None => 0,
+        }
+    }
+
     /// Frames that wait, the half-written one included.
     pub fn frames(&self) -> usize {
         self.frames
@@ -283,6 +315,20 @@ impl Outbound {
         self.chunks
             .front()
             .map_or(&[], |chunk| &chunk.bytes[self.written..])
+    }
+
+    /// The index of the first chunk that is not half written and whose lane `is_above` says no to.
+    fn first_below(&self, is_above: impl Fn(Lane) -> bool) -> usize {
+        let (mut low, mut high) = (usize::from(self.written > 0), self.chunks.len());
+        while low < high {
+            let middle = usize::midpoint(low, high);
+            if is_above(self.chunks[middle].lane) {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        low
     }
 
     /// Cuts a half-written first chunk at the end of the frame that was begun, so that frames fit in between.
@@ -321,6 +367,25 @@ const CHUNK_OVERHEAD: usize = size_of::<Chunk>() + 32;
 /// Capacity that an emptied queue keeps, so that a lone frame costs no allocation.
 const KEPT_CAPACITY: usize = 4;
 
+/// Notes that a chunk is dropped.
+fn note(dropped: &mut Vec<Shed>, chunk: &Chunk) {
+    match dropped
+        .iter_mut()
+        .find(|shed| shed.channel == chunk.channel)
+    {
+        Some(shed) => {
+            shed.frames += chunk.frames as usize;
+            shed.offset = shed.offset.max(chunk.offset);
+        }
+        None => dropped.push(Shed {
+            channel: chunk.channel,
+            frames: chunk.frames as usize,
+            offset: chunk.offset,
+            policy: chunk.policy,
+        }),
+    }
+}
+
 fn count_frames(mut run: &[u8]) -> u32 {
     let mut frames = 0;
     while !run.is_empty() {
@@ -333,7 +398,6 @@ fn count_frames(mut run: &[u8]) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
 
     fn text(content: &str) -> EncodedFrame {
         EncodedFrame::text(content.as_bytes())
@@ -351,6 +415,15 @@ mod tests {
     fn published(content: &str, channel: ChannelKey, offset: u64, policy: SlowConsumer) -> Chunk {
         let source = (channel, Some(offset), policy);
         Chunk::published(text(content).bytes().clone(), 1, Priority::Normal, source)
+    }
+
+    fn dropped(channel: ChannelKey, frames: usize, offset: u64, policy: SlowConsumer) -> Shed {
+        Shed {
+            channel,
+            frames,
+            offset,
+            policy,
+        }
     }
 
     /// Writes up to `count` bytes as a socket would.
@@ -467,47 +540,109 @@ mod tests {
         let mut wire = Vec::new();
         write(&mut queue, 2, &mut wire);
         for offset in 1..=3 {
-            queue.push(published(
-                &format!("latest {offset}"),
-                1,
-                offset,
-                SlowConsumer::Latest,
-            ));
-            queue.push(published(
-                &format!("oldest {offset}"),
-                2,
-                offset,
-                SlowConsumer::DropOldest,
-            ));
-            queue.push(published(
-                &format!("kept {offset}"),
-                3,
-                offset,
-                SlowConsumer::Disconnect,
-            ));
+            queue.push(published("old", 2, offset, SlowConsumer::DropOldest));
+            queue.push(published("kept", 3, offset, SlowConsumer::Disconnect));
         }
         queue.push(urgent("fire"));
-        let limit = queue.weight() - 2 * (CHUNK_OVERHEAD + 10) - CHUNK_OVERHEAD;
-        let shed = |channel, frames, offset, policy| Shed {
-            channel,
-            frames,
-            offset,
-            policy,
-        };
-        let wanted = [
-            shed(1, 2, 2, SlowConsumer::Latest),
-            shed(2, 1, 1, SlowConsumer::DropOldest),
-        ];
-        assert_eq!(queue.shed(limit), wanted);
-        assert!(queue.weight() <= limit && queue.has_waiting(1) && !queue.has_waiting(4));
-        queue.push(published("latest 4", 1, 4, SlowConsumer::Latest));
-        assert_eq!(queue.conflate(1), [shed(1, 2, 4, SlowConsumer::Latest)]);
+        let one = CHUNK_OVERHEAD + text("old").len();
+        let shed = queue.shed(queue.weight_behind() - one - 1);
+        assert_eq!(shed, [dropped(2, 2, 2, SlowConsumer::DropOldest)]);
+        let shed = queue.shed(0);
+        assert_eq!(shed, [dropped(2, 1, 3, SlowConsumer::DropOldest)]);
         write(&mut queue, 1000, &mut wire);
-        let wanted = [
-            "begun", "fire", "kept 1", "oldest 2", "kept 2", "oldest 3", "kept 3",
-        ];
-        assert_eq!(payloads(&wire), wanted);
+        assert_eq!(payloads(&wire), ["begun", "fire", "kept", "kept", "kept"]);
         assert_eq!((queue.bytes(), queue.frames()), (0, 0));
+    }
+
+    #[test]
+    fn the_lowest_lane_is_shed_first_and_emergencies_never_are() {
+        let mut queue = Outbound::default();
+        for (content, priority) in [
+            ("high", Priority::High),
+            ("low", Priority::Low),
+            ("fire", Priority::Emergency),
+            ("normal", Priority::Normal),
+        ] {
+            let source = (1, Some(1), SlowConsumer::DropOldest);
+            let bytes = text(content).bytes().clone();
+            queue.push(Chunk::published(bytes, 1, priority, source));
+        }
+        for left in [
+            &["fire", "high", "normal"][..],
+            &["fire", "high"],
+            &["fire"],
+        ] {
+            assert_eq!(queue.shed(queue.weight_behind() - 1).len(), 1);
+            let waiting: Vec<u8> = queue
+                .chunks
+                .iter()
+                .flat_map(|chunk| chunk.bytes.to_vec())
+                .collect();
+            assert_eq!(payloads(&waiting), left);
+        }
+        assert!(queue.shed(0).is_empty());
+    }
+
+    #[test]
+    fn only_the_newest_of_a_channel_that_is_conflated_waits_but_for_what_is_begun() {
+        let mut queue = Outbound::default();
+        let mut wire = Vec::new();
+        queue.push(published("one", 1, 1, SlowConsumer::Latest));
+        write(&mut queue, 2, &mut wire);
+        assert!(!queue.has_older(1) && queue.conflate(1).is_empty());
+        queue.push(published("two", 1, 2, SlowConsumer::Latest));
+        queue.push(published("notice", 1, 0, SlowConsumer::DropOldest));
+        queue.push(published("other", 2, 5, SlowConsumer::Latest));
+        assert!(queue.has_older(1));
+        assert_eq!(queue.conflate(1), [dropped(1, 1, 2, SlowConsumer::Latest)]);
+        queue.push(published("three", 1, 3, SlowConsumer::Latest));
+        write(&mut queue, 1000, &mut wire);
+        assert_eq!(payloads(&wire), ["one", "notice", "other", "three"]);
+    }
+
+    #[test]
+    fn what_waits_behind_the_first_is_weighed_without_it() {
+        let mut queue = Outbound::default();
+        assert_eq!(queue.weight_behind(), 0);
+        queue.push(text(&"x".repeat(5000)).into());
+        assert_eq!(queue.weight_behind(), 0);
+        write(&mut queue, 1000, &mut Vec::new());
+        queue.push(text("next").into());
+        assert_eq!(queue.weight_behind(), CHUNK_OVERHEAD + text("next").len());
+    }
+
+    #[test]
+    fn frames_are_counted_right_when_a_run_that_is_half_written_is_overtaken() {
+        let mut queue = Outbound::default();
+        let run: Vec<u8> = (0..10).flat_map(|_| text("run").bytes().to_vec()).collect();
+        let mut waiting = queue.push(run_of(run, 10));
+        write(&mut queue, 3 * text("run").len() + 1, &mut Vec::new());
+        waiting += queue.push(urgent("fire"));
+        assert_eq!((waiting, queue.frames()), (8, 8));
+    }
+
+    #[test]
+    fn an_emergency_that_is_half_written_is_not_written() {
+        let mut queue = Outbound::default();
+        let receipt = Arc::new(Receipt {
+            message: 7,
+            ..Receipt::default()
+        });
+        let frame = text("fire");
+        queue.push(Chunk::direct(&frame, Priority::Emergency, Some(receipt)));
+        queue.push(text("other").into());
+        write(&mut queue, 3, &mut Vec::new());
+        let unwritten = queue.unwritten_emergencies();
+        let unwritten: Vec<_> = unwritten
+            .iter()
+            .map(|each| (each.message, &each.frame))
+            .collect();
+        assert_eq!(unwritten, [(7, &frame)]);
+        queue.discard();
+        assert_eq!((queue.bytes(), queue.frames()), (frame.len() - 3, 1));
+        assert_eq!(queue.unwritten_emergencies().len(), 1);
+        write(&mut queue, frame.len(), &mut Vec::new());
+        assert!(queue.unwritten_emergencies().is_empty());
     }
 
     #[test]
@@ -525,36 +660,5 @@ mod tests {
         assert_eq!(written(), 0);
         write(&mut queue, 1, &mut Vec::new());
         assert_eq!(written(), 1);
-    }
-
-    proptest! {
-        #[test]
-        fn order_queued_is_order_on_the_wire(steps in prop::collection::vec((any::<bool>(), 0_usize..40, 1_u32..4), 1..60)) {
-            let mut queue = Outbound::default();
-            let (mut wire, mut normal, mut overtaking) = (Vec::new(), Vec::new(), Vec::new());
-            for (number, (is_urgent, written, frames)) in steps.into_iter().enumerate() {
-                if is_urgent {
-                    let name = format!("u{number}");
-                    queue.push(urgent(&name));
-                    overtaking.push(name);
-                } else {
-                    let names: Vec<String> = (0..frames).map(|part| format!("n{number}.{part}")).collect();
-                    let bytes: Vec<u8> = names.iter().flat_map(|name| text(name).bytes().to_vec()).collect();
-                    queue.push(run_of(bytes, frames));
-                    normal.extend(names);
-                }
-                write(&mut queue, written, &mut wire);
-                let waiting: usize = queue.chunks.iter().map(|chunk| chunk.bytes.len()).sum::<usize>() - queue.written;
-                prop_assert_eq!(queue.bytes(), waiting);
-            }
-            while !queue.is_empty() {
-                write(&mut queue, 50, &mut wire);
-            }
-            let seen = payloads(&wire);
-            let is_urgent = |name: &&String| name.starts_with('u');
-            prop_assert_eq!(seen.iter().filter(|name| !is_urgent(name)).cloned().collect::<Vec<_>>(), normal);
-            prop_assert_eq!(seen.iter().filter(is_urgent).cloned().collect::<Vec<_>>(), overtaking);
-            prop_assert_eq!((queue.bytes(), queue.frames()), (0, 0));
-        }
     }
 }

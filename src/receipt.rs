@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 /// Of one message; each is a number of connections or clients.
 #[derive(Debug, Default)]
 pub struct Receipt {
+    /// The message's id.
+    pub message: u64,
     pub handed_over: AtomicU32,
     /// Its last byte was taken by the socket.
     pub written: AtomicU32,
@@ -46,6 +48,7 @@ impl Receipts {
     /// A new one, for a message that was handed over to so many connections.
     pub fn open(&self, id: u64, handed_over: usize) -> Arc<Receipt> {
         let receipt = Arc::new(Receipt {
+            message: id,
             handed_over: AtomicU32::new(handed_over as u32),
             ..Receipt::default()
         });

@@ -481,3 +481,41 @@ class Site:
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, json.load(error)
+
+
+def waits_for(server: Any, client: WebSocketClient) -> int:
+    """Bytes that wait for a client's socket."""
+    return int(dict(server.stats()["worst_connections"]).get(client.client_id, 0))
+
+
+def fill_socket(server: Any, client: WebSocketClient, size: int = 32 << 10) -> int:
+    """Send to a client that does not read until its socket takes nothing more; returns how many messages that took.
+
+    Each has `size` bytes under `fill`. The last waits whole: what the system may still take is not what follows it.
+    """
+    for count in range(1, 2000):
+        before = waits_for(server, client)
+        message = server.send(client.client_id, {"fill": "x" * size}).result()
+
+        def is_dealt_with(message: str = message, before: int = before) -> bool:
+            return bool(server.delivery(message)["written"]) or waits_for(server, client) > before
+
+        eventually(is_dealt_with, lambda: server.stats())
+        if waits_for(server, client) > size + 1024:
+            return count
+    pytest.fail("the socket takes everything")
+
+
+def lose(server: Any, client: WebSocketClient) -> str:
+    """Break a client's connection and wait until the server knows; returns the path with which it can return."""
+    client.reset()
+    eventually(lambda: client.client_id not in server.connections, lambda: server.stats())
+    return f"/?resume={client.welcome['resume']}"
+
+
+def wait_for_delivery(server: Any, message: str | None, **wanted: int) -> None:
+    """Wait until `delivery` says so of a message; what is not named is 0."""
+    complete = {"handed_over": 0, "written": 0, "acknowledged": 0, "waiting": 0} | wanted
+    eventually(
+        lambda: server.delivery(str(message)) == complete, lambda: f"{complete}, but {server.delivery(str(message))}"
+    )

@@ -105,3 +105,37 @@ def test_a_bad_setting_is_an_error_that_names_it_its_value_and_what_it_takes(nam
 def test_a_setting_can_be_asked_for_only_by_a_name_that_exists() -> None:
     with pytest.raises(KeyError):
         Tantor().setting("colour")
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"resume_ttl": 5, "leave_delay": 6}, r"leave_delay is 6; it takes at most resume_ttl \(5\)"),
+        ({"max_pending_bytes": 1 << 20, "max_queued_bytes": 1 << 16}, "max_pending_bytes is 1048576; it takes at most"),
+        (
+            {"mailbox_bytes": 4096, "max_pending_bytes": 2048},
+            "mailbox_bytes is 4096; it takes at most max_pending_bytes",
+        ),
+        ({"mailbox_bytes": 4096, "mailboxes_bytes": 2048}, "mailbox_bytes is 4096; it takes at most mailboxes_bytes"),
+        ({"durable": True}, "durable is true; that takes a database"),
+        ({"channel_settings": {"orders:*": {"durable": True}}}, '"orders:\\*" is durable; that takes a database'),
+        (
+            {"durable": True, "database": "sqlite:///a.db", "history_size": 0},
+            "durable is true; that takes a history_size, a message_ttl and history_bytes above 0",
+        ),
+        ({"slow_consumer": "wait"}, 'slow_consumer is "wait"; it takes "disconnect", "drop_oldest" or "latest"'),
+        (
+            {"channel_settings": {"a": {"slow_consumer": "wait"}}},
+            '"a": slow_consumer is "wait"; it takes "disconnect", "drop_oldest" or "latest"',
+        ),
+        ({"channel_settings": {"system": {"history_size": 1}}}, "can match no channel: it is the server's own"),
+        ({"ack_timeout": 0}, "ack_timeout is 0; it takes a number of seconds from 0.05"),
+        ({"mailbox_size": 0}, "mailbox_size is 0; it takes a whole number from 1"),
+        ({"max_idempotency_keys": -1}, "max_idempotency_keys is -1; it takes a whole number from 0"),
+    ],
+)
+def test_settings_that_contradict_each_other_or_cannot_be_are_named_with_what_would_do(
+    settings: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(SettingError, match=says):
+        Tantor(**settings)

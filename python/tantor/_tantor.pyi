@@ -68,6 +68,10 @@ class Done(Generic[_T]):
 
     @property
     def value(self) -> _T: ...
+    @property
+    def message_id(self) -> str | None:
+        """Of an emergency, for `delivery()`; None for anything else."""
+
     def result(self) -> _T: ...
     def __await__(self) -> Generator[Any, Any, _T]: ...
     def __iter__(self) -> Done[_T]: ...
@@ -187,7 +191,7 @@ class Messenger:
         """Take a client off a channel. Always True."""
 
     def emergency(self, message: str) -> Done[int]:
-        """To every connected client once, ahead of all that waits; returns how many."""
+        """To every connected client once, ahead of all that waits; gives how many, and has the `message_id`."""
 
     def get_presence(self, channel: str | None = None) -> dict[str, Any]:
         """`{"channel", "online", "users"}` of one channel, or `{name: count}` of all."""

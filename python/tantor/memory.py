@@ -2,9 +2,13 @@
 
 import importlib
 import importlib.util
+import inspect
 import logging
-import queue
+import os
 import threading
+import time
+from collections import deque
+from types import ModuleType
 from typing import Any, Protocol
 
 _LOGGER = logging.getLogger("tantor.storage")
@@ -25,12 +29,21 @@ def find_memory() -> Memory | None:
     try:
         if importlib.util.find_spec("tsk_flask.memory") is None:
             return None
-        found = importlib.import_module("tsk_flask.memory").Memory
-        memory: Any = found() if isinstance(found, type) else found
+        memory = _memory_of(importlib.import_module("tsk_flask.memory"))
     except Exception as error:  # another package's import may fail in any way, and is not needed
         _LOGGER.debug("tsk_flask.memory cannot be used: %s", error)
         return None
     return memory if callable(getattr(memory, "remember", None)) else None
+
+
+def _memory_of(module: ModuleType) -> Any:
+    """What has `remember`: the class itself, on which the original calls it, else the one that is shared."""
+    found = module.Memory
+    remember = inspect.getattr_static(found, "remember", None)
+    if not isinstance(found, type) or isinstance(remember, classmethod | staticmethod):
+        return found
+    get_memory = getattr(module, "get_memory", found)
+    return get_memory()
 
 
 class Keeper:
@@ -39,32 +52,53 @@ class Keeper:
     _IDLE = 1.0
 
     def __init__(self) -> None:
-        self._entries: queue.Queue[tuple[Memory, str, Any, int]] = queue.Queue(_MAX_WAITING)
-        self._lock = threading.Lock()
+        self._entries: deque[tuple[Memory, str, Any, int]] = deque()
+        self._changed = threading.Condition()
         self._is_running = False
+        self._is_handing_over = False
+        self._dropped = 0
+        self._process = os.getpid()
 
     def keep(self, memory: Memory, key: str, value: Any, ttl: int) -> None:
         """Hand an entry over soon; a `Memory` that raises is logged."""
-        try:
-            self._entries.put_nowait((memory, key, value, ttl))
-        except queue.Full:
-            _LOGGER.warning("Memory is behind: %s is not remembered", key)
-            return
-        with self._lock:
+        if self._process != os.getpid():  # a fork has neither the thread nor a lock that can be trusted
+            self.__init__()  # type: ignore[misc]
+        with self._changed:
+            if len(self._entries) >= _MAX_WAITING:
+                self._dropped += 1
+                if self._dropped > 1:  # said once, until it has caught up
+                    return
+                _LOGGER.warning("Memory is behind: %s and what follows is not remembered", key)
+                return
+            self._entries.append((memory, key, value, ttl))
+            self._changed.notify_all()
             if not self._is_running:
                 self._is_running = True
                 threading.Thread(target=self._run, name="tantor-memory", daemon=True).start()
 
+    def wait_empty(self, timeout: float) -> bool:
+        """Block until all was handed over; False when `timeout` seconds passed before."""
+        if self._process != os.getpid():
+            return True
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._entries and not self._is_handing_over, timeout)
+
     def _run(self) -> None:
         while True:
-            try:
-                memory, key, value, ttl = self._entries.get(timeout=self._IDLE)
-            except queue.Empty:
-                with self._lock:
-                    if self._entries.empty():
+            with self._changed:
+                self._is_handing_over = False
+                self._changed.notify_all()
+                deadline = time.monotonic() + self._IDLE
+                while not self._entries:
+                    if not self._changed.wait(max(0.0, deadline - time.monotonic())) and not self._entries:
                         self._is_running = False
                         return
-                continue
+                memory, key, value, ttl = self._entries.popleft()
+                self._is_handing_over = True
+                dropped = self._dropped if not self._entries else 0
+                self._dropped -= dropped
+            if dropped:
+                _LOGGER.warning("Memory has caught up: %d entries were not remembered", dropped)
             try:
                 memory.remember(key, value, ttl)
             except Exception:

@@ -4,6 +4,7 @@ import asyncio
 import atexit
 import contextlib
 import logging
+import math
 import os
 import time
 from collections.abc import Callable
@@ -29,6 +30,9 @@ _HANDLER_TIMEOUT = 2.0
 
 # seconds that the end of the interpreter waits for what is still to be saved
 _STORAGE_TIMEOUT = 30.0
+
+# seconds that the end of the interpreter waits for a Memory that is behind
+_MEMORY_TIMEOUT = 2.0
 
 # seconds that the end of the interpreter waits for threads that may still tell it something
 _THREAD_TIMEOUT = 5.0
@@ -62,6 +66,7 @@ class Tantor(_tantor.Messenger):
         self.connections = Connections(self)
         self.memory: Memory | None = None
         self._keeper = Keeper()
+        _keepers.add(self._keeper)
         self._has_sought_memory = False
         if self.setting("database"):
             _prepare_process()
@@ -171,8 +176,9 @@ class Tantor(_tantor.Messenger):
         """Send to one client: a str goes under `message`, a dict's keys to the top level. Gives the message id.
 
         A client that is away, or not there yet, gets it when it comes (within `message_ttl`). `priority` is "low",
-        "normal" (the default), "high" or "emergency". With `durable` the awaitable is done when it is saved. A repeat
-        with an `idempotency_key` sends nothing and gives the first id.
+        "normal" (the default), "high" or "emergency", with which it is kept and sent again as an emergency is. With
+        `durable` the awaitable is done when it is saved, if it is kept. A repeat with an `idempotency_key` sends
+        nothing and gives the first id.
         Errors: `DataError` for what JSON cannot hold; `ValueError` for an id, channel or option that cannot be;
         `StorageError` if the database cannot be used.
         """
@@ -189,22 +195,25 @@ class Tantor(_tantor.Messenger):
             message_id = sent.value
             value = {
                 "id": message_id,
-                "client_id": client_id,
                 "channel": channel or self.setting("default_channel"),
-                "sender": "tantor",
                 "timestamp": time.time(),
+                "sender": "tantor",
             }
             value |= message if isinstance(message, dict) else {"message": message}
-            self._keeper.keep(self.memory, f"tantor_msg_{message_id}", value, int(self.setting("message_ttl")))
+            self._remember(f"tantor_msg_{message_id}", value, self.setting("message_ttl"))
         return sent
 
     def emergency(self, message: str) -> "_tantor.Done[int]":
-        """To every connected client once, ahead of all that waits; gives how many. Kept for those that are away."""
+        """To every connected client once, ahead of all that waits; gives how many.
+
+        It is kept for clients that are away (within `emergency_ttl`), and sent again each `ack_timeout` to those that
+        acknowledge until they do. What it returns has the `message_id` too, for `delivery`.
+        """
         recipients = super().emergency(message)
         if self.memory is not None:
             now = time.time()
-            value = {"message": message, "severity": "critical", "timestamp": now, "recipients": recipients.value}
-            self._keeper.keep(self.memory, f"tantor_emergency_{int(now)}", value, int(self.setting("emergency_ttl")))
+            value = {"message": message, "timestamp": now, "recipients": recipients.value}
+            self._remember(f"tantor_emergency_{int(now)}", value, self.setting("emergency_ttl"))
         return recipients
 
     def get_client_info(self, client_id: str) -> dict[str, Any] | None:
@@ -227,6 +236,11 @@ class Tantor(_tantor.Messenger):
     def create_test_client_html(self, port: int = 8080) -> str:
         """Write `tantor-test-client.html`, a page to try a server on this port with; returns its path."""
         return write_test_client(port)
+
+    def _remember(self, key: str, value: dict[str, Any], ttl: float) -> None:
+        _prepare_process()  # the end of the interpreter waits for what is still to be handed over
+        if self.memory is not None:
+            self._keeper.keep(self.memory, key, value, math.ceil(ttl))
 
     async def _ended(self) -> None:
         """The server has ended, and handlers had their time for its last events."""
@@ -274,6 +288,9 @@ _running: set[Tantor] = set()
 
 # what may have a database open, whether it runs or not
 _stored: "WeakSet[Tantor]" = WeakSet()
+
+# what may still be handed to a Memory
+_keepers: "WeakSet[Keeper]" = WeakSet()
 _prepared = False
 
 
@@ -298,6 +315,8 @@ def _stop_all() -> None:
     for tantor in list(_stored):
         with contextlib.suppress(ForkedError):  # the end of a child ends nothing of its parent's
             tantor.close_storage(_STORAGE_TIMEOUT)
+    for keeper in list(_keepers):
+        keeper.wait_empty(_MEMORY_TIMEOUT)
     _tantor.wait_for_threads(_THREAD_TIMEOUT)
 
 

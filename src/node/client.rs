@@ -34,6 +34,10 @@ pub struct ClientState {
     /// Since it was lost.
     pub away: Option<Box<Away>>,
     pub mailbox: Option<Box<Mailbox>>,
+    /// It is in the node's list of clients with mail.
+    pub is_mailed: bool,
+    /// Emergencies that it acknowledged though they were not kept for it, of those that are known.
+    pub acknowledged: Vec<u64>,
     /// It acknowledges what is sent to it, so that is kept until it does.
     pub acknowledges: bool,
     /// What the application attached to it: JSON.
@@ -119,6 +123,9 @@ impl Client {
         self.heard_on.store(place.number(), Ordering::Relaxed);
         if let Some(session) = &mut state.session {
             session.confirm();
+        }
+        if let Some(mailbox) = &mut state.mailbox {
+            mailbox.confirm();
         }
         true
     }

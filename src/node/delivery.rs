@@ -5,7 +5,7 @@ use crate::error::Disconnect;
 use crate::frame::EncodedFrame;
 use crate::hub::{ChannelKey, Slot};
 use crate::inbox::{Inbox, Weigh};
-use crate::priority::Priority;
+use crate::priority::{Priority, SlowConsumer};
 use crate::receipt::Receipt;
 use std::net::TcpStream;
 use std::sync::Arc;
@@ -24,6 +24,16 @@ impl Place {
     pub fn number(self) -> u64 {
         (self.shard as u64 + 1) << 32 | u64::from(self.generation)
     }
+}
+
+/// How a publication is delivered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// `None` for what is not kept.
+    pub offset: Option<u64>,
+    pub priority: Priority,
+    /// What becomes of it where too much waits.
+    pub policy: SlowConsumer,
 }
 
 #[derive(Debug)]
@@ -45,9 +55,7 @@ pub enum Delivery {
     Publish {
         channel: Arc<Channel>,
         frame: EncodedFrame,
-        /// `None` for what is not kept.
-        offset: Option<u64>,
-        priority: Priority,
+        terms: Terms,
     },
     /// To one connection.
     Direct {
@@ -67,8 +75,10 @@ pub enum Delivery {
     Ended {
         place: Place,
     },
-    /// To every connection, before all that waits.
+    /// To every connection that was there when it went out, before all that waits.
     Urgent {
+        /// Of all emergencies; connections that came later know a number that is not below it.
+        number: u64,
         frame: EncodedFrame,
         receipt: Option<Arc<Receipt>>,
     },

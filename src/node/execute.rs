@@ -171,8 +171,8 @@ impl Node {
                 self.answer_history(asker, &channel, (limit, after, before))?;
                 Work::default()
             }
-            Command::Ack { ids } => {
-                let acknowledged = self.acknowledge(client, &ids)?;
+            Command::Ack { ids, malformed } => {
+                let acknowledged = self.acknowledge(client, &ids, malformed)?;
                 self.answer_reference(asker, protocol::SYSTEM_CHANNEL, |out| {
                     protocol::write_json(out, "acknowledged", acknowledged);
                 });

@@ -2,13 +2,13 @@
 
 use super::channel::{Channel, Members, Notice, Tell};
 use super::client::{Client, ClientState, Joined};
-use super::delivery::{Delivery, Place};
+use super::delivery::{Delivery, Place, Terms};
 use super::recovery::Asked;
 use super::{Node, argument};
 use crate::broker::Closing;
 use crate::error::{Error, ErrorCode, Refusal};
 use crate::events::Detail;
-use crate::priority::Priority;
+use crate::priority::{Priority, SlowConsumer};
 use crate::protocol::{self, Publication};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -475,7 +475,16 @@ impl Node {
                 wants_ack: false,
             };
             let frame = self.encode_publication(&publication);
-            recipients = self.hand_over(channel, &members, &frame, None, Priority::Normal);
+            let terms = Terms {
+                offset: None,
+                priority: Priority::Normal,
+                // it stands for no newer state of the channel
+                policy: match channel.settings.slow_consumer {
+                    SlowConsumer::Latest => SlowConsumer::DropOldest,
+                    policy => policy,
+                },
+            };
+            recipients = self.hand_over(channel, &members, &frame, terms);
             frame
         });
         self.counters.messages_sent.add(recipients);

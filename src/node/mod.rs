@@ -9,6 +9,7 @@ mod counters;
 mod delivery;
 mod execute;
 mod mail;
+mod mailroom;
 mod membership;
 mod publish;
 mod recovery;
@@ -19,10 +20,10 @@ mod token;
 pub use channel::{Channel, Notice};
 pub use client::Client;
 pub use counters::Counters;
-pub use delivery::{Delivery, Door, Place};
+pub use delivery::{Delivery, Door, Place, Terms};
 pub use execute::Work;
 pub use mail::{DeliveryReport, Sent};
-pub use publish::{PublishOptions, Published};
+pub use publish::{Emergency, PublishOptions, Published};
 pub use recovery::HistoryPage;
 pub use report::{ChannelInfo, ConnectionInfo};
 pub use session::{Connected, Greeting};
@@ -40,6 +41,7 @@ use crate::protocol::{self, Stamp};
 use crate::receipt::Receipts;
 use crate::store::Store;
 use arc_swap::ArcSwap;
+use mailroom::Mailed;
 use parking_lot::{Mutex, RwLock};
 use session::Due;
 use std::cell::RefCell;
@@ -69,21 +71,22 @@ pub struct Node {
     leaving: Mutex<Due>,
     /// Clients that are away, by when they are forgotten.
     expiring: Mutex<Due>,
-    /// Held for writing while an emergency goes out: nobody comes or goes meanwhile.
-    emergencies: RwLock<()>,
+    /// How many emergencies went out. Held for writing while one does: nobody comes or goes meanwhile, and nobody
+    /// acknowledges it before it is known for whom it is kept.
+    emergencies: RwLock<u64>,
     /// The latest emergencies, by id.
     known_emergencies: Mutex<VecDeque<u64>>,
     /// Clients with mail.
-    mailed: Mutex<HashMap<Arc<str>, Arc<Client>>>,
+    mailed: Mutex<Mailed>,
     mail_count: AtomicUsize,
     mail_bytes: AtomicUsize,
-    /// When mail was last looked after, by `monotonic_micros`.
-    mail_tended: AtomicU64,
     /// As `watch_store` has seen it.
     was_degraded: AtomicBool,
     known_lost: AtomicU64,
     receipts: Receipts,
     published_once: Idempotency<Published>,
+    /// Apart, so that clients cannot have the application's keys forgotten.
+    clients_published_once: Idempotency<Published>,
     sent_once: Idempotency<Stamp>,
     /// When expired publications were last let go of, by `monotonic_micros`.
     history_tended: AtomicU64,
@@ -136,16 +139,16 @@ impl Node {
             next_away: AtomicU64::new(1),
             leaving: Mutex::default(),
             expiring: Mutex::default(),
-            emergencies: RwLock::new(()),
+            emergencies: RwLock::new(0),
             known_emergencies: Mutex::default(),
             mailed: Mutex::default(),
             mail_count: AtomicUsize::new(0),
             mail_bytes: AtomicUsize::new(0),
-            mail_tended: AtomicU64::new(0),
             was_degraded: AtomicBool::new(false),
             known_lost: AtomicU64::new(0),
             receipts: Receipts::new(KNOWN_RECEIPTS),
             published_once: Idempotency::default(),
+            clients_published_once: Idempotency::default(),
             sent_once: Idempotency::default(),
             history_tended: AtomicU64::new(0),
             empty_channels: Mutex::default(),
@@ -245,8 +248,8 @@ impl Node {
         encode(|out| protocol::write_shutdown(out, stamp, after))
     }
 
-    /// Tells a client that messages of a channel were dropped for it; and that it has to recover, unless the channel's
-    /// policy is to go on without them.
+    /// Tells a client that messages of a channel were dropped for it. It need not recover, for the channel's policy is
+    /// to go on without them; it can.
     pub fn gap(&self, channel: &Channel, shed: &Shed) -> EncodedFrame {
         let stamp = self.stamp();
         encode(|out| {
@@ -254,7 +257,9 @@ impl Node {
                 if let Some(epoch) = channel.epoch() {
                     protocol::write_json(out, "epoch", protocol::epoch_text(epoch));
                 }
-                protocol::write_json(out, "offset", shed.offset);
+                if shed.offset > 0 {
+                    protocol::write_json(out, "offset", shed.offset);
+                }
                 protocol::write_json(out, "dropped", shed.frames);
                 protocol::write_json(out, "reason", shed.policy.name());
                 protocol::write_json(out, "recover", false);
@@ -262,15 +267,10 @@ impl Node {
         })
     }
 
-    /// Counts what a slow consumer's queue has lost.
-    pub fn count_shed(&self, reason: &'static str, dropped: &[Shed]) {
-        for shed in dropped {
-            let channel = self.channel_of(shed.channel);
-            let name = channel
-                .as_ref()
-                .map_or(counters::OTHER_CHANNELS, |channel| &channel.name);
-            self.counters.dropped(reason, name, shed.frames);
-        }
+    /// Counts what a slow consumer's queue has lost of a channel, or of none.
+    pub fn count_shed(&self, reason: &'static str, channel: Option<&Channel>, frames: usize) {
+        let name = channel.map_or(counters::OTHER_CHANNELS, |channel| &channel.name);
+        self.counters.dropped(reason, name, frames);
     }
 
     /// The channel with this key, if there still is one; takes a look at all.

@@ -2,7 +2,7 @@
 
 use super::channel::{Channel, Members};
 use super::client::Client;
-use super::delivery::Delivery;
+use super::delivery::{Delivery, Terms};
 use super::{Node, argument, encode};
 use crate::broker::{HandOverSaved, StreamPosition};
 use crate::error::Error;
@@ -10,7 +10,7 @@ use crate::events::Detail;
 use crate::frame::EncodedFrame;
 use crate::idempotency::{Idempotency, Known, Scope};
 use crate::priority::Priority;
-use crate::protocol::{self, Publication};
+use crate::protocol::{self, Publication, Stamp};
 use crate::store::{Committed, StoreError};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -36,6 +36,14 @@ pub struct Published {
     pub is_duplicate: bool,
 }
 
+/// An emergency that went out.
+#[derive(Clone, Copy, Debug)]
+pub struct Emergency {
+    pub stamp: Stamp,
+    /// Connected clients that it was handed over to.
+    pub recipients: usize,
+}
+
 impl Node {
     /// Publishes on a channel, which it makes if there is none.
     ///
@@ -56,9 +64,16 @@ impl Node {
         protocol::check_channel_name(channel).map_err(argument)?;
         protocol::check_event_name(event).map_err(argument)?;
         self.check_size(data.len())?;
-        self.check_options(options)?;
+        self.check_options(options, || {
+            let settings = self.config.of_channel(channel);
+            settings.history_size > 0
+                && !settings.message_ttl.is_zero()
+                && self.config.history_bytes > 0
+        })?;
         self.restore()?;
-        self.wait_for_room();
+        if options.priority < Priority::Emergency {
+            self.wait_for_room();
+        }
         let new = NewPublication {
             channel,
             event,
@@ -69,14 +84,13 @@ impl Node {
         Ok(self.publish(&new, commit))
     }
 
-    /// To every connected client once, before all that waits for it; returns to how many. It is kept for clients that
-    /// are away, and sent again to those that acknowledge until they do.
+    /// To every connected client once, before all that waits for it. It is kept for clients that are away, and sent
+    /// again to those that acknowledge until they do. It waits for no shard that is behind.
     ///
     /// Errors: a message over the limit; the storage cannot be opened.
-    pub fn emergency(&self, message: &str) -> Result<usize, Error> {
+    pub fn emergency(&self, message: &str) -> Result<Emergency, Error> {
         self.check_size(message.len())?;
         self.restore()?;
-        self.wait_for_room();
         let mut data = b"{\"message\":".to_vec();
         protocol::write_text(&mut data, message);
         data.extend_from_slice(
@@ -86,7 +100,8 @@ impl Node {
         let stamp = self.stamp();
         {
             // nobody comes or goes meanwhile, so that everybody gets it, and gets it once
-            let _emergencies = self.emergencies.write();
+            let mut emergencies = self.emergencies.write();
+            *emergencies += 1;
             let mut encoded = None;
             self.publish_on(protocol::EMERGENCY_CHANNEL, |_, position| {
                 let publication = Publication {
@@ -106,6 +121,7 @@ impl Node {
                 let receipt = self.receipts.open(stamp.id, recipients);
                 for door in doors.iter() {
                     door.inbox.push(Delivery::Urgent {
+                        number: *emergencies,
                         frame: frame.clone(),
                         receipt: Some(Arc::clone(&receipt)),
                     });
@@ -114,19 +130,20 @@ impl Node {
                 frame
             });
             if let Some(frame) = encoded {
-                self.keep_emergency(stamp, &frame);
+                self.keep_emergency(stamp.id, &frame);
             }
         }
         self.counters.publications.add(1);
         self.counters.messages_sent.add(recipients);
         if let Some(name) = self.events.wanted("emergency_alert") {
             let detail = Detail::Emergency {
+                id: stamp.id_text(),
                 message: message.to_owned(),
                 recipients,
             };
             self.event(name, None, Some(protocol::EMERGENCY_CHANNEL), detail);
         }
-        Ok(recipients)
+        Ok(Emergency { stamp, recipients })
     }
 
     /// Publishes, or finds that the idempotency key was used.
@@ -141,21 +158,17 @@ impl Node {
             let committed = is_durable.then(&mut *commit);
             return self.publish_now(new, committed);
         };
-        let scope = (new.from.is_some(), new.channel);
-        match self.begin_once(&self.published_once, scope, key, &mut || {
-            is_durable.then(&mut *commit)
-        }) {
+        let (once, scope) = (self.published_once(new.from.is_some()), new.channel);
+        match self.begin_once(once, scope, key, &mut || is_durable.then(&mut *commit)) {
             Known::Nothing(number) if is_durable => {
                 let committed = self.settle_once(commit(), new, key, number);
                 let published = self.publish_now(new, Some(committed));
-                self.published_once
-                    .published(scope, key, number, published, true);
+                once.published(scope, key, number, published, true);
                 published
             }
             Known::Nothing(number) => {
                 let published = self.publish_now(new, None);
-                self.published_once
-                    .published(scope, key, number, published, false);
+                once.published(scope, key, number, published, false);
                 published
             }
             Known::Repeat(published) => Published {
@@ -184,6 +197,14 @@ impl Node {
         }
     }
 
+    fn published_once(&self, is_client: bool) -> &Idempotency<Published> {
+        if is_client {
+            &self.clients_published_once
+        } else {
+            &self.published_once
+        }
+    }
+
     /// Publishes on the channel of this name, which is made if there is none.
     pub(super) fn publish_on(
         &self,
@@ -206,8 +227,7 @@ impl Node {
         channel: &Arc<Channel>,
         members: &Members,
         frame: &EncodedFrame,
-        offset: Option<u64>,
-        priority: Priority,
+        terms: Terms,
     ) -> usize {
         if members.interest.total() > 0 {
             let doors = self.doors.load();
@@ -219,8 +239,7 @@ impl Node {
                 door.inbox.push(Delivery::Publish {
                     channel: Arc::clone(channel),
                     frame: frame.clone(),
-                    offset,
-                    priority,
+                    terms,
                 });
             }
         }
@@ -233,11 +252,23 @@ impl Node {
         encode(|out| protocol::write_publication(out, stamp, publication))
     }
 
-    /// Errors: options that the settings leave no room for, or that cannot be.
-    pub(super) fn check_options(&self, options: &PublishOptions<'_>) -> Result<(), Error> {
+    /// Errors: options that the settings leave no room for, or that cannot be. `is_kept` says whether anything of the
+    /// kind is kept, and so can be saved.
+    pub(super) fn check_options(
+        &self,
+        options: &PublishOptions<'_>,
+        is_kept: impl FnOnce() -> bool,
+    ) -> Result<(), Error> {
         if options.durable && !self.store.is_durable() {
             return Err(Error::Argument(
                 "durable=True takes a database: Tantor(database=\"sqlite:///tantor.db\")"
+                    .to_owned(),
+            ));
+        }
+        if options.durable && !is_kept() {
+            return Err(Error::Argument(
+                "durable=True takes something that is kept: here history_size, history_bytes, message_ttl or \
+                 emergency_ttl is 0"
                     .to_owned(),
             ));
         }
@@ -290,8 +321,11 @@ impl Node {
                             &channel,
                             &channel.members.lock(),
                             &frame,
-                            position.map(|position| position.offset),
-                            new.options.priority,
+                            Terms {
+                                offset: position.map(|position| position.offset),
+                                priority: new.options.priority,
+                                policy: channel.settings.slow_consumer,
+                            },
                         );
                         frame
                     },
@@ -327,9 +361,13 @@ impl Node {
         Box::new(move |result| {
             let outcome = match result {
                 Ok((position, frame)) => {
-                    let offset = Some(position.offset);
+                    let terms = Terms {
+                        offset: Some(position.offset),
+                        priority,
+                        policy: channel.settings.slow_consumer,
+                    };
                     let members = channel.members.lock();
-                    let recipients = node.hand_over(&channel, &members, frame, offset, priority);
+                    let recipients = node.hand_over(&channel, &members, frame, terms);
                     drop(members);
                     node.counters.messages_sent.add(recipients);
                     Ok(())
@@ -357,8 +395,8 @@ impl Node {
         let (is_client, channel) = (new.from.is_some(), new.channel.to_owned());
         let key = key.to_owned();
         Box::new(move |outcome| {
-            let scope = (is_client, channel.as_str());
-            node.published_once.saved(scope, &key, number, &outcome);
+            let once = node.published_once(is_client);
+            once.saved(&channel, &key, number, &outcome);
             committed(outcome);
         })
     }

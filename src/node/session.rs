@@ -7,6 +7,7 @@ use super::{Channel, Node, Notice, argument};
 use crate::error::{Disconnect, Error};
 use crate::events::{Detail, LogLevel};
 use crate::frame::EncodedFrame;
+use crate::outbound::Unwritten;
 use crate::protocol::{self, ResumeOutcome, WelcomeFields};
 use crate::random::random_u64;
 use crate::store::{Change, SavedClient};
@@ -39,6 +40,8 @@ pub struct Connected {
     /// What must reach it first.
     pub welcome: EncodedFrame,
     pub is_resumed: bool,
+    /// How many emergencies went out before; what of them is for this client is in its mail.
+    pub emergencies: u64,
 }
 
 /// Clients that are away, by the number of the time they went: so in the order in which something is due for them,
@@ -91,12 +94,22 @@ impl Node {
     }
 
     /// A client's connection has ended. One that is expected back is away; of any other it is told that it has left.
-    pub fn disconnect(&self, client: &Arc<Client>, place: Place, disconnect: Disconnect) {
+    /// `unwritten` are the emergencies that its connection had not taken.
+    pub fn disconnect(
+        &self,
+        client: &Arc<Client>,
+        place: Place,
+        disconnect: Disconnect,
+        unwritten: Vec<Unwritten>,
+    ) {
         {
             let _emergencies = self.emergencies.read();
             let mut state = client.state.lock();
             if state.place == Some(place) {
                 state.place = None;
+                if state.session.is_some() && disconnect.is_abrupt() {
+                    self.keep_unwritten(client, &mut state, unwritten);
+                }
                 self.connected.fetch_sub(1, Ordering::AcqRel);
                 self.lose(client, state, place, disconnect);
             }
@@ -234,7 +247,7 @@ impl Node {
         outcome: Option<ResumeOutcome<'_>>,
     ) -> Option<Connected> {
         let now = protocol::now_micros();
-        let _emergencies = self.emergencies.read();
+        let emergencies = self.emergencies.read();
         if !self.reserve() {
             return None;
         }
@@ -256,6 +269,7 @@ impl Node {
             client,
             welcome,
             is_resumed: false,
+            emergencies: *emergencies,
         })
     }
 
@@ -314,7 +328,7 @@ impl Node {
         let (waiting, dropped) = state
             .mailbox
             .as_mut()
-            .map_or((0, 0), |mailbox| (mailbox.len(), mailbox.take_dropped()));
+            .map_or((0, 0), |mailbox| (mailbox.len(), mailbox.tell_dropped()));
         let outcome = ResumeOutcome::Resumed {
             channels: &names,
             waiting,
@@ -335,6 +349,7 @@ impl Node {
         }
         self.save_client(&client, state);
         drop(guard);
+        let known = *emergencies;
         drop(emergencies);
         for joined in joined {
             self.tell_joined(&client, joined);
@@ -344,6 +359,7 @@ impl Node {
             client,
             welcome,
             is_resumed: true,
+            emergencies: known,
         })
     }
 

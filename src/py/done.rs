@@ -8,11 +8,23 @@ use pyo3::types::{PyTuple, PyType};
 #[pyclass(frozen, module = "tantor._tantor")]
 pub struct Done {
     value: Py<PyAny>,
+    message_id: Option<String>,
 }
 
 impl Done {
     pub fn new(value: Py<PyAny>) -> Self {
-        Self { value }
+        Self {
+            value,
+            message_id: None,
+        }
+    }
+
+    /// Of a message whose id is not the value.
+    pub fn of_message(value: Py<PyAny>, message_id: String) -> Self {
+        Self {
+            value,
+            message_id: Some(message_id),
+        }
     }
 
     fn stop(&self, py: Python<'_>) -> PyErr {
@@ -25,6 +37,11 @@ impl Done {
     #[getter]
     fn value(&self, py: Python<'_>) -> Py<PyAny> {
         self.value.clone_ref(py)
+    }
+
+    #[getter]
+    fn message_id(&self) -> Option<&str> {
+        self.message_id.as_deref()
     }
 
     fn result(&self, py: Python<'_>) -> Py<PyAny> {

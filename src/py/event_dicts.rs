@@ -37,9 +37,11 @@ fn event_dict<'py>(py: Python<'py>, event: &Event) -> PyResult<Bound<'py, PyDict
         Detail::Message(message) => dict.set_item(intern!(py, "message"), message)?,
         Detail::TotalUsers(total) => dict.set_item(intern!(py, "total_users"), total)?,
         Detail::Emergency {
+            id,
             message,
             recipients,
         } => {
+            dict.set_item(intern!(py, "id"), id)?;
             dict.set_item(intern!(py, "message"), message)?;
             dict.set_item(intern!(py, "severity"), intern!(py, "critical"))?;
             dict.set_item(

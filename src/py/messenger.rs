@@ -388,8 +388,9 @@ impl Messenger {
 
     fn emergency(&self, py: Python<'_>, message: &str) -> PyResult<Done> {
         let node = self.node()?;
-        let recipients = py.detach(|| node.emergency(message))?;
-        Ok(Done::new(recipients.into_py_any(py)?))
+        let sent = py.detach(|| node.emergency(message))?;
+        let recipients = sent.recipients.into_py_any(py)?;
+        Ok(Done::of_message(recipients, sent.stamp.id_text()))
     }
 
     #[pyo3(signature = (channel = None))]

@@ -4,8 +4,8 @@ use super::Shard;
 use super::socket::Phase;
 use crate::error::Disconnect;
 use crate::frame::EncodedFrame;
-use crate::hub::Slot;
-use crate::node::{Channel, Delivery, Door, Place};
+use crate::hub::{ChannelKey, Slot};
+use crate::node::{Channel, Delivery, Door, Place, Terms};
 use crate::outbound::{Chunk, Outbound, Shed};
 use crate::priority::{Priority, SlowConsumer};
 use bytes::{Bytes, BytesMut};
@@ -30,23 +30,20 @@ impl Shard {
                 Delivery::Publish {
                     channel,
                     frame,
-                    mut offset,
-                    priority,
+                    mut terms,
                 } => {
                     let mut run = Run::new(frame);
                     // what may be dropped is dropped one by one
-                    let is_joined = channel.settings.slow_consumer == SlowConsumer::Disconnect;
+                    let is_joined = terms.policy == SlowConsumer::Disconnect;
                     while let Some(Delivery::Publish {
-                        frame,
-                        offset: next,
-                        ..
+                        frame, terms: next, ..
                     }) = deliveries_left
-                        .next_if(|next| is_joined && run.is_continued_by(next, &channel, priority))
+                        .next_if(|next| is_joined && run.is_continued_by(next, &channel, terms))
                     {
                         run.add(&frame);
-                        offset = next.or(offset);
+                        terms.offset = next.offset.or(terms.offset);
                     }
-                    self.fan_out(&channel, &run.into_chunk(&channel, offset, priority));
+                    self.fan_out(&channel, &run.into_chunk(&channel, terms), terms.policy);
                 }
                 Delivery::Adopt { stream, is_tuned } => self.adopt(stream, is_tuned),
                 Delivery::Subscribe { place, channel } => {
@@ -85,8 +82,13 @@ impl Shard {
                         self.drop_connection(place.slot, Disconnect::Lost);
                     }
                 }
-                Delivery::Urgent { frame, receipt } => {
-                    self.deliver_urgent(&Chunk::direct(&frame, Priority::Emergency, receipt));
+                Delivery::Urgent {
+                    number,
+                    frame,
+                    receipt,
+                } => {
+                    let chunk = Chunk::direct(&frame, Priority::Emergency, receipt);
+                    self.deliver_urgent(number, &chunk);
                 }
                 Delivery::Drain => self.drain(),
                 Delivery::Finish => self.is_finished = true,
@@ -101,29 +103,33 @@ impl Shard {
 
     /// Writes each touched connection once.
     pub(super) fn flush_touched(&mut self) {
-        let mut touched = std::mem::take(&mut self.touched);
-        for slot in touched.drain(..) {
-            if let Some(connection) = self.connections.get_mut(slot as usize) {
-                connection.is_touched = false;
-                self.flush(slot);
+        // some are touched again: they are told what was dropped for them
+        while !self.touched.is_empty() {
+            let mut touched = std::mem::take(&mut self.touched);
+            for slot in touched.drain(..) {
+                if let Some(connection) = self.connections.get_mut(slot as usize) {
+                    connection.is_touched = false;
+                    self.flush(slot);
+                }
+            }
+            if self.touched.is_empty() {
+                self.touched = touched;
             }
         }
-        // closing a connection tells others, through the inbox and so in the next turn
-        self.touched = touched;
     }
 
-    fn fan_out(&mut self, channel: &Arc<Channel>, chunk: &Chunk) {
+    fn fan_out(&mut self, channel: &Arc<Channel>, chunk: &Chunk, policy: SlowConsumer) {
         let mut over = Vec::new();
         let limit = self.config.max_pending_bytes;
-        if channel.settings.slow_consumer == SlowConsumer::Latest {
+        if policy == SlowConsumer::Latest {
             self.conflate(channel);
         }
         for &slot in self.hub.subscribers(channel.key) {
             let Some(connection) = self.connections.get_mut(slot as usize) else {
                 continue;
             };
-            connection.outbound.push(chunk.clone());
-            self.queued_frames += chunk.frames as usize;
+            let added = connection.outbound.push(chunk.clone());
+            self.queued_frames = self.queued_frames.wrapping_add_signed(added);
             self.queued_bytes += chunk.bytes.len();
             if connection.outbound.weight() > limit {
                 over.push(slot);
@@ -146,26 +152,38 @@ impl Shard {
             .copied()
             .filter(|slot| {
                 let connection = self.connections.get(*slot as usize);
-                connection.is_some_and(|connection| connection.outbound.has_waiting(channel.key))
+                connection.is_some_and(|connection| connection.outbound.has_older(channel.key))
             })
             .collect();
+        let mut dropped = 0;
         for slot in behind {
             // it may only not have had its turn
             self.flush(slot);
-            self.shed(slot, |outbound| outbound.conflate(channel.key));
+            let shed = self.shed(slot, |outbound| outbound.conflate(channel.key));
+            dropped += shed.iter().map(|shed| shed.frames).sum::<usize>();
+        }
+        if dropped > 0 {
+            let reason = SlowConsumer::Latest.name();
+            self.node.count_shed(reason, Some(channel), dropped);
         }
     }
 
     /// Deals with a connection for which more waits than may, after one more try to write it: drops what its channels'
     /// policies allow to, or ends it.
     ///
-    /// A single message may be larger than the bound: only what waits besides it counts.
+    /// A single message may be larger than the bound: only what waits behind it counts.
     pub(super) fn check_slow(&mut self, slot: Slot) {
         let limit = self.config.max_pending_bytes;
-        if self.is_over(slot, limit) {
-            self.flush(slot);
+        if !self.is_over(slot, limit) {
+            return;
         }
-        self.hold_to(slot, limit);
+        self.flush(slot);
+        if self.is_over(slot, limit) {
+            self.shed_oldest(slot, limit);
+            if self.is_over(slot, limit) {
+                self.end(slot, Disconnect::SlowConsumer);
+            }
+        }
     }
 
     /// Has the connection with the most bytes waiting let go of what waits, while more waits in the process than may.
@@ -185,30 +203,29 @@ impl Shard {
             });
             let worst = open.max_by_key(|(_, connection)| connection.outbound.bytes());
             let Some((slot, _)) = worst else { return };
-            self.hold_to(slot as Slot, 0);
+            let before = self.queued_bytes;
+            self.shed_oldest(slot as Slot, 0);
+            if self.queued_bytes == before {
+                self.end(slot as Slot, Disconnect::SlowConsumer);
+            }
         }
     }
 
     fn is_over(&self, slot: Slot, limit: usize) -> bool {
         let connection = self.connections.get(slot as usize);
-        connection.is_some_and(|connection| {
-            connection.outbound.weight() > limit && connection.outbound.chunks() > 1
-        })
+        connection.is_some_and(|connection| connection.outbound.weight_behind() > limit)
     }
 
-    fn hold_to(&mut self, slot: Slot, limit: usize) {
-        if self.is_over(slot, limit) {
-            self.shed(slot, |outbound| outbound.shed(limit));
-            if self.is_over(slot, limit) {
-                self.end(slot, Disconnect::SlowConsumer);
-            }
-        }
+    /// Drops the oldest, where that is the channels' policy, until what waits weighs `limit`.
+    fn shed_oldest(&mut self, slot: Slot, limit: usize) {
+        let dropped = self.shed(slot, |outbound| outbound.shed(limit));
+        self.count_shed(SlowConsumer::DropOldest.name(), &dropped);
     }
 
     /// Drops something from a connection's queue; the client is told once it takes something again.
-    fn shed(&mut self, slot: Slot, drop: impl FnOnce(&mut Outbound) -> Vec<Shed>) {
+    fn shed(&mut self, slot: Slot, drop: impl FnOnce(&mut Outbound) -> Vec<Shed>) -> Vec<Shed> {
         let Some(connection) = self.connections.get_mut(slot as usize) else {
-            return;
+            return Vec::new();
         };
         let (frames, bytes) = (connection.outbound.frames(), connection.outbound.bytes());
         let weight = connection.outbound.weight();
@@ -217,11 +234,30 @@ impl Shard {
         self.queued_frames = self.queued_frames + connection.outbound.frames() - frames;
         self.queued_bytes -= bytes - connection.outbound.bytes();
         self.freed += weight - connection.outbound.weight();
-        for shed in &dropped {
+        connection.note_shed(&dropped);
+        dropped
+    }
+
+    /// Counts what a slow consumer's queue has lost, by channel.
+    pub(super) fn count_shed(&mut self, reason: &'static str, dropped: &[Shed]) {
+        for shed in dropped {
+            let channel = self.channel_of(shed.channel);
             self.node
-                .count_shed(shed.policy.name(), std::slice::from_ref(shed));
+                .count_shed(reason, channel.as_deref(), shed.frames);
         }
-        connection.note_shed(dropped);
+    }
+
+    /// The channel with this key; those of slow consumers are remembered, for the node would look at all.
+    fn channel_of(&mut self, key: ChannelKey) -> Option<Arc<Channel>> {
+        if let Some(known) = self.shed_channels.get(&key) {
+            return Some(Arc::clone(known));
+        }
+        if self.shed_channels.len() >= KNOWN_CHANNELS {
+            self.shed_channels.clear();
+        }
+        let channel = self.node.channel_of(key)?;
+        self.shed_channels.insert(key, Arc::clone(&channel));
+        Some(channel)
     }
 
     /// Tells a client what was dropped for it, if it understands that.
@@ -237,7 +273,7 @@ impl Shard {
             return;
         }
         for shed in dropped {
-            if let Some(channel) = self.node.channel_of(shed.channel) {
+            if let Some(channel) = self.channel_of(shed.channel) {
                 let frame = self.node.gap(&channel, &shed);
                 // before what of the channel still waits
                 self.queue(slot, Chunk::direct(&frame, Priority::High, None));
@@ -245,15 +281,14 @@ impl Shard {
         }
     }
 
-    fn deliver_urgent(&mut self, chunk: &Chunk) {
+    fn deliver_urgent(&mut self, number: u64, chunk: &Chunk) {
         let mut over = Vec::new();
         let limit = self.config.max_pending_bytes;
         for (slot, connection) in &mut self.connections {
-            if matches!(connection.phase, Phase::Open(_)) {
-                let frames = connection.outbound.frames();
-                connection.outbound.push(chunk.clone());
-                // a run that is half written is counted anew, without the frames that have left
-                self.queued_frames = self.queued_frames + connection.outbound.frames() - frames;
+            // for one that came later it was mail, or is nothing
+            if connection.emergencies < number && matches!(connection.phase, Phase::Open(_)) {
+                let added = connection.outbound.push(chunk.clone());
+                self.queued_frames = self.queued_frames.wrapping_add_signed(added);
                 self.queued_bytes += chunk.bytes.len();
                 if connection.outbound.weight() > limit {
                     over.push(slot as Slot);
@@ -293,6 +328,9 @@ impl Shard {
     }
 }
 
+/// Channels of slow consumers that are remembered.
+const KNOWN_CHANNELS: usize = 1024;
+
 /// Capacity of the list of deliveries that is kept from turn to turn.
 const KEPT_CAPACITY: usize = 1 << 16;
 
@@ -308,12 +346,11 @@ impl Run {
     }
 
     /// True for a publication of the same channel and lane that has room.
-    fn is_continued_by(&self, next: &Delivery, channel: &Arc<Channel>, priority: Priority) -> bool {
+    fn is_continued_by(&self, next: &Delivery, channel: &Arc<Channel>, terms: Terms) -> bool {
         let Delivery::Publish {
             channel: other,
             frame,
-            priority: its_priority,
-            ..
+            terms: its,
         } = next
         else {
             return false;
@@ -322,7 +359,9 @@ impl Run {
             Run::One(first) => first.len(),
             Run::Many(bytes, _) => bytes.len(),
         };
-        other.key == channel.key && *its_priority == priority && size + frame.len() <= MAX_RUN
+        other.key == channel.key
+            && (its.priority, its.policy) == (terms.priority, terms.policy)
+            && size + frame.len() <= MAX_RUN
     }
 
     fn add(&mut self, frame: &EncodedFrame) {
@@ -340,12 +379,12 @@ impl Run {
         }
     }
 
-    fn into_chunk(self, channel: &Channel, offset: Option<u64>, priority: Priority) -> Chunk {
+    fn into_chunk(self, channel: &Channel, terms: Terms) -> Chunk {
         let (bytes, frames) = match self {
             Run::One(frame) => (frame.bytes().clone(), 1),
             Run::Many(bytes, frames) => (Bytes::from(bytes), frames),
         };
-        let source = (channel.key, offset, channel.settings.slow_consumer);
-        Chunk::published(bytes, frames, priority, source)
+        let source = (channel.key, terms.offset, terms.policy);
+        Chunk::published(bytes, frames, terms.priority, source)
     }
 }

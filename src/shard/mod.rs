@@ -14,11 +14,12 @@ pub use acceptor::Acceptor;
 use crate::config::Config;
 use crate::error::Disconnect;
 use crate::events::LogLevel;
-use crate::hub::{Hub, Slot};
-use crate::node::{Delivery, Door, Node};
+use crate::hub::{ChannelKey, Hub, Slot};
+use crate::node::{Channel, Delivery, Door, Node};
 use crate::wheel::Wheel;
 use slab::Slab;
 use socket::{Connection, Phase, Watch};
+use std::collections::HashMap;
 use std::future::poll_fn;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -85,6 +86,8 @@ pub struct Shard {
     buffer: Box<[u8]>,
     queued_frames: usize,
     queued_bytes: usize,
+    /// Some of the channels of which something was dropped.
+    shed_channels: HashMap<ChannelKey, Arc<Channel>>,
     // buffers that are kept from turn to turn
     deliveries: Vec<Delivery>,
     ready_slots: Vec<Slot>,
@@ -117,6 +120,7 @@ impl Shard {
             buffer: vec![0; READ_BUFFER].into(),
             queued_frames: 0,
             queued_bytes: 0,
+            shed_channels: HashMap::new(),
             deliveries: Vec::new(),
             ready_slots: Vec::new(),
             due: Vec::new(),
@@ -183,6 +187,8 @@ impl Shard {
             .queued_bytes
             .store(self.queued_bytes, Ordering::Relaxed);
         self.check_process();
+        // those that this ends
+        self.flush_touched();
         if self.is_finished {
             self.drop_all();
             return Poll::Ready(());

@@ -206,6 +206,7 @@ impl Shard {
         };
         connection.phase = Phase::Open(Arc::clone(&connected.client));
         connection.next_ping = next_ping;
+        connection.emergencies = connected.emergencies;
         self.queue(
             slot,
             Chunk::first_words(handshake::accept_response(accept).into()),

@@ -9,7 +9,7 @@ use crate::frame::EncodedFrame;
 use crate::handshake::{self, Refused};
 use crate::hub::Slot;
 use crate::node::{Client, Place};
-use crate::outbound::{Chunk, Outbound, Shed};
+use crate::outbound::{Chunk, Outbound, Shed, Unwritten};
 use std::io::{self, IoSlice};
 use std::net::Shutdown;
 use std::pin::Pin;
@@ -41,6 +41,8 @@ pub(super) struct Connection {
     pub(super) shed: Vec<Shed>,
     /// Bytes that the client's entry in the node says are waiting.
     reported_bytes: usize,
+    /// How many emergencies went out before it was opened.
+    pub(super) emergencies: u64,
     /// In ticks.
     pub(super) last_seen: u64,
     /// In ticks.
@@ -115,6 +117,7 @@ impl Shard {
             outbound: Outbound::default(),
             shed: Vec::new(),
             reported_bytes: 0,
+            emergencies: 0,
             last_seen: self.wheel.now(),
             next_ping: u64::MAX,
             watch: 0,
@@ -132,9 +135,16 @@ impl Shard {
         let Some(connection) = self.connections.get_mut(slot as usize) else {
             return;
         };
-        if connection.outbound.is_empty() {
+        if connection.outbound.is_empty() && connection.shed.is_empty() {
             return;
         }
+        if !connection.shed.is_empty() && connection.takes_something() {
+            // before what of the channel still waits
+            self.tell_shed(slot);
+        }
+        let Some(connection) = self.connections.get_mut(slot as usize) else {
+            return;
+        };
         let (frames, bytes) = (connection.outbound.frames(), connection.outbound.bytes());
         let result = if connection.takes_nothing {
             Err(())
@@ -147,12 +157,6 @@ impl Shard {
         self.queued_frames -= frames - connection.outbound.frames();
         self.queued_bytes -= bytes - connection.outbound.bytes();
         connection.report_waiting();
-        if result.is_ok() && !connection.shed.is_empty() && connection.outbound.bytes() < bytes {
-            self.tell_shed(slot);
-        }
-        let Some(connection) = self.connections.get_mut(slot as usize) else {
-            return;
-        };
         match result {
             // what it sent before it went still counts: the read comes to the end after it
             Err(()) if matches!(connection.phase, Phase::Open(_)) => {
@@ -181,9 +185,9 @@ impl Shard {
         let Some(connection) = self.connections.get_mut(slot as usize) else {
             return;
         };
-        self.queued_frames += chunk.frames as usize;
         self.queued_bytes += chunk.bytes.len();
-        connection.outbound.push(chunk);
+        let added = connection.outbound.push(chunk);
+        self.queued_frames = self.queued_frames.wrapping_add_signed(added);
         if !std::mem::replace(&mut connection.is_touched, true) {
             self.touched.push(slot);
         }
@@ -261,17 +265,14 @@ impl Shard {
         let Some(connection) = self.connections.get_mut(slot as usize) else {
             return;
         };
-        if matches!(
-            disconnect,
-            Disconnect::SlowConsumer | Disconnect::HeartbeatTimeout
-        ) {
+        if disconnect.is_of_stalled() {
             let (frames, bytes) = (connection.outbound.frames(), connection.outbound.bytes());
             self.freed += connection.outbound.weight();
             let dropped = connection.outbound.clear_waiting();
             // a run that is half written is counted anew
             self.queued_frames = self.queued_frames + connection.outbound.frames() - frames;
             self.queued_bytes -= bytes - connection.outbound.bytes();
-            self.node.count_shed(disconnect.reason(), &dropped);
+            self.count_shed(disconnect.reason(), &dropped);
             if disconnect == Disconnect::SlowConsumer {
                 let frames = dropped.iter().map(|shed| shed.frames).sum();
                 self.node.counters.dropped_slow_consumer.add(frames);
@@ -292,16 +293,18 @@ impl Shard {
         // a fork of this process may hold the descriptor, so dropping it alone would not end the connection
         let _ = socket2::SockRef::from(&connection.stream).shutdown(Shutdown::Both);
         if let Phase::Open(client) = connection.phase {
-            self.disconnected(&client, slot, connection.generation, disconnect);
+            let unwritten = connection.outbound.unwritten_emergencies();
+            let place = self.place(slot, connection.generation);
+            self.disconnected(&client, place, disconnect, unwritten);
         }
     }
 
     fn disconnected(
         &self,
         client: &Arc<Client>,
-        slot: Slot,
-        generation: u32,
+        place: Place,
         disconnect: Disconnect,
+        unwritten: Vec<Unwritten>,
     ) {
         self.node.events.log(LogLevel::Debug, "connections", || {
             format!(
@@ -311,13 +314,16 @@ impl Shard {
                 disconnect.code()
             )
         });
-        let place = Place {
+        client.set_queued_bytes(0);
+        self.node.disconnect(client, place, disconnect, unwritten);
+    }
+
+    fn place(&self, slot: Slot, generation: u32) -> Place {
+        Place {
             shard: self.index,
             slot,
             generation,
-        };
-        client.set_queued_bytes(0);
-        self.node.disconnect(client, place, disconnect);
+        }
     }
 
     /// Queues the close frame and lets go of the client; the socket goes when it is written.
@@ -339,11 +345,18 @@ impl Shard {
         connection.is_held_back = false;
         self.freed += std::mem::take(&mut connection.reader).held();
         let generation = connection.generation;
+        // one that takes nothing will hardly take them now
+        let unwritten = if disconnect.is_of_stalled() {
+            connection.outbound.unwritten_emergencies()
+        } else {
+            Vec::new()
+        };
         self.queue(slot, Chunk::last_words(frame.bytes().clone()));
         self.hub.remove(slot);
         self.watch(slot, deadline);
         if let Phase::Open(client) = phase {
-            self.disconnected(&client, slot, generation, disconnect);
+            let place = self.place(slot, generation);
+            self.disconnected(&client, place, disconnect, unwritten);
         }
     }
 
@@ -364,10 +377,7 @@ impl Shard {
 
 impl Connection {
     /// What was dropped is told once the socket takes something again.
-    pub(super) fn note_shed(&mut self, dropped: Vec<Shed>) {
-        if dropped.is_empty() {
-            return;
-        }
+    pub(super) fn note_shed(&mut self, dropped: &[Shed]) {
         let noted = &mut self.shed;
         for shed in dropped {
             match noted.iter_mut().find(|known| known.channel == shed.channel) {
@@ -375,9 +385,15 @@ impl Connection {
                     known.frames += shed.frames;
                     known.offset = known.offset.max(shed.offset);
                 }
-                None => noted.push(shed),
+                None => noted.push(*shed),
             }
         }
+    }
+
+    /// Whether the socket takes something again after it did not.
+    fn takes_something(&self) -> bool {
+        let mut context = Context::from_waker(&self.waker);
+        !self.takes_nothing && self.stream.poll_write_ready(&mut context).is_ready()
     }
 
     /// Has the client's entry in the node say how much waits.

@@ -4,6 +4,8 @@
 
 mod contract;
 mod counted;
+mod kept;
+mod lanes;
 mod layers;
 mod messages;
 mod oracle;

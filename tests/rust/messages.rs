@@ -152,10 +152,7 @@ fn a_reference_goes_with_the_command_and_with_its_refusal() {
             ErrorCode::BadField,
         ),
         (r#"{"action":"ack"}"#, ErrorCode::BadField),
-        (
-            r#"{"action":"ack","id":"msg_1"}"#,
-            ErrorCode::UnknownMessage,
-        ),
+        (r#"{"action":"ack","id":7}"#, ErrorCode::BadField),
         (
             r#"{"action":"broadcast","idempotency_key":""}"#,
             ErrorCode::BadField,
@@ -163,6 +160,12 @@ fn a_reference_goes_with_the_command_and_with_its_refusal() {
     ] {
         assert_eq!(parse(text), Err(code), "{text}");
     }
+    let ack = request(r#"{"action":"ack","ids":["msg_000000000000000a","msg_1"]}"#).unwrap();
+    let wanted = Command::Ack {
+        ids: vec![10],
+        malformed: Some("msg_1".to_owned()),
+    };
+    assert_eq!(ack.command, wanted);
     // to the application a reference may mean something of its own
     assert_eq!(
         request(r#"{"action":"chat","ref":[1]}"#).unwrap().reference,

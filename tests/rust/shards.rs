@@ -96,7 +96,8 @@ impl Shard {
         line.unread.clear();
         if std::mem::replace(&mut line.is_open, false) {
             self.hub.remove(slot);
-            self.node.disconnect(&line.client, place, disconnect);
+            self.node
+                .disconnect(&line.client, place, disconnect, Vec::new());
         }
     }
 

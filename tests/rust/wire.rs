@@ -226,7 +226,7 @@ fn an_emergency_overtakes_what_waits() {
         eventually("it is taken", || door.inbox.is_empty());
     }
     let before = node.counters.publications.get();
-    assert_eq!(node.emergency("fire").unwrap(), 1);
+    assert_eq!(node.emergency("fire").unwrap().recipients, 1);
     eventually("the emergency is queued", || {
         served.0.node().doors()[0].inbox.is_empty()
     });

@@ -1,0 +1,350 @@
+//! Mailboxes and idempotency keys against models, and what the node keeps of messages to one client.
+
+use _tantor::broker::MemoryBroker;
+use _tantor::config::Config;
+use _tantor::error::Error;
+use _tantor::frame::EncodedFrame;
+use _tantor::idempotency::{Idempotency, Known};
+use _tantor::mailbox::{Mail, Mailbox};
+use _tantor::node::{Delivery, Door, Greeting, Node, Place, PublishOptions};
+use _tantor::priority::Priority;
+use _tantor::protocol::Body;
+use _tantor::store::{Change, Committed, Health, MemoryStore, Saved, Store, StoreError};
+use parking_lot::Mutex;
+use proptest::prelude::*;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+const PLACE: Place = Place {
+    shard: 0,
+    slot: 1,
+    generation: 1,
+};
+
+fn mail(message: u64, expires: u64, is_emergency: bool) -> Mail {
+    Mail {
+        number: 0,
+        message,
+        expires,
+        is_emergency,
+        frame: EncodedFrame::text(&vec![b'x'; message as usize % 50]),
+        handed_over: 0,
+    }
+}
+
+fn messages<'a>(mail: impl IntoIterator<Item = &'a Mail>) -> Vec<u64> {
+    mail.into_iter().map(|mail| mail.message).collect()
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Push(u64, bool),
+    Acknowledge(Vec<u64>),
+    Expire(u64),
+    Trim(usize),
+    Release(usize, bool),
+    Tell(bool),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => (0_u64..20, prop::bool::weighted(0.3)).prop_map(|(expires, emergency)| Step::Push(expires, emergency)),
+        2 => prop::collection::vec(0_u64..60, 0..5).prop_map(Step::Acknowledge),
+        1 => (0_u64..20).prop_map(Step::Expire),
+        1 => (0_usize..8).prop_map(Step::Trim),
+        1 => (0_usize..400, any::<bool>()).prop_map(|(bytes, too)| Step::Release(bytes, too)),
+        1 => any::<bool>().prop_map(Step::Tell),
+    ]
+}
+
+/// Takes the oldest that `goes` says out of a model, while `is_over` says so.
+fn take_oldest(
+    model: &mut Vec<Mail>,
+    goes: impl Fn(&Mail) -> bool,
+    is_over: impl Fn(&[Mail]) -> bool,
+) -> Vec<u64> {
+    let mut taken = Vec::new();
+    while is_over(model)
+        && let Some(at) = model.iter().position(&goes)
+    {
+        taken.push(model.remove(at).message);
+    }
+    taken
+}
+
+proptest! {
+    #[test]
+    fn a_mailbox_keeps_order_and_bounds_and_counts_what_it_drops(steps in prop::collection::vec(step(), 1..60)) {
+        let (mut mailbox, mut model) = (Mailbox::default(), Vec::<Mail>::new());
+        let mut dropped = 0;
+        let each = {
+            let mut alone = Mailbox::default();
+            alone.push(mail(50, 1, false));
+            alone.bytes() - EncodedFrame::text(b"").len()
+        };
+        let bytes_of = |mail: &[Mail]| mail.iter().map(|mail| mail.frame.len() + each).sum::<usize>();
+        for (number, step) in steps.into_iter().enumerate() {
+            match step {
+                Step::Push(expires, is_emergency) => {
+                    let new = mail(number as u64, expires, is_emergency);
+                    model.push(new.clone());
+                    mailbox.push(new);
+                }
+                Step::Acknowledge(ids) => {
+                    let taken = mailbox.take_each(&ids);
+                    prop_assert!(messages(&taken).iter().all(|id| ids.contains(id)));
+                    let before = model.len();
+                    model.retain(|mail| !ids.contains(&mail.message));
+                    prop_assert_eq!(taken.len(), before - model.len());
+                }
+                Step::Expire(now) => {
+                    let expired = mailbox.expire(now);
+                    let (kept, gone) = model.into_iter().partition(|mail| mail.expires > now);
+                    model = kept;
+                    let gone: Vec<Mail> = gone;
+                    prop_assert_eq!(messages(&expired), messages(&gone));
+                    dropped += gone.len() as u64;
+                }
+                Step::Trim(size) => {
+                    let is_over = |mail: &[Mail]| mail.len() > size;
+                    let mut gone = take_oldest(&mut model, |mail| !mail.is_emergency, is_over);
+                    gone.extend(take_oldest(&mut model, |_| true, is_over));
+                    prop_assert_eq!(messages(&mailbox.trim(size, usize::MAX)), gone.clone());
+                    dropped += gone.len() as u64;
+                }
+                Step::Release(bytes, too) => {
+                    let wanted = bytes_of(&model).saturating_sub(bytes);
+                    let gone = take_oldest(&mut model, |mail| too || !mail.is_emergency, |mail| bytes_of(mail) > wanted);
+                    let released = messages(&mailbox.release(bytes, too));
+                    prop_assert_eq!(&released, &gone);
+                    dropped += released.len() as u64;
+                }
+                Step::Tell(arrives) => {
+                    prop_assert_eq!(mailbox.tell_dropped(), dropped);
+                    if arrives {
+                        mailbox.confirm();
+                        dropped = 0;
+                    }
+                }
+            }
+            prop_assert_eq!(messages(mailbox.iter_mut().map(|mail| &*mail)), messages(&model));
+            prop_assert_eq!(mailbox.bytes(), bytes_of(&model));
+            prop_assert_eq!(mailbox.weight() > 0, !model.is_empty());
+        }
+        let numbers: Vec<u64> = mailbox.iter_mut().map(|mail| mail.number).collect();
+        prop_assert!(numbers.is_sorted_by(|one, other| one < other));
+    }
+
+    #[test]
+    fn a_key_is_known_for_its_time_and_among_so_many(
+        uses in prop::collection::vec((0_usize..6, 0_u64..30), 1..60), limit in 1_usize..5,
+    ) {
+        const TTL: u64 = 50;
+        let keys = Idempotency::default();
+        // key, when it was first used, its result; oldest first
+        let mut model: Vec<(usize, u64, usize)> = Vec::new();
+        let mut now = 0;
+        for (number, (key, later)) in uses.into_iter().enumerate() {
+            now += later;
+            model.retain(|(_, begun, _)| now - begun < TTL);
+            let name = key.to_string();
+            let known = keys.begin("scope", &name, now, TTL, limit, &mut || None);
+            match (known, model.iter().find(|(known, ..)| *known == key)) {
+                (Some(Known::Repeat(result)), Some((_, _, first))) => prop_assert_eq!(result, *first),
+                (Some(Known::Nothing(token)), None) => {
+                    keys.published("scope", &name, token, number, false);
+                    if model.len() == limit {
+                        model.remove(0);
+                    }
+                    model.push((key, now, number));
+                }
+                (known, model) => prop_assert!(false, "{} and {:?}", known.is_some(), model),
+            }
+        }
+    }
+}
+
+/// Saves when it is told to.
+#[derive(Default)]
+struct HeldStore {
+    held: Mutex<Vec<Committed>>,
+}
+
+impl HeldStore {
+    fn settle(&self, outcome: &Result<(), StoreError>) {
+        for committed in self.held.lock().drain(..) {
+            committed(outcome.clone());
+        }
+    }
+}
+
+impl Store for HeldStore {
+    fn open(&self) -> Result<Saved, StoreError> {
+        Ok(Saved::default())
+    }
+
+    fn save(&self, _change: Change, committed: Option<Committed>) {
+        self.held.lock().extend(committed);
+    }
+
+    fn health(&self) -> Health {
+        Health::default()
+    }
+
+    fn is_durable(&self) -> bool {
+        true
+    }
+
+    fn close(&self, _within: Duration) {}
+}
+
+fn node_over(store: Arc<dyn Store>, config: Config) -> Arc<Node> {
+    let broker = MemoryBroker::new(Arc::clone(&store), config.history_bytes);
+    Arc::new(Node::new(Arc::new(config), Arc::new(broker), store))
+}
+
+const BODY: Body<'static> = Body::Message(b"\"hello\"");
+
+/// Sends to `user`; counts in `saved` and `failed` what became of saving it.
+fn send_durably(node: &Arc<Node>, outcomes: &Arc<[AtomicUsize; 2]>, body: Body<'_>) -> u64 {
+    let options = PublishOptions {
+        durable: true,
+        idempotency_key: Some("key"),
+        ..PublishOptions::default()
+    };
+    let mut commit = || -> Committed {
+        let outcomes = Arc::clone(outcomes);
+        Box::new(move |outcome| {
+            outcomes[usize::from(outcome.is_err())].fetch_add(1, Ordering::Relaxed);
+        })
+    };
+    let sent = node.send("user", "jungle", body, &options, &mut commit);
+    sent.unwrap().stamp.id
+}
+
+fn counts(outcomes: &[AtomicUsize; 2]) -> [usize; 2] {
+    [0, 1].map(|which| outcomes[which].load(Ordering::Relaxed))
+}
+
+#[test]
+fn a_repeat_of_a_durable_message_waits_until_the_first_is_saved() {
+    let store = Arc::new(HeldStore::default());
+    let node = node_over(Arc::clone(&store) as Arc<dyn Store>, Config::default());
+    let outcomes = Arc::default();
+    let first = send_durably(&node, &outcomes, BODY);
+    assert_eq!(send_durably(&node, &outcomes, BODY), first);
+    assert_eq!(counts(&outcomes), [0, 0]);
+    store.settle(&Ok(()));
+    assert_eq!(counts(&outcomes), [2, 0]);
+    assert_eq!(send_durably(&node, &outcomes, BODY), first);
+    assert_eq!(counts(&outcomes), [3, 0]);
+    assert_eq!(node.mail_size().0, 1);
+}
+
+#[test]
+fn a_durable_message_that_was_not_saved_may_be_sent_again() {
+    let store = Arc::new(HeldStore::default());
+    let node = node_over(Arc::clone(&store) as Arc<dyn Store>, Config::default());
+    let outcomes = Arc::default();
+    let first = send_durably(&node, &outcomes, BODY);
+    store.settle(&Err(StoreError("full".to_owned())));
+    assert_eq!(counts(&outcomes), [0, 1]);
+    assert_ne!(send_durably(&node, &outcomes, BODY), first);
+}
+
+#[test]
+fn a_durable_message_that_no_mailbox_can_hold_is_not_said_to_be_saved() {
+    let config = Config {
+        mailbox_bytes: 200,
+        ..Config::default()
+    };
+    let node = node_over(Arc::new(HeldStore::default()), config);
+    let outcomes = Arc::default();
+    let large = format!("\"{}\"", "x".repeat(500));
+    send_durably(&node, &outcomes, Body::Message(large.as_bytes()));
+    assert_eq!(counts(&outcomes), [0, 1]);
+}
+
+#[test]
+fn durable_is_refused_where_nothing_is_kept() {
+    let options = PublishOptions {
+        durable: true,
+        ..PublishOptions::default()
+    };
+    let nothing_kept = [
+        Config {
+            history_size: 0,
+            ..Config::default()
+        },
+        Config {
+            history_bytes: 0,
+            ..Config::default()
+        },
+        Config {
+            message_ttl: Duration::ZERO,
+            ..Config::default()
+        },
+    ];
+    for config in nothing_kept {
+        let keeps_mail = !config.message_ttl.is_zero();
+        let node = node_over(Arc::new(HeldStore::default()), config);
+        let mut commit = || -> Committed { Box::new(drop) };
+        let published = node.broadcast("jungle", "news", b"1", &options, &mut commit);
+        assert!(matches!(published, Err(Error::Argument(why)) if why.contains("history_size")));
+        let sent = node.send("user", "jungle", BODY, &options, &mut commit);
+        assert_eq!(sent.is_ok(), keeps_mail);
+    }
+    let node = node_over(Arc::new(MemoryStore), Config::default());
+    let mut commit = || -> Committed { Box::new(drop) };
+    let published = node.broadcast("jungle", "news", b"1", &options, &mut commit);
+    assert!(matches!(published, Err(Error::Argument(why)) if why.contains("database")));
+}
+
+#[test]
+fn an_emergency_waits_for_no_shard_that_is_behind() {
+    let node = node_over(Arc::new(MemoryStore), Config::default());
+    let door = Arc::new(Door::new(1));
+    node.attach(vec![Arc::clone(&door)]);
+    node.connect(PLACE, &Greeting::default()).unwrap();
+    door.inbox.push(Delivery::Drain);
+    assert!(door.inbox.is_full());
+    let begun = Instant::now();
+    assert_eq!(node.emergency("fire").unwrap().recipients, 1);
+    let options = PublishOptions {
+        priority: Priority::Emergency,
+        ..PublishOptions::default()
+    };
+    let mut commit = || -> Committed { Box::new(drop) };
+    node.broadcast("jungle", "news", b"1", &options, &mut commit)
+        .unwrap();
+    node.send("user", "jungle", BODY, &options, &mut commit)
+        .unwrap();
+    // a publisher is held back for 5 s
+    assert!(begun.elapsed() < Duration::from_secs(4));
+}
+
+#[test]
+fn a_connection_knows_which_emergencies_went_out_before_it_came() {
+    let node = node_over(Arc::new(MemoryStore), Config::default());
+    let door = Arc::new(Door::new(1 << 20));
+    node.attach(vec![Arc::clone(&door)]);
+    assert_eq!(node.emergency("one").unwrap().recipients, 0);
+    assert_eq!(
+        node.connect(PLACE, &Greeting::default())
+            .unwrap()
+            .emergencies,
+        1
+    );
+    assert_eq!(node.emergency("two").unwrap().recipients, 1);
+    let mut taken = Vec::new();
+    door.inbox.take(&mut taken);
+    let numbers: Vec<u64> = taken
+        .iter()
+        .filter_map(|delivery| match delivery {
+            Delivery::Urgent { number, .. } => Some(*number),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(numbers, [1, 2]);
+}
