@@ -584,23 +584,6 @@ mod tests {
     }
 
     #[test]
-    fn only_the_newest_of_a_channel_that_is_conflated_waits_but_for_what_is_begun() {
-        let mut queue = Outbound::default();
-        let mut wire = Vec::new();
-        queue.push(published("one", 1, 1, SlowConsumer::Latest));
-        write(&mut queue, 2, &mut wire);
-        assert!(!queue.has_older(1) && queue.conflate(1).is_empty());
-        queue.push(published("two", 1, 2, SlowConsumer::Latest));
-        queue.push(published("notice", 1, 0, SlowConsumer::DropOldest));
-        queue.push(published("other", 2, 5, SlowConsumer::Latest));
-        assert!(queue.has_older(1));
-        assert_eq!(queue.conflate(1), [dropped(1, 1, 2, SlowConsumer::Latest)]);
-        queue.push(published("three", 1, 3, SlowConsumer::Latest));
-        write(&mut queue, 1000, &mut wire);
-        assert_eq!(payloads(&wire), ["one", "notice", "other", "three"]);
-    }
-
-    #[test]
     fn what_waits_behind_the_first_is_weighed_without_it() {
         let mut queue = Outbound::default();
         assert_eq!(queue.weight_behind(), 0);
@@ -609,16 +592,6 @@ mod tests {
         write(&mut queue, 1000, &mut Vec::new());
         queue.push(text("next").into());
         assert_eq!(queue.weight_behind(), CHUNK_OVERHEAD + text("next").len());
-    }
-
-    #[test]
-    fn frames_are_counted_right_when_a_run_that_is_half_written_is_overtaken() {
-        let mut queue = Outbound::default();
-        let run: Vec<u8> = (0..10).flat_map(|_| text("run").bytes().to_vec()).collect();
-        let mut waiting = queue.push(run_of(run, 10));
-        write(&mut queue, 3 * text("run").len() + 1, &mut Vec::new());
-        waiting += queue.push(urgent("fire"));
-        assert_eq!((waiting, queue.frames()), (8, 8));
     }
 
     #[test]

@@ -27,7 +27,7 @@ class Memory(Protocol):
 def find_memory() -> Memory | None:
     """The `Memory` of an installed Flask-TSK, if it has one that remembers."""
     try:
-        if importlib.util.find_spec("tsk_flask.memory") is None:
+        if not importlib.util.find_spec("tsk_flask") or not importlib.util.find_spec("tsk_flask.memory"):
             return None
         memory = _memory_of(importlib.import_module("tsk_flask.memory"))
     except Exception as error:  # another package's import may fail in any way, and is not needed

@@ -218,6 +218,50 @@ fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
     Ok(())
 }
 
+fn frame(content: &str) -> Vec<u8> {
+    EncodedFrame::text(content.as_bytes()).bytes().to_vec()
+}
+
+fn publication(content: &str, channel: u64, offset: u64, policy: SlowConsumer) -> Chunk {
+    let source = (channel, Some(offset), policy);
+    Chunk::published(frame(content).into(), 1, Priority::Normal, source)
+}
+
+#[test]
+fn only_the_newest_of_a_channel_that_is_conflated_waits_but_for_what_is_begun() {
+    let mut queue = Outbound::default();
+    let mut wire = Vec::new();
+    queue.push(publication("one", 1, 1, SlowConsumer::Latest));
+    write(&mut queue, 2, &mut wire);
+    assert!(!queue.has_older(1) && queue.conflate(1).is_empty());
+    queue.push(publication("two", 1, 2, SlowConsumer::Latest));
+    queue.push(publication("notice", 1, 0, SlowConsumer::DropOldest));
+    queue.push(publication("other", 2, 5, SlowConsumer::Latest));
+    assert!(queue.has_older(1));
+    let dropped = Shed {
+        channel: 1,
+        frames: 1,
+        offset: 2,
+        policy: SlowConsumer::Latest,
+    };
+    assert_eq!(queue.conflate(1), [dropped]);
+    queue.push(publication("three", 1, 3, SlowConsumer::Latest));
+    write(&mut queue, 1000, &mut wire);
+    assert_eq!(payloads(&wire), ["one", "notice", "other", "three"]);
+}
+
+#[test]
+fn frames_are_counted_right_when_a_run_that_is_half_written_is_overtaken() {
+    let mut queue = Outbound::default();
+    let run: Vec<u8> = (0..10).flat_map(|_| frame("run")).collect();
+    let source = (1, Some(10), SlowConsumer::Disconnect);
+    let mut waiting = queue.push(Chunk::published(run.into(), 10, Priority::Normal, source));
+    write(&mut queue, 3 * frame("run").len() + 1, &mut Vec::new());
+    let urgent = EncodedFrame::text(b"fire");
+    waiting += queue.push(Chunk::direct(&urgent, Priority::Emergency, None));
+    assert_eq!((waiting, queue.frames()), (8, 8));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
