@@ -391,6 +391,22 @@ def test_user_data_outlives_the_connection_and_ends_with_the_client(make_server:
     eventually(lambda: server.user_data(client.client_id) is None, "it is forgotten")
 
 
+def test_a_client_that_came_back_is_told_of_gaps_though_it_has_joined_nothing_yet(
+    make_server: MakeServer, connect: Connect
+) -> None:
+    server = make_server(slow_consumer="latest", max_pending_bytes=1 << 17)
+    token = lost(server, connect(server))
+    again = connect(server, path(token), receive_buffer=4096)
+    published = 0
+    while not server.stats()["dropped"].get("latest"):
+        server.broadcast("jungle", "n", "x" * 10_000)
+        published += 1
+        assert published < 5000
+    gap = again.receive_until(event="gap")
+    assert (gap["channel"], gap["reason"]) == ("jungle", "latest")
+    assert gap["offset"] <= published
+
+
 # Tokens that the application gives
 
 
