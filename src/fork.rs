@@ -1,6 +1,6 @@
 //! What a forked child must not keep: it has this process's memory and descriptors, but none of its threads.
 
-use parking_lot::Mutex;
+use crate::sync::Mutex;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
 //! Results of publications by the key that their publishers gave them, so that a repeat publishes nothing.
 
 use crate::store::{Committed, StoreError};
-use parking_lot::Mutex;
+use crate::sync::Mutex;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 

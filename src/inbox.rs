@@ -1,7 +1,7 @@
 //! The only door into a shard: a queue that any thread may push to, and that one thread empties.
 
+use crate::sync::{Condvar, Mutex};
 use futures_util::task::AtomicWaker;
-use parking_lot::{Condvar, Mutex};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Waker;
 use std::time::{Duration, Instant};
@@ -135,7 +135,8 @@ impl<T: Weigh> Inbox<T> {
         let mut items = self.items.lock();
         while self.is_full() && !items.closed {
             items.waiters += 1;
-            let timed_out = self.room.wait_until(&mut items, deadline).timed_out();
+            let timed_out;
+            (items, timed_out) = self.room.wait_until(items, deadline);
             items.waiters -= 1;
             if timed_out {
                 return !self.is_full();

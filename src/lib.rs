@@ -29,6 +29,7 @@ pub mod receipt;
 pub mod server;
 pub mod shard;
 pub mod store;
+pub mod sync;
 pub mod wheel;
 
 #[cfg(feature = "python")]

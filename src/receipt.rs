@@ -1,6 +1,6 @@
 //! What became of messages that were sent: counts that everyone who handles one keeps up to date.
 
-use parking_lot::Mutex;
+use crate::sync::Mutex;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};

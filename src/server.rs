@@ -8,7 +8,7 @@ use crate::events::LogLevel;
 use crate::node::{Delivery, Door, Node};
 use crate::shard::{Acceptor, Shard};
 use crate::store::{Limits, MemoryStore, SqliteStore, Store};
-use parking_lot::{Condvar, Mutex};
+use crate::sync::{Condvar, Mutex};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
@@ -171,11 +171,13 @@ impl Server {
         while running.is_some() {
             match deadline {
                 Some(deadline) => {
-                    if self.ended.wait_until(&mut running, deadline).timed_out() {
+                    let has_timed_out;
+                    (running, has_timed_out) = self.ended.wait_until(running, deadline);
+                    if has_timed_out {
                         return running.is_none();
                     }
                 }
-                None => self.ended.wait(&mut running),
+                None => running = self.ended.wait(running),
             }
         }
         true

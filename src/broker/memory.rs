@@ -7,7 +7,7 @@ use crate::history::{History, Kept};
 use crate::protocol::now_micros;
 use crate::random::random_u64;
 use crate::store::{Change, Committed, SavedStream, Store, StreamKey};
-use parking_lot::Mutex;
+use crate::sync::Mutex;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};

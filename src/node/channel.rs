@@ -5,7 +5,7 @@ use crate::channel_settings::ChannelSettings;
 use crate::hub::ChannelKey;
 use crate::interest::Interest;
 use crate::presence::Roster;
-use parking_lot::Mutex;
+use crate::sync::Mutex;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 

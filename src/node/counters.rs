@@ -1,7 +1,7 @@
 //! What is counted; every drop and every refusal is.
 
 use crate::error::Disconnect;
-use parking_lot::Mutex;
+use crate::sync::Mutex;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -11,7 +11,7 @@ use crate::error::{ErrorCode, Refusal};
 use crate::events::Detail;
 use crate::protocol::{self, Reference};
 use crate::store::{Committed, StoreError};
-use parking_lot::Mutex;
+use crate::sync::Mutex;
 use std::sync::Arc;
 
 /// What a client's frame made for others to do. Whoever is behind with it may have the client held back.

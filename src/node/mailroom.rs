@@ -198,7 +198,7 @@ impl Node {
     pub(super) fn drop_empty_mailbox(
         &self,
         client: &Arc<Client>,
-        mut state: parking_lot::MutexGuard<'_, ClientState>,
+        mut state: crate::sync::MutexGuard<'_, ClientState>,
     ) {
         // one that is expected is still to be told what was dropped
         if state.session.is_none() {

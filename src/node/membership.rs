@@ -278,7 +278,7 @@ impl Node {
             created: protocol::now_micros(),
             settings: self.config.of_channel(name),
             stream: std::sync::OnceLock::new(),
-            members: parking_lot::Mutex::default(),
+            members: crate::sync::Mutex::default(),
         });
         channels.insert(Arc::clone(&channel.name), Arc::clone(&channel));
         drop(channels);

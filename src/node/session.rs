@@ -428,7 +428,7 @@ impl Node {
     fn lose(
         &self,
         client: &Arc<Client>,
-        mut state: parking_lot::MutexGuard<'_, ClientState>,
+        mut state: crate::sync::MutexGuard<'_, ClientState>,
         place: Place,
         disconnect: Disconnect,
     ) {
@@ -500,7 +500,7 @@ impl Node {
     }
 
     /// Others are told that a client has left its channels, which are remembered for its return.
-    fn leave_all(&self, client: &Arc<Client>, mut state: parking_lot::MutexGuard<'_, ClientState>) {
+    fn leave_all(&self, client: &Arc<Client>, mut state: crate::sync::MutexGuard<'_, ClientState>) {
         let channels: Vec<_> = state.channels.drain(..).collect();
         if let Some(away) = &mut state.away {
             let names = channels
@@ -517,7 +517,7 @@ impl Node {
     fn leave_for_good(
         &self,
         client: &Arc<Client>,
-        mut state: parking_lot::MutexGuard<'_, ClientState>,
+        mut state: crate::sync::MutexGuard<'_, ClientState>,
     ) {
         let channels: Vec<_> = state.channels.drain(..).collect();
         let left = self.remove_members(client, channels);
@@ -557,12 +557,12 @@ impl Node {
     }
 }
 
-fn push_due(due: &parking_lot::Mutex<Due>, wait: Duration, number: u64, client: &Arc<Client>) {
+fn push_due(due: &crate::sync::Mutex<Due>, wait: Duration, number: u64, client: &Arc<Client>) {
     let at = protocol::monotonic_micros().saturating_add(wait.as_micros() as u64);
     due.lock().insert(number, (at, Arc::clone(client)));
 }
 
-fn pop_due(due: &parking_lot::Mutex<Due>, now: u64) -> Option<(u64, Arc<Client>)> {
+fn pop_due(due: &crate::sync::Mutex<Due>, now: u64) -> Option<(u64, Arc<Client>)> {
     let mut due = due.lock();
     let first = due.first_entry()?;
     if first.get().0 > now {

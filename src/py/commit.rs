@@ -3,7 +3,7 @@
 
 use super::errors;
 use crate::store::{Committed, StoreError};
-use parking_lot::{Condvar, Mutex};
+use crate::sync::{Condvar, Mutex};
 use pyo3::exceptions::{PyOSError, PyTimeoutError};
 use pyo3::prelude::*;
 use std::sync::Arc;
@@ -74,7 +74,7 @@ impl Commit {
             let outcome = py.detach(|| {
                 let mut state = self.settled.state.lock();
                 if state.outcome.is_none() {
-                    self.settled.changed.wait_for(&mut state, SIGNAL_INTERVAL);
+                    (state, _) = self.settled.changed.wait_for(state, SIGNAL_INTERVAL);
                 }
                 state.outcome.clone()
             });

@@ -1,8 +1,8 @@
 //! Readiness without a task per connection: each connection's waker puts its slot on the shard's list.
 
 use crate::hub::Slot;
+use crate::sync::Mutex;
 use futures_util::task::AtomicWaker;
-use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Wake, Waker};

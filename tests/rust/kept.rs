@@ -10,7 +10,7 @@ use _tantor::node::{Delivery, Door, Greeting, Node, Place, PublishOptions};
 use _tantor::priority::Priority;
 use _tantor::protocol::Body;
 use _tantor::store::{Change, Committed, Health, MemoryStore, Saved, Store, StoreError};
-use parking_lot::Mutex;
+use _tantor::sync::Mutex;
 use proptest::prelude::*;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -14,6 +14,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("priority", 0),
     ("protocol", 0),
     ("random", 0),
+    ("sync", 0),
     ("command", 1),
     ("connection", 1),
     ("handshake", 1),
@@ -48,8 +49,12 @@ const RESERVED: &[(&str, &[&str])] = &[
     ("rusqlite", &["store"]),
     (
         "Instant",
-        &["protocol", "inbox", "store", "shard", "server", "py"],
+        &[
+            "protocol", "sync", "inbox", "store", "shard", "server", "py",
+        ],
     ),
+    ("std::sync::Mutex", &["sync"]),
+    ("parking_lot", &[]),
     ("SystemTime", &["protocol"]),
 ];
 

@@ -14,9 +14,9 @@ mod writer;
 
 use super::{Change, Committed, Health, Saved, Store, StoreError};
 use crate::fork::{self, ParentsOwn};
+use crate::sync::Mutex;
 use file::DatabaseFile;
 use lock::FileLock;
-use parking_lot::Mutex;
 use queue::Queue;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

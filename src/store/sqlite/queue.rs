@@ -2,7 +2,7 @@
 //! is waited for: publications come from threads that have better things to do.
 
 use crate::store::{Change, Committed, SavedClient, StreamKey};
-use parking_lot::{Condvar, Mutex};
+use crate::sync::{Condvar, Mutex};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -180,7 +180,8 @@ impl Queue {
         let mut state = self.state.lock();
         while state.waiting.entries.is_empty() && state.is_open {
             state.writer = WriterState::Idle;
-            let has_timed_out = self.changed.wait_until(&mut state, deadline).timed_out();
+            let has_timed_out;
+            (state, has_timed_out) = self.changed.wait_until(state, deadline);
             state.writer = WriterState::Busy;
             if has_timed_out {
                 break;
@@ -190,7 +191,8 @@ impl Queue {
             let deadline = Instant::now() + GATHER;
             while state.is_open && !state.is_urgent {
                 state.writer = WriterState::Gathering;
-                let has_timed_out = self.changed.wait_until(&mut state, deadline).timed_out();
+                let has_timed_out;
+                (state, has_timed_out) = self.changed.wait_until(state, deadline);
                 state.writer = WriterState::Busy;
                 if has_timed_out {
                     break;
