@@ -199,11 +199,13 @@ impl Node {
         let Some(session) = &state.session else {
             return;
         };
+        let (root, rotation) = session.saved();
         let is_connected = state.place.is_some();
         let ttl = self.config.resume_ttl.as_micros() as u64;
         let saved = SavedClient {
             id: Arc::clone(&client.id),
-            secret: session.secret(),
+            root,
+            rotation,
             expires: if is_connected {
                 u64::MAX
             } else {
@@ -232,7 +234,7 @@ impl Node {
                 Arc::clone(vacant.insert(Arc::new(client)))
             };
             let mut state = client.state.lock();
-            state.session = Some(Session::restored(saved.secret));
+            state.session = Some(Session::restored(saved.root, saved.rotation));
             state.user_data = saved.user_data;
             self.expect(&client, &mut state, saved.channels);
         }
@@ -301,13 +303,11 @@ impl Node {
             .as_mut()
             .filter(|_| !state.removed)
             .ok_or(refused(UNKNOWN))?;
-        if !session.opens_with(&secret) {
-            return Err(refused(USED));
-        }
+        let used = session.find(&secret).ok_or(refused(USED))?;
         if state.place.is_none() && !self.reserve() {
             return Err(Unresumed::Full);
         }
-        session.rotate(&secret);
+        session.rotate(used);
         client.begin_connection(true);
         client.ping(protocol::now_micros());
         let displaced = state.place.replace(place);

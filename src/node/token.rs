@@ -2,47 +2,65 @@
 
 use crate::protocol::check_client_id;
 use crate::random::random_u64;
+use sha2::{Digest, Sha256};
 
-/// The secret of a client's resume token, and the one before.
+/// Makes the secrets of a client's resume tokens, each of which is used once.
+///
+/// They are derived from a root that never leaves the server, so that the root and a number are all that has to be saved,
+/// and a token that was given out while the number of its rotation was still to be saved is known after a crash.
 pub struct Session {
-    secret: [u8; SECRET],
-    /// Good until the client has shown that it has the newer one.
-    previous: Option<Box<[u8; SECRET]>>,
+    root: [u8; SECRET],
+    /// Of the token that the client has, or is about to get.
+    rotation: u64,
+    /// Earlier ones that are good until the client has shown that it has the newer one.
+    previous: Option<u64>,
+    /// Later ones that may have been given out before a crash.
+    ahead: u64,
 }
 
 const SECRET: usize = 16;
 
+/// Rotations that a crash may have lost.
+const MAX_AHEAD: u64 = 2;
+
 impl Session {
     pub fn new() -> Self {
-        Self::restored(random_secret())
-    }
-
-    /// With the secret that was saved.
-    pub fn restored(secret: [u8; SECRET]) -> Self {
         Self {
-            secret,
+            root: random_secret(),
+            rotation: 0,
             previous: None,
+            ahead: 0,
         }
     }
 
-    /// What is to be saved.
-    pub fn secret(&self) -> [u8; SECRET] {
-        self.secret
+    /// As it was saved.
+    pub fn restored(root: [u8; SECRET], rotation: u64) -> Self {
+        Self {
+            root,
+            rotation,
+            previous: None,
+            ahead: MAX_AHEAD,
+        }
     }
 
-    pub fn opens_with(&self, secret: &[u8; SECRET]) -> bool {
-        is_equal(&self.secret, secret)
-            || self
-                .previous
-                .as_ref()
-                .is_some_and(|previous| is_equal(previous, secret))
+    /// What is to be saved: the root and the number of the latest rotation.
+    pub fn saved(&self) -> ([u8; SECRET], u64) {
+        (self.root, self.rotation)
     }
 
-    /// Another token, because this one was used.
-    pub fn rotate(&mut self, used: &[u8; SECRET]) {
+    /// The rotation that a token's secret is of; `None` when it is not the client's latest.
+    pub fn find(&self, secret: &[u8; SECRET]) -> Option<u64> {
+        let last = self.rotation + self.ahead;
+        let mut good = self.previous.into_iter().chain(self.rotation..=last);
+        good.find(|rotation| is_equal(&self.secret(*rotation), secret))
+    }
+
+    /// Another token, because the one of this rotation was used.
+    pub fn rotate(&mut self, used: u64) {
         // the one it came with stays good, should the answer be lost
-        self.previous = Some(Box::new(*used));
-        self.secret = random_secret();
+        self.previous = Some(used);
+        self.rotation = self.rotation.max(used) + 1;
+        self.ahead = 0;
     }
 
     /// The client has the newer token.
@@ -50,11 +68,25 @@ impl Session {
         self.previous = None;
     }
 
+    fn secret(&self, rotation: u64) -> [u8; SECRET] {
+        let digest = Sha256::new()
+            .chain_update(self.root)
+            .chain_update(rotation.to_be_bytes())
+            .finalize();
+        let mut secret = [0; SECRET];
+        secret.copy_from_slice(&digest[..SECRET]);
+        secret
+    }
+
     /// URL-safe: the secret and the client's id in hexadecimal.
     pub fn token(&self, client_id: &str) -> String {
         use std::fmt::Write;
         let mut token = String::with_capacity(2 * (SECRET + client_id.len()));
-        for byte in self.secret.iter().chain(client_id.as_bytes()) {
+        for byte in self
+            .secret(self.rotation)
+            .iter()
+            .chain(client_id.as_bytes())
+        {
             // writing to a String does not fail
             let _ = write!(token, "{byte:02x}");
         }
@@ -103,7 +135,7 @@ mod tests {
         assert!(token.bytes().all(|byte| byte.is_ascii_alphanumeric()));
         let (id, secret) = read_token(&token).expect("valid");
         assert_eq!(id, "client_é");
-        assert!(session.opens_with(&secret));
+        assert_eq!(session.find(&secret), Some(0));
         for bad in [
             "",
             &format!("+{}", &token[1..]),
@@ -118,16 +150,49 @@ mod tests {
         }
     }
 
+    fn secret(session: &Session) -> [u8; SECRET] {
+        read_token(&session.token("a")).expect("valid").1
+    }
+
+    fn take(session: &mut Session, secret: &[u8; SECRET]) -> bool {
+        let used = session.find(secret);
+        used.inspect(|used| session.rotate(*used)).is_some()
+    }
+
     #[test]
     fn the_token_before_is_good_until_the_newer_one_has_arrived() {
         let mut session = Session::new();
-        let first = session.secret;
-        session.rotate(&first);
-        let second = session.secret;
-        assert!(first != second && session.opens_with(&first) && session.opens_with(&second));
-        session.rotate(&first);
-        assert!(session.opens_with(&first) && !session.opens_with(&second));
+        let first = secret(&session);
+        assert!(take(&mut session, &first));
+        let second = secret(&session);
+        assert_ne!(first, second);
+        assert!(take(&mut session, &first), "its answer was lost");
+        let third = secret(&session);
+        assert!(
+            !take(&mut session, &second),
+            "it was never seen, or is a thief's"
+        );
+        assert!(take(&mut session, &third));
         session.confirm();
-        assert!(!session.opens_with(&first) && session.opens_with(&session.secret));
+        assert!(!take(&mut session, &third) && !take(&mut session, &first));
+        let fourth = secret(&session);
+        assert!(take(&mut session, &fourth));
+    }
+
+    #[test]
+    fn a_crash_loses_no_token_that_was_just_given_out() {
+        let mut session = Session::new();
+        let used = secret(&session);
+        assert!(take(&mut session, &used));
+        let (root, rotation) = session.saved();
+        let saved_last = secret(&session);
+        assert!(take(&mut session, &saved_last));
+        session.confirm();
+        let lost = secret(&session);
+        let mut restored = Session::restored(root, rotation);
+        assert!(!take(&mut restored, &used), "it was used long before");
+        assert!(take(&mut restored, &lost));
+        restored.confirm();
+        assert!(!take(&mut restored, &lost) && !take(&mut restored, &saved_last));
     }
 }

@@ -88,7 +88,9 @@ pub struct SavedStream {
 #[derive(Clone, Debug)]
 pub struct SavedClient {
     pub id: Arc<str>,
-    pub secret: [u8; 16],
+    /// Of its resume tokens, and how many it was given.
+    pub root: [u8; 16],
+    pub rotation: u64,
     pub expires: u64,
     pub joined: u64,
     pub last_ping: u64,

@@ -85,14 +85,14 @@ fn everything_comes_back_as_it_was() {
     assert_eq!(
         (
             &seen.id,
-            seen.secret,
+            (seen.root, seen.rotation),
             &seen.channels,
             &seen.user_data,
             seen.is_connected
         ),
         (
             &wanted.id,
-            wanted.secret,
+            (wanted.root, wanted.rotation),
             &wanted.channels,
             &wanted.user_data,
             true

@@ -104,7 +104,8 @@ pub fn mailed(client: &str, number: u64, is_emergency: bool) -> Change<'static> 
 pub fn client(id: &str) -> SavedClient {
     SavedClient {
         id: id.into(),
-        secret: [7; 16],
+        root: [7; 16],
+        rotation: 3,
         expires: u64::MAX,
         joined: 1,
         last_ping: 2,

@@ -183,11 +183,12 @@ impl DatabaseFile {
         let channels = serde_json::to_string(&names).unwrap_or_default();
         self.connection
             .prepare_cached(
-                "INSERT OR REPLACE INTO clients VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+                "INSERT OR REPLACE INTO clients VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
             )?
             .execute(params![
                 &*client.id,
-                &client.secret[..],
+                &client.root[..],
+                client.rotation.cast_signed(),
                 i64::try_from(client.expires).unwrap_or(i64::MAX),
                 client.joined.cast_signed(),
                 client.last_ping.cast_signed(),

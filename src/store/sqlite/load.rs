@@ -84,25 +84,26 @@ impl DatabaseFile {
 
     fn read_clients(&self) -> rusqlite::Result<Vec<SavedClient>> {
         let mut select = self.connection.prepare(
-            "SELECT id, secret, expires, joined, last_ping, is_connected, channels, user_data FROM clients ORDER BY expires",
+            "SELECT id, root, rotation, expires, joined, last_ping, is_connected, channels, user_data FROM clients ORDER BY expires",
         )?;
         let clients = select.query_map([], |row| {
             let channels: Vec<Arc<str>> =
-                serde_json::from_str::<Vec<String>>(row.get_ref(6)?.as_str()?)
+                serde_json::from_str::<Vec<String>>(row.get_ref(7)?.as_str()?)
                     .unwrap_or_default()
                     .into_iter()
                     .map(Arc::from)
                     .collect();
             Ok(SavedClient {
                 id: shared(row, 0)?,
-                secret: row.get(1)?,
-                expires: unsigned(row, 2)?,
-                joined: unsigned(row, 3)?,
-                last_ping: unsigned(row, 4)?,
-                is_connected: row.get(5)?,
+                root: row.get(1)?,
+                rotation: unsigned(row, 2)?,
+                expires: unsigned(row, 3)?,
+                joined: unsigned(row, 4)?,
+                last_ping: unsigned(row, 5)?,
+                is_connected: row.get(6)?,
                 channels,
                 user_data: row
-                    .get::<_, Option<String>>(7)?
+                    .get::<_, Option<String>>(8)?
                     .map(|text| text.into_bytes().into()),
             })
         })?;

@@ -37,7 +37,8 @@ CREATE TABLE mail (
 ) WITHOUT ROWID;
 CREATE TABLE clients (
     id TEXT PRIMARY KEY,
-    secret BLOB NOT NULL,
+    root BLOB NOT NULL,
+    rotation INTEGER NOT NULL,
     expires INTEGER NOT NULL,
     joined INTEGER NOT NULL,
     last_ping INTEGER NOT NULL,
