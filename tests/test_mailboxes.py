@@ -269,6 +269,16 @@ def test_a_message_with_an_id_of_its_own_is_not_waited_for(server: Tantor, conne
     assert server.stats()["mailbox_messages"] == 0
 
 
+def test_a_message_that_no_mailbox_can_hold_is_sent_without_asking_for_an_acknowledgement(
+    make_server: MakeServer, connect: Connect
+) -> None:
+    server = make_server(mailbox_bytes=10_000)
+    client = connect(server, "/?ack=1")
+    server.send(client.client_id, {"n": 1, "fill": "x" * 20_000})
+    assert "ack" not in client.receive_until(n=1)
+    assert (server.stats()["mailbox_messages"], server.stats()["dropped"]) == (0, {})
+
+
 def test_the_first_acknowledgement_makes_a_connection_one_that_acknowledges(server: Tantor, connect: Connect) -> None:
     client = connect(server)
     client.action("ack", ids=[], ref=1)

@@ -264,10 +264,20 @@ impl Node {
                 continue;
             }
             let place = state.place;
-            let is_kept =
+            let mut is_kept =
                 !ttl.is_zero() && (place.is_none() || state.acknowledges && body.can_want_ack());
             let wants_ack = is_kept && body.can_want_ack();
-            let frame = encode(|out| protocol::write_direct(out, stamp, channel, body, wants_ack));
+            let encoded = |wants_ack| {
+                encode(|out| protocol::write_direct(out, stamp, channel, body, wants_ack))
+            };
+            let mut frame = encoded(wants_ack);
+            if is_kept
+                && place.is_some()
+                && !Mailbox::has_room(frame.len(), self.config.mailbox_bytes)
+            {
+                is_kept = false;
+                frame = encoded(false);
+            }
             let receipt = self.receipts.open(stamp.id, usize::from(place.is_some()));
             if is_kept {
                 let letter = Letter {
@@ -309,7 +319,9 @@ impl Node {
         if !known.contains(&id) || state.acknowledged.contains(&id) {
             return false;
         }
-        state.acknowledged.retain(|id| known.contains(id));
+        if state.acknowledged.len() >= KNOWN_EMERGENCIES {
+            state.acknowledged.retain(|id| known.contains(id));
+        }
         state.acknowledged.push(id);
         true
     }
