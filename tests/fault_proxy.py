@@ -276,7 +276,10 @@ class Conditions:
 
 
 class Link:
-    """One connection: the client's socket and the one to the server. `number` counts from 1, `forwarded` bytes, `waiting` what is delayed."""
+    """One connection: the client's socket and the one to the server.
+
+    `number` counts from 1; `forwarded` are bytes and `waiting` reads that are delayed, by direction.
+    """
 
     def __init__(self, number: int, client: socket.socket, server: socket.socket, conditions: Conditions) -> None:
         self.number = number

@@ -173,7 +173,7 @@ def test_delay_makes_bytes_late_and_keeps_their_order(proxy: FaultProxy) -> None
         proxy.delay(SHORT, TO_CLIENT)
         before = time.monotonic()
         client.sendall(b"1")
-        eventually(lambda: proxy.connections[0].waiting[TO_CLIENT] == 1, "it is on its way back")
+        eventually(lambda: [link.waiting[TO_CLIENT] for link in proxy.connections] == [1], "it is on its way back")
         proxy.delay(0.0)
         client.sendall(b"2")
         assert receive(client, 2) == b"12"
