@@ -218,10 +218,9 @@ def test_another_server_may_take_the_place(proxy: FaultProxy) -> None:
             assert ask(later, b"2") == b"2"
             other.close()
     proxy.target_port = other.port
-    with connect(proxy) as nowhere:
-        with pytest.raises(ConnectionResetError):
-            nowhere.recv(1)
-        assert proxy.failed == 1
+    with pytest.raises(ConnectionResetError), connect(proxy) as nowhere:
+        nowhere.recv(1)
+    assert proxy.failed == 1
 
 
 def test_a_direction_that_is_none_is_named(proxy: FaultProxy) -> None:
