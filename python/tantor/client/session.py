@@ -9,6 +9,7 @@ import logging
 import secrets
 from collections import deque
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from tantor.client.errors import CommandError, CommandLostError
@@ -111,7 +112,7 @@ class Session:
         self._mail = Recent(_MAIL_WINDOWS * settings.dedup_window)
         # mail that waits for the application, to be acknowledged when that has it
         self._untaken: set[str] = set()
-        self._acks: list[str] = []
+        self._acks: dict[str, None] = {}
         self._was_full = False
 
     # Connections
@@ -158,6 +159,11 @@ class Session:
 
     # The application
 
+    def position(self, channel: str) -> tuple[str, int] | None:
+        """Epoch and offset up to which a channel was shown; None while it is not followed, or they are not known."""
+        stream = self._streams.get(channel)
+        return stream.position if stream is not None else None
+
     @property
     def has_room(self) -> bool:
         """Whether fewer messages wait for the application than may."""
@@ -174,7 +180,7 @@ class Session:
         message_id = message.get("id")
         if isinstance(message_id, str) and message_id in self._untaken:
             self._untaken.remove(message_id)
-            self._acks.append(message_id)
+            self._acks[message_id] = None
         if self._was_full and len(self.messages) <= self._max_buffered // 2:
             self._was_full = False
             for stream in self._streams.values():
@@ -189,7 +195,9 @@ class Session:
     def flush_acks(self) -> None:
         """Acknowledge what was taken."""
         while self.is_welcome and self._acks:
-            ids, self._acks = self._acks[:_ACKS_TOGETHER], self._acks[_ACKS_TOGETHER:]
+            ids = list(islice(self._acks, _ACKS_TOGETHER))
+            for message_id in ids:
+                del self._acks[message_id]
             self._outgoing.append(self._encode("ack", {"ids": ids}))
 
     def join(self, channel: str) -> str:
@@ -205,7 +213,7 @@ class Session:
         ref = self._make_ref()
         self._joiners[ref] = channel
         if self.is_welcome:
-            stream.connected()
+            stream.connected(is_member=False)
         return ref
 
     def leave(self, channel: str) -> str:
@@ -248,7 +256,7 @@ class Session:
         if message.get("ack") is True and isinstance(message_id, str):
             if not self._mail.add(message_id, 0.0):
                 if message_id not in self._untaken:
-                    self._acks.append(message_id)
+                    self._acks[message_id] = None
                 return
             self._untaken.add(message_id)
         self.messages.append(message)
@@ -311,13 +319,13 @@ class Session:
             self._outgoing.append(self._encode("leave_channel", {"channel": channel}))
         for stream in list(self._streams.values()):
             if stream.is_wanted or stream.channel in channels:
-                stream.connected()
+                stream.connected(is_member=stream.channel in channels)
             else:
                 stream.ended("unsubscribed")
                 del self._streams[stream.channel]
         for channel in channels:
             if channel not in self._streams and channel not in self._left:
-                self._follow(channel).connected()
+                self._follow(channel).connected(is_member=True)
         self._outgoing.extend(command for command in self._commands.values() if command not in leaves)
         self.events.append(Welcomed())
 
@@ -346,7 +354,7 @@ class Session:
                 return
             # the server has put us there
             stream = self._follow(channel)
-            stream.connected()
+            stream.connected(is_member=True)
         stream.receive(message)
 
     def _answered(self, ref: str, message: Message) -> None:

@@ -91,18 +91,24 @@ class Stream:
         self._since = float("-inf")
         self._recent = Recent(window)
         self._asking: Question | None = None
+        self._is_member = False
         self._held: list[Message] = []
         # live publications were passed over: they are to be asked for
         self._is_behind = False
         # the stream has begun anew, and may repeat what was shown
         self._is_reset = False
+        # held back before that was known, oldest first: of either incarnation
+        self._stale: list[Message] = []
         self._page: Message | None = None
-        self._asked_from = 0
+        # where we were when we asked to recover, if that was the last question
+        self._asked_from: int | None = None
         # publications up to this offset were dropped on their way to us
         self._reach = 0
         # the publication that does not follow, and that the server has nothing before
         self._jump: int | None = None
         self._accepted: int | None = None
+        # publications without offset that were dropped before the first answer
+        self._passed = 0
 
     @property
     def position(self) -> tuple[str, int] | None:
@@ -116,8 +122,9 @@ class Stream:
         """Whether `catch_up` has something to do."""
         return self._is_behind and self._asking is None
 
-    def connected(self) -> None:
-        """A new connection is there: find out what was missed."""
+    def connected(self, *, is_member: bool) -> None:
+        """A new connection is there: find out what was missed. `is_member`: the server has us on the channel."""
+        self._is_member = is_member
         if self.position is not None:
             self._recover()
         elif self.is_wanted:
@@ -129,8 +136,9 @@ class Stream:
         """The connection is gone, with the questions that were asked on it."""
         self._asking = self._page = self._jump = self._accepted = None
         self._is_behind = self._is_reset = False
-        self._reach = 0
+        self._reach = self._passed = 0
         self._held.clear()
+        self._stale.clear()
 
     def catch_up(self) -> None:
         """There is room again."""
@@ -141,10 +149,7 @@ class Stream:
     def receive(self, message: Message) -> None:
         """A publication or notice came live."""
         offset = offset_of(message)
-        if self._asking is Question.JOIN:
-            # we were on the channel already; the answer says up to where all has come
-            self._show(message)
-        elif self._asking is not None:
+        if self._asking is not None:
             self._hold(message, offset)
         elif offset is None:
             self._receive_unkept(message)
@@ -165,8 +170,7 @@ class Stream:
             # they are not kept
             count = dropped if isinstance(dropped, int) else None
             self._tell(None, None, reason, count)
-            if self._offset is not None:
-                self._offset += count or 0
+            self._count_lost(count or 0)
         elif self._asking is not None or self._offset is None:
             self._reach = max(self._reach, offset)
         elif offset > self._offset and reason == "latest" and message.get("epoch") == self._epoch:
@@ -188,9 +192,9 @@ class Stream:
             return
         self._epoch = reply["epoch"]
         self._since = reply["timestamp"]
-        # those that are not kept have no offset, but take one
-        passed = self._count_unkept() if question is Question.LOCATE else 0
-        self._base = self._offset = max(0, reply["offset"] - passed)
+        # those that are not kept have no offset, but take one; to a member they come before the answer, else behind
+        passed = -self._count_unkept() if self._is_member else self._passed
+        self._base = self._offset = max(0, reply["offset"] + passed)
         self._release()
 
     def refused(self, question: Question) -> None:
@@ -200,6 +204,7 @@ class Stream:
             return
         if question is Question.RECOVER:
             self.ended("refused")
+        self._show_stale()
         held, self._held = self._held, []
         for message in held:
             self._show(message)
@@ -245,6 +250,8 @@ class Stream:
             self._epoch = reply["epoch"]
             self._offset = self._base = self._reach = 0
             self._is_reset = True
+            self._stale = sorted(self._stale + self._held, key=lambda held: held["timestamp"])
+            self._held.clear()
             self._recover()
         elif page is None:
             # in this order: if the answer to the second is that nothing has expired, the page has no hole
@@ -286,11 +293,13 @@ class Stream:
         for offset, message in sorted(numbered, key=lambda item: item[0]):
             if offset > (self._offset or 0):
                 self._offset = offset
+                self._show_stale(before=message["timestamp"])
                 if not (self._is_reset and message["timestamp"] <= floor):
                     self._show(message)
 
     def _release(self) -> None:
         """All up to the position is dealt with: go on with what was held back."""
+        self._show_stale()
         held, self._held = self._held, []
         self._is_reset = False
         self._jump = None
@@ -308,19 +317,19 @@ class Stream:
 
     def _go_to(self, reach: int) -> None:
         """What was dropped on its way was not in the answer: ask again, but not for ever."""
-        if self._offset == self._asked_from:
+        if self._offset is not None and self._offset == self._asked_from:
             self._tell(self._offset + 1, reach, "dropped")
             self._offset = reach
         else:
             self._recover()
 
     def _recover(self) -> None:
-        self._asked_from = self._offset or 0
         recover = {"epoch": self._epoch, "offset": self._offset}
         self._ask(Question.RECOVER, {"recover": recover})
 
     def _ask(self, question: Question, fields: dict[str, Any]) -> None:
         self._asking = question
+        self._asked_from = self._offset if question is Question.RECOVER else None
         self._port.ask(self, question, fields)
 
     def _hold(self, message: Message, offset: int | None) -> None:
@@ -331,13 +340,23 @@ class Stream:
             count = self._count_unkept()
             if count:
                 self._tell(None, None, "overflow", count)
-                if self._offset is not None:
-                    self._offset += count
+                self._count_lost(count)
             self._held.clear()
             self._is_behind = True
 
+    def _count_lost(self, count: int) -> None:
+        """Publications without offset were lost; they have taken their place in the stream."""
+        if self._offset is None:
+            self._passed += count
+        else:
+            self._offset += count
+
     def _count_unkept(self) -> int:
         return sum(offset_of(held) is None and held.get("event") not in _NOTICES for held in self._held)
+
+    def _show_stale(self, before: float = float("inf")) -> None:
+        while self._stale and self._stale[0]["timestamp"] < before:
+            self._show(self._stale.pop(0))
 
     def _show(self, message: Message) -> None:
         if self._recent.add(message["id"], message["timestamp"]):
