@@ -66,6 +66,8 @@ def send(
             connection.send(frame)
             return _await_answer(connection, ref, deadline)
         except TimeoutError:
+            # there is no time left for a goodbye
+            connection.socket.close()
             raise CommandTimeoutError(f"broadcast: no answer from {bare} within {timeout:g} s") from None
         except ConnectionClosed as closed:
             code = closed.rcvd.code if closed.rcvd else None
