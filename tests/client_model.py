@@ -111,7 +111,8 @@ class ModelServer:
     def restart(self, lost: int | None) -> None:
         """Killed: without a store (`lost` None) all is gone, else the last so many publications."""
         self.cut()
-        self.is_member = self.is_known = lost is not None and self.is_known
+        if lost is None:
+            self.is_member = self.is_known = False
         if lost is None:
             self._history.clear()
             self._begin_epoch()
