@@ -1,6 +1,10 @@
 """`tantor.client.send`, for scripts; and what is said where the client's needs are not met."""
 
+import textwrap
+from pathlib import Path
+
 import pytest
+from fenced_blocks import read_blocks
 from support import run_python
 from tantor import DataError, SettingError, Tantor
 from tantor.client import CommandError, ConnectError, send
@@ -79,3 +83,16 @@ print("ended")
 """
     done = run_python(source, server.port)
     assert (done.stdout, done.stderr) == ("ended\n", "")
+
+
+def test_the_examples_of_the_pages_work_as_they_stand(server: Tantor) -> None:
+    pages = Path(__file__).parent.parent
+    source = read_blocks((pages / "docs" / "clients.md").read_text())["Python"].source
+    done = run_python(source.replace("8080", str(server.port)))
+    assert "'event': 'hello', 'data': {'to': 'all'}" in done.stdout, done
+    assert done.stderr == ""
+    readme = read_blocks((pages / "README.md").read_text())["In Python"].source
+    body = readme.replace("8080", str(server.port)).replace("print(message)", "print(message); break")
+    script = f"import asyncio\nasync def main():\n{textwrap.indent(body, '    ')}\nasyncio.run(main())"
+    done = run_python(script)
+    assert "'channel': 'jungle'" in done.stdout, done
