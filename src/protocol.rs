@@ -221,6 +221,8 @@ pub struct WelcomeFields<'a> {
     /// With what to come back, and for how many seconds.
     pub resume: Option<(&'a str, f64)>,
     pub heartbeat_interval: f64,
+    /// What it is on without having joined it, or again.
+    pub channels: &'a [std::sync::Arc<str>],
     pub outcome: Option<ResumeOutcome<'a>>,
 }
 
@@ -228,7 +230,6 @@ pub struct WelcomeFields<'a> {
 #[derive(Clone, Copy, Debug)]
 pub enum ResumeOutcome<'a> {
     Resumed {
-        channels: &'a [std::sync::Arc<str>],
         /// Messages that follow.
         waiting: usize,
         /// Messages that could not be kept.
@@ -248,20 +249,16 @@ pub fn write_welcome(out: &mut Vec<u8>, stamp: Stamp, client_id: &str, fields: &
         write_json(out, "resume", token);
         write_json(out, "resume_ttl", seconds);
     }
+    let names: Vec<&str> = fields.channels.iter().map(|name| &**name).collect();
+    write_json(out, "channels", names);
     match fields.outcome {
         None => {}
         Some(ResumeOutcome::Refused(reason)) => {
             write_json(out, "resumed", false);
             write_json(out, "reason", reason);
         }
-        Some(ResumeOutcome::Resumed {
-            channels,
-            waiting,
-            dropped,
-        }) => {
+        Some(ResumeOutcome::Resumed { waiting, dropped }) => {
             write_json(out, "resumed", true);
-            let names: Vec<&str> = channels.iter().map(|name| &**name).collect();
-            write_json(out, "channels", names);
             write_json(out, "waiting", waiting);
             if dropped > 0 {
                 write_json(out, "dropped", dropped);

@@ -264,7 +264,9 @@ impl Node {
         if !self.config.resume_ttl.is_zero() {
             state.session = Some(Session::new());
         }
-        let welcome = self.welcome(&client, &state, outcome);
+        // `enter` puts it there
+        let channels = [Arc::from(self.config.default_channel.as_str())];
+        let welcome = self.welcome(&client, &state, &channels, outcome);
         self.save_client(&client, &state);
         drop(state);
         Some(Connected {
@@ -329,12 +331,8 @@ impl Node {
             .mailbox
             .as_mut()
             .map_or((0, 0), |mailbox| (mailbox.len(), mailbox.tell_dropped()));
-        let outcome = ResumeOutcome::Resumed {
-            channels: &names,
-            waiting,
-            dropped,
-        };
-        let welcome = self.welcome(&client, state, Some(outcome));
+        let outcome = ResumeOutcome::Resumed { waiting, dropped };
+        let welcome = self.welcome(&client, state, &names, Some(outcome));
         self.hand_over_mail(&client, state, place);
         for joined in &mut state.channels {
             self.go_live(joined, place, displaced);
@@ -407,6 +405,7 @@ impl Node {
         &self,
         client: &Client,
         state: &ClientState,
+        channels: &[Arc<str>],
         outcome: Option<ResumeOutcome<'_>>,
     ) -> EncodedFrame {
         let token = state
@@ -419,6 +418,7 @@ impl Node {
                 .as_deref()
                 .map(|token| (token, self.config.resume_ttl.as_secs_f64())),
             heartbeat_interval: self.config.heartbeat_interval.as_secs_f64(),
+            channels,
             outcome,
         };
         super::encode(|out| protocol::write_welcome(out, stamp, &client.id, &fields))

@@ -1,0 +1,80 @@
+"""What the tests of `tantor.client` share: clients with short times, and waiting inside an event loop."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import pytest
+from tantor import Tantor
+from tantor.client import Client, Gap, State, connect
+
+T = TypeVar("T")
+
+Message = dict[str, Any]
+
+DEADLINE = 60.0
+
+
+async def soon(condition: Callable[[], T], message: str | Callable[[], object], timeout: float = DEADLINE) -> T:
+    """As `support.eventually`, with the loop running."""
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            seen = message() if callable(message) else message
+            pytest.fail(f"not within {timeout:g} s: {seen}")
+        await asyncio.sleep(0.005)
+    return value
+
+
+class Watched:
+    """A client with short times, and what it was told."""
+
+    def __init__(self, port: int, path: str = "/", **settings: Any) -> None:
+        self.states: list[State] = []
+        self.gaps: list[Gap] = []
+        quick = {"reconnect_base": 0.02, "reconnect_cap": 0.2, "ack_delay": 0.0, "command_timeout": DEADLINE}
+        self.client = connect(
+            f"ws://127.0.0.1:{port}{path}",
+            on_state=self.states.append,
+            on_gap=self.gaps.append,
+            **(quick | {"connect_timeout": DEADLINE} | settings),
+        )
+
+    async def __aenter__(self) -> "Watched":
+        await self.client.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.client.__aexit__(*error)
+
+    async def reconnected(self, times: int = 1) -> None:
+        await soon(lambda: self.states.count("connected") > times, lambda: self.states)
+
+    async def numbers(self, count: int, channel: str = "news") -> list[int]:
+        """The numbers of the next publications on a channel."""
+        seen: list[int] = []
+        while len(seen) < count:
+            message = await self.client.receive(DEADLINE)
+            if message.get("event") == "number" and message["channel"] == channel:
+                seen.append(message["data"])
+        return seen
+
+    async def mail(self, count: int) -> list[str]:
+        """The next messages to this client alone."""
+        seen: list[str] = []
+        while len(seen) < count:
+            message = await self.client.receive(DEADLINE)
+            if "message" in message:
+                seen.append(message["message"])
+        return seen
+
+
+def publish(server: Tantor, numbers: range, channel: str = "news") -> None:
+    for number in numbers:
+        server.broadcast(channel, "number", number)
+
+
+def is_idle(client: Client) -> bool:
+    """Whether nothing is left of any command."""
+    return not client._futures and not client._session.is_waiting

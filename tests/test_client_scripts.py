@@ -1,0 +1,98 @@
+"""`tantor.client.send`, for scripts; and what is said where the client's needs are not met."""
+
+import textwrap
+from pathlib import Path
+
+import pytest
+from fenced_blocks import read_blocks
+from support import run_python
+from tantor import DataError, SettingError, Tantor
+from tantor.client import CommandError, ConnectError, send
+
+
+def test_a_script_publishes_in_one_call(server: Tantor) -> None:
+    url = f"ws://127.0.0.1:{server.port}"
+    reply = send(url, "news", "number", 7)
+    assert (reply["recipients"], reply["offset"]) == (0, 1)
+    assert send(url, "news", "hello")["offset"] == 2
+    kept = server.history("news").result().publications
+    assert [(one["event"], one["data"]) for one in kept] == [("number", 7), ("hello", {})]
+
+
+def test_a_script_that_tries_again_with_its_key_publishes_once(server: Tantor) -> None:
+    url = f"ws://127.0.0.1:{server.port}/any?path=1"
+    first = send(url, "news", "number", 7, idempotency_key="once")
+    again = send(url, "news", "number", 7, idempotency_key="once")
+    assert (again["offset"], again["duplicate"]) == (first["offset"], True)
+
+
+def test_a_script_leaves_as_it_came(server: Tantor) -> None:
+    send(f"ws://127.0.0.1:{server.port}", "news", "number", 7)
+    stats = server.stats()
+    assert (stats["total_connections"], stats["away"]) == (0, 0)
+    assert stats["disconnects"] == {"closed": 1}
+
+
+def test_a_scripts_errors_say_what_was_wrong(server: Tantor, free_port: int) -> None:
+    url = f"ws://127.0.0.1:{server.port}"
+    with pytest.raises(CommandError, match=r"\(code 108\)"):
+        send(url, "news", "welcome")
+    with pytest.raises(DataError, match="broadcast: "):
+        send(url, "news", "number", {1})
+    with pytest.raises(SettingError, match="url is 'http://localhost'; it takes ws://host:port"):
+        send("http://localhost", "news", "number")
+    with pytest.raises(ConnectError, match=rf"ws://127\.0\.0\.1:{free_port}: .*refused"):
+        send(f"ws://127.0.0.1:{free_port}", "news", "number")
+
+
+def test_without_websockets_the_import_says_what_to_install() -> None:
+    source = """
+import sys
+sys.modules["websockets"] = None
+import tantor
+try:
+    import tantor.client
+except ImportError as error:
+    print(error)
+"""
+    done = run_python(source)
+    assert "needs the package websockets, from 13 on" in done.stdout
+    assert "pip install 'tantor[client]'" in done.stdout
+
+
+def test_the_package_itself_needs_no_websockets() -> None:
+    done = run_python("import sys, tantor; print('websockets' in sys.modules)")
+    assert done.stdout == "False\n"
+
+
+def test_a_loop_that_ends_with_an_open_client_ends(server: Tantor) -> None:
+    source = """
+import asyncio, sys, warnings
+from tantor.client import connect
+
+warnings.simplefilter("error")
+
+async def main():
+    t = connect(f"ws://127.0.0.1:{sys.argv[1]}")
+    await t.open()
+    await t.join("news")
+    asyncio.create_task(t.ping())
+
+asyncio.run(main())
+print("ended")
+"""
+    done = run_python(source, server.port)
+    assert (done.stdout, done.stderr) == ("ended\n", "")
+
+
+def test_the_examples_of_the_pages_work_as_they_stand(server: Tantor) -> None:
+    pages = Path(__file__).parent.parent
+    source = read_blocks((pages / "docs" / "clients.md").read_text())["Python"].source
+    done = run_python(source.replace("8080", str(server.port)))
+    assert "'event': 'hello', 'data': {'to': 'all'}" in done.stdout, done
+    assert done.stderr == ""
+    readme = read_blocks((pages / "README.md").read_text())["In Python"].source
+    body = readme.replace("8080", str(server.port)).replace("print(message)", "print(message); break")
+    script = f"import asyncio\nasync def main():\n{textwrap.indent(body, '    ')}\nasyncio.run(main())"
+    done = run_python(script)
+    assert "'channel': 'jungle'" in done.stdout, done
