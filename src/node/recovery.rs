@@ -146,6 +146,7 @@ impl Node {
                 match missed {
                     Ok(missed) => {
                         protocol::write_json(out, "recovered", true);
+                        protocol::write_json(out, "through", through);
                         protocol::write_publications(out, missed.map(|kept| &kept.frame));
                     }
                     Err(why) => {
