@@ -838,6 +838,8 @@ class Subscription {
   /** More came than is held back. */
   #hasMissed = false;
   #shown = new Recent(KNOWN_PUBLICATIONS);
+  /** What was published before that is none of the application's business. @type {number | null} Unix seconds */
+  #since = null;
   /** A page that does not begin where the last ended: with a hole, or with a loss? @type {Wire | null} */
   #doubted = null;
 
@@ -902,9 +904,11 @@ class Subscription {
     if (!hasAsked || !this.position) {
       // what came since the question counts
       const offset = Math.min(reply.offset + 1, ...this.#held.map(held => held.offset)) - 1;
+      this.#since = this.#held[0]?.timestamp ?? reply.timestamp;
       this.position = { epoch: reply.epoch, offset };
       this.#follow(offset);
     } else if (reply.recovered) {
+      this.#since ??= reply.publications[0]?.timestamp ?? reply.timestamp;
       this.#showAll(reply.publications);
       this.#follow(reply.through ?? reply.offset);
     } else if (reply.reason === "expired") {
@@ -948,7 +952,7 @@ class Subscription {
     this.#history(undefined, page => {
       this.#tellGap((this.position?.offset ?? 0) + 1, null, reason);
       this.position = { epoch: page.epoch, offset: 0 };
-      this.#showAll(page.publications);
+      this.#showAll(page.publications.filter((/** @type {Wire} */ message) => message.timestamp >= (this.#since ?? 0)));
       this.#follow(page.offset);
     });
   }
