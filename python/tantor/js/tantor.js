@@ -910,7 +910,7 @@ class Subscription {
     } else if (reply.recovered) {
       this.#since ??= reply.publications[0]?.timestamp ?? reply.timestamp;
       this.#showAll(reply.publications);
-      this.#follow(reply.through ?? reply.offset);
+      this.#follow(reply.through ?? 0); // which may be less than the top: the rest is live
     } else if (reply.reason === "expired") {
       this.#page(true);
     } else if (reply.reason === "too_large") {
