@@ -67,6 +67,8 @@ class Tantor {
   #heardAt = 0;
   #heard = 0;
   #isProbing = false;
+  /** The network or the page is back, and whether the connection is still there is being asked. */
+  #isWaking = false;
   /** When the server wants this client back, in milliseconds from its goodbye. @type {number | null} */
   #advice = null;
   /** The page is put away, and may be shown again. */
@@ -282,13 +284,19 @@ class Tantor {
     if (!socket || !this.#session.isOpen || this.#isProbing) return;
     this.#isProbing = true;
     const heard = this.#heard;
-    this.#send(JSON.stringify({ action: "ping" }));
+    // what waited before the ping; if that gets less, the ping had not its turn yet
     const unsent = socket.bufferedAmount;
+    this.#send(JSON.stringify({ action: "ping" }));
     this.#watch.set(this.#options.probeTimeout, () => {
       this.#isProbing = false;
-      if (this.#heard !== heard) this.#listen();
-      else if (socket.bufferedAmount < unsent) this.#probe();
-      else this.#drop("the server is silent");
+      if (this.#heard !== heard) {
+        this.#isWaking = false;
+        this.#listen();
+      } else if (socket.bufferedAmount < unsent) {
+        this.#probe();
+      } else {
+        this.#drop("the server is silent");
+      }
     });
   }
 
@@ -327,6 +335,7 @@ class Tantor {
     const lived = this.#welcomedAt ? Date.now() - this.#welcomedAt : 0;
     this.#attempt = lived >= STABLE ? 0 : this.#attempt + 1;
     this.#wait(code, reason);
+    this.#isWaking = false;
     this.#pump();
   }
 
@@ -335,6 +344,7 @@ class Tantor {
     const { minDelay, maxDelay } = this.#options;
     // full jitter: clients that were lost together do not come back together
     let delay = Math.random() * Math.min(maxDelay, minDelay * 2 ** Math.min(this.#attempt, 30));
+    if (this.#isWaking) delay = 0;
     if (this.#advice !== null) delay = this.#advice;
     const isOffline = this.#advice === null && globalThis.navigator?.onLine === false;
     // what browsers say is no proof: a server on this machine can be reached without a network
@@ -350,6 +360,7 @@ class Tantor {
   #wake() {
     if (this.#isSuspended || this.#state === "closed") return;
     if (this.#state === "connected") {
+      this.#isWaking = true;
       this.#probe();
     } else if (this.#retry.isSet && this.#advice === null) {
       this.#attempt = 0;
