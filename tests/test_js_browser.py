@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from fault_proxy import BOTH, FIN, RESET, TO_CLIENT, TO_SERVER, FaultProxy
+from fenced_blocks import read_blocks
 from flask import Flask
 from storms import DurableServer, Publisher, Storm, database_missing
-from support import REQUIRE_ALL, Site, WebSocketClient, eventually
+from support import REQUIRE_ALL, TESTS, Site, WebSocketClient, eventually
 from tantor import Tantor
 
 if TYPE_CHECKING:
@@ -144,6 +145,26 @@ def test_a_page_of_another_port_imports_it_and_talks(open_page: OpenPage, server
     eventually(lambda: ada.evaluate("told.mail.length") == 1, "the mail")
     bob.evaluate("t.close()")
     eventually(lambda: list(server.connections) == [ada_id], lambda: list(server.connections))
+
+
+@pytest.mark.parametrize(("document", "heading"), [("README.md", "In the browser"), ("docs/clients.md", "JavaScript")])
+def test_the_examples_of_the_documents_work_as_they_stand(
+    browser: "Browser", server: Tantor, document: str, heading: str
+) -> None:
+    block = read_blocks((TESTS.parent / document).read_text(encoding="utf-8"))[heading]
+    assert block.language == "html"
+    page = browser.new_page()
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.set_content(block.source.replace("8080", str(server.port)))
+
+    def greeted() -> bool:
+        server.broadcast("jungle", "greeting", {"text": "from Python"}).result()
+        page.wait_for_timeout(50)  # the page's console is heard only while Playwright waits
+        return any("from Python" in text for text in said)
+
+    eventually(greeted, lambda: said)
+    assert all(text.startswith(("greeting ", "user_joined ")) for text in said), said
 
 
 @pytest.mark.parametrize(

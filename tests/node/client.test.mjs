@@ -209,6 +209,31 @@ scene("what was lost for certain is told, and only that", async (t, channel) => 
   assert.deepEqual(client.told.gap, [{ channel, epoch, from: 1, to: 15, reason: "expired" }]);
 });
 
+scene("a channel that keeps nothing misses what came while it was away, and says so", async (t, channel) => {
+  await python.run("bare = serve(history_size=0)\nbare_proxy = proxy_to(bare.port)");
+  const client = connect(t, await python.run("bare_proxy.port"));
+  const numbers = [];
+  const publish = (first, last) => python.run("[bare.broadcast(channel, 'n', n).result() for n in range(first, last + 1)]", { channel, first, last });
+  const { epoch } = await client.join(channel, message => message.event === "n" && void numbers.push(message.data));
+  await publish(1, 3);
+  await eventually(() => numbers.length === 3);
+  await python.run("bare_proxy.cut()");
+  await eventually(() => client.told.welcome.length === 2);
+  await client.ping();
+  await publish(4, 5);
+  await eventually(() => numbers.length === 5);
+  assert.deepEqual(client.told.gap, []);
+  await python.run("bare_proxy.refuse()\nbare_proxy.cut()");
+  await client.reach("waiting");
+  await publish(6, 8);
+  await python.run("bare_proxy.accept()");
+  await eventually(() => client.told.gap.length === 1);
+  await publish(9, 9);
+  await eventually(() => numbers.at(-1) === 9);
+  assert.deepEqual(client.told.gap, [{ channel, epoch, from: 6, to: 8, reason: "expired" }]);
+  assert.deepEqual(numbers, [1, 2, 3, 4, 5, 9]);
+});
+
 scene("more than goes into one answer comes in pages", async (t, channel) => {
   const client = await join(t, channel);
   await python.run("proxy.refuse()\nproxy.cut()");

@@ -226,6 +226,28 @@ test("a live message of a stream that began anew unnoticed is asked about", () =
   assert.equal(talk.gaps.length, 1);
 });
 
+test("what is not kept has no offset but takes one, and what of it is missed is told", () => {
+  const unkept = n => ({ id: `msg_${n}`, channel: "jungle", event: "n", data: n, trumpeted_by: "tantor" });
+  const talk = joinedAt(0);
+  talk.receive(unkept(1), unkept(2), { ...unkept(0), event: "user_left" });
+  assert.equal(talk.session.position("jungle").offset, 2);
+  talk.lose();
+  const [ask] = talk.welcome({ resumed: true });
+  assert.equal(ask.recover.offset, 2);
+  talk.receive(unkept(3));
+  talk.receive(reply(ask, { offset: 3, recovered: true, through: 2, publications: [] }));
+  assert.deepEqual([talk.gaps, talk.session.position("jungle").offset], [[], 3]);
+  talk.lose();
+  // 4 to 6 are published meanwhile
+  const [again] = talk.welcome({ resumed: true });
+  talk.receive(unkept(7));
+  const [page] = talk.receive(reply(again, { offset: 7, recovered: false, reason: "expired", publications: [] }));
+  talk.receive(unkept(8), reply(page, { offset: 8, publications: [] }), unkept(9));
+  assert.deepEqual(talk.gaps.map(({ from, to, reason }) => [from, to, reason]), [[4, 6, "expired"]]);
+  assert.equal(talk.session.position("jungle").offset, 9);
+  assert.deepEqual(talk.shown.filter(({ event }) => event === "n").map(({ data }) => data), [1, 2, 3, 7, 8, 9]);
+});
+
 test("what the server dropped for this client is told, or asked for if the server says so", () => {
   const talk = joinedAt(5);
   const gap = { event: "gap", channel: "jungle", epoch: EPOCH, offset: 8, dropped: 3, reason: "drop_oldest", recover: false };

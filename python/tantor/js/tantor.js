@@ -851,6 +851,8 @@ class Subscription {
   #shown = new Recent(KNOWN_PUBLICATIONS);
   /** What was published before that is none of the application's business. @type {number | null} Unix seconds */
   #since = null;
+  /** Publications that are not kept and came while an answer was under way: they have no offset, but took one. */
+  #unkept = 0;
   /** A page that does not begin where the last ended: with a hole, or with a loss? @type {Wire | null} */
   #doubted = null;
 
@@ -871,11 +873,17 @@ class Subscription {
   /** A publication, live. @param {Wire} message @param {number} [size] */
   receive(message, size = 0) {
     const { position } = this;
-    if (!Number.isInteger(message.offset)) this.#session.show(message); // of no place in the stream
-    else if (this.isBusy || !position) this.#hold(message, size);
-    else if (message.offset === position.offset + 1) this.#show(message);
-    // a hole need not be a loss, and one from before may be of a new stream
-    else if (message.offset > position.offset || !this.#shown.has(message.id)) {
+    if (!Number.isInteger(message.offset)) {
+      this.#session.show(message);
+      if (isNotice(message)) return;
+      if (this.isBusy || !position) this.#unkept += 1;
+      else position.offset += 1;
+    } else if (this.isBusy || !position) {
+      this.#hold(message, size);
+    } else if (message.offset === position.offset + 1) {
+      this.#show(message);
+    } else if (message.offset > position.offset || !this.#shown.has(message.id)) {
+      // a hole need not be a loss, and one from before may be of a new stream
       this.#hold(message, size);
       this.ask();
     }
@@ -895,6 +903,7 @@ class Subscription {
   /** The connection has ended: what is held back is asked for again. */
   lost() {
     this.isBusy = false;
+    this.#unkept = 0;
     this.#doubted = null;
     this.#held = [];
     this.#heldSize = 0;
@@ -921,7 +930,8 @@ class Subscription {
     } else if (reply.recovered) {
       this.#since ??= reply.publications[0]?.timestamp ?? reply.timestamp;
       this.#showAll(reply.publications);
-      this.#follow(reply.through ?? 0); // which may be less than the top: the rest is live
+      // what follows `through` comes live; of what is not kept, all up to the top has come
+      this.#follow(this.#unkept ? reply.offset : (reply.through ?? 0));
     } else if (reply.reason === "expired") {
       this.#page(true);
     } else if (reply.reason === "too_large") {
@@ -937,7 +947,7 @@ class Subscription {
     this.#history(this.position?.offset ?? 0, page => {
       const { position } = this;
       const [start] = page.publications;
-      const before = (start?.offset ?? page.offset + 1) - 1;
+      const before = start ? start.offset - 1 : page.offset - this.#unkept;
       if (!position || page.epoch !== position.epoch) return this.ask();
       if (before > position.offset && !isLost) {
         this.#doubted = page;
@@ -1063,6 +1073,11 @@ class Recent {
 /** @param {Wire} message */
 function isPublication(message) {
   return message.trumpeted_by === "tantor";
+}
+
+/** Who came or went: of no place in the stream. @param {Wire} message */
+function isNotice(message) {
+  return message.event === "user_joined" || message.event === "user_left";
 }
 
 /** @param {Wire} message */
