@@ -17,18 +17,18 @@ CLIENT = importlib.resources.files("tantor") / "js"
 FAULT_SECONDS = float(os.environ.get("TANTOR_FAULT_SECONDS", "15"))
 
 
-def node(*arguments: str, timeout: float, needs: str = "ws") -> None:
+def node(*arguments: str, timeout: float, needs: str = "ws", **environment: str) -> None:
     """Run node in the tests' folder; what it says is shown, and is the failure's message."""
     if shutil.which("node") is None:
         missing("node")
     if not (NODE / "node_modules" / needs).is_dir():
         missing(f"node's {needs} (npm ci in tests/node)")
-    environment = os.environ | {"PYTHON": sys.executable, "TANTOR_FAULT_SECONDS": str(FAULT_SECONDS)}
+    ours = {"PYTHON": sys.executable, "TANTOR_FAULT_SECONDS": str(FAULT_SECONDS)}
     command = ["node", *arguments]
     with subprocess.Popen(
         command,
         cwd=NODE,
-        env=environment,
+        env=os.environ | ours | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -43,6 +43,13 @@ def node(*arguments: str, timeout: float, needs: str = "ws") -> None:
     print(output)
     if process.returncode:
         pytest.fail(f"{command} ended with {process.returncode}:\n{output}")
+
+
+def node_version() -> int:
+    if shutil.which("node") is None:
+        missing("node")
+    said = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout
+    return int(said.removeprefix("v").split(".")[0])
 
 
 @pytest.mark.parametrize(
@@ -84,6 +91,11 @@ def test_its_declarations_are_true_of_it_and_take_what_they_should() -> None:
 def test_in_node(file: str) -> None:
     assert (NODE / file).is_file()
     node("--test", "--test-reporter", "spec", file, timeout=110)
+
+
+def test_in_node_with_its_own_websocket() -> None:
+    flag = ("--experimental-websocket",) if node_version() < 22 else ()
+    node(*flag, "--test", "--test-reporter", "spec", "client.test.mjs", timeout=110, TEST_WEBSOCKET="global")
 
 
 @pytest.mark.timeout(2 * FAULT_SECONDS + 240)

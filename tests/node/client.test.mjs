@@ -353,6 +353,34 @@ scene("close ends it for good: others are told at once, and what waits is reject
   assert.equal(client.state, "closed");
 });
 
+for (const state of ["connecting", "connected", "waiting"]) {
+  scene(`close while a listener is told of ${state} ends it for good`, async t => {
+    if (state === "waiting") await python.run("proxy.refuse()");
+    const client = connect(t, proxied);
+    client.on("state", told => told.state === state && client.close());
+    await client.reach("closed");
+    await sleep(600); // longer than it would wait
+    const states = client.told.state.map(told => told.state);
+    assert.equal(states.at(-1), "closed");
+    assert.equal(states.filter(name => name === "connecting").length, 1);
+    await eventually(async () => !(await python.run("server.connections.get(client)", { client: client.clientId ?? "nobody" })), "it has left");
+  });
+}
+
+scene("a join that was refused leaves no handler behind", async (t, channel) => {
+  await python.run("narrow = serve(max_channels_per_client=2)");
+  const client = connect(t, await python.run("narrow.port"));
+  await client.join(`${channel}-2`);
+  const seen = [];
+  const count = message => message.event === "n" && void seen.push(message.data);
+  await assert.rejects(client.join(channel, message => count(message)), { code: 110 });
+  await client.leave(`${channel}-2`);
+  await client.join(channel, message => count(message));
+  await python.run("narrow.broadcast(channel, 'n', 1).result()", { channel });
+  await client.ping();
+  assert.deepEqual(seen, [1]);
+});
+
 scene("a client that was lost is expected back, and not told to have left", async (t, channel) => {
   const watcher = connect(t, port);
   const left = [];

@@ -146,6 +146,32 @@ test("what a lower lane still holds is not taken for a duplicate", () => {
   assert.deepEqual(talk.offsets, [6, 7]);
 });
 
+test("a client that was too slow asks for one channel after the other", () => {
+  const talk = new Talk();
+  talk.welcome();
+  const channels = ["a", "b", "c", "d"];
+  for (const channel of channels) {
+    talk.join(channel);
+    talk.receive(reply(talk.frame(), { channel, offset: 0 }));
+  }
+  talk.lose(3008);
+  const asked = [];
+  let frames = talk.welcome({ resumed: true });
+  talk.ask("leave", "c");
+  assert.equal(talk.frame().action, "leave_channel");
+  while (frames.length) {
+    assert.equal(frames.length, 1);
+    const [{ channel, ref }] = frames;
+    asked.push(channel);
+    if (channel === "b") frames = talk.receive({ event: "error", channel: "system", ref, code: 107, message: "no" });
+    else frames = talk.receive(reply(frames[0], { offset: 1, recovered: true, through: 1, publications: [publication(1, { channel })] }));
+  }
+  assert.deepEqual(asked, ["a", "b", "d"]);
+  assert.deepEqual(talk.shown.map(({ channel }) => channel), ["a", "d"]);
+  talk.lose(1006);
+  assert.deepEqual(talk.welcome({ resumed: true }).map(({ channel }) => channel).slice(0, 2), ["a", "d"]);
+});
+
 test("what is kept no longer is told as a gap with its bounds, and what is left is shown", () => {
   const talk = joinedAt(3);
   talk.lose();

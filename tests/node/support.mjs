@@ -2,8 +2,11 @@
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { createInterface } from "node:readline";
-import WebSocket from "ws";
+import ws from "ws";
 import { connect as connectClient } from "../../python/tantor/js/tantor.js";
+
+// node's own, or that of the package `ws`
+const WebSocket = process.env.TEST_WEBSOCKET === "global" ? globalThis.WebSocket : ws;
 
 /** A Python of its own, which `control.py` has ready. It must have tantor: the environment's PYTHON says which. */
 export class Python {

@@ -24,6 +24,8 @@ const LISTENERS = /** @type {const} */ (["state", "welcome", "message", "mail", 
 
 // a connection that lived so long was a good one: the next delay is short again
 const STABLE = 2000;
+// from a socket's error to its close
+const ERROR_GRACE = 100;
 // a timer that is this late says more about this machine than about the server
 const LATE = 1000;
 // what setTimeout takes
@@ -119,9 +121,9 @@ class Tantor {
    * @param {string} channel @param {Api.Handler<Api.Message> | Api.JoinOptions} [handler] @param {Api.JoinOptions} [options]
    * @returns {Promise<Api.Joined>}
    */
-  join(channel, handler, options = {}) {
+  join(channel, handler, options) {
     if (typeof handler === "object" && handler !== null) [handler, options] = [undefined, handler];
-    const { recover } = options;
+    const recover = options?.recover;
     return this.#ask(settle => {
       checkName("channel", channel);
       if (handler !== undefined && typeof handler !== "function") {
@@ -159,10 +161,11 @@ class Tantor {
   }
 
   /** @type {Api.Tantor["ping"]} */
-  async ping() {
+  ping() {
     const asked = Date.now();
-    await this.command("ping");
-    return Date.now() - asked;
+    return this.#ask(({ resolve, reject }) => {
+      this.#session.command({ action: "ping" }, { resolve: () => resolve(Date.now() - asked), reject });
+    });
   }
 
   /** @type {Api.Tantor["command"]} */
@@ -223,7 +226,9 @@ class Tantor {
 
   #open() {
     this.#retry.clear();
+    this.#advice = null;
     this.#set("connecting");
+    if (this.#state !== "connecting") return; // a listener has closed it
     const url = new URL(this.#url);
     url.searchParams.set("ack", "1");
     if (this.#session.token) url.searchParams.set("resume", this.#session.token);
@@ -239,7 +244,10 @@ class Tantor {
     this.#welcomedAt = 0;
     socket.onmessage = event => this.#receive(event.data);
     socket.onclose = event => this.#lost(event.code, event.reason);
-    socket.onerror = () => {}; // a close follows
+    // a close follows, but not in every implementation
+    socket.onerror = () => {
+      if (socket === this.#socket) this.#watch.set(ERROR_GRACE, () => this.#drop("the connection failed"));
+    };
     this.#watch.set(this.#options.connectTimeout, () => this.#drop("no welcome in time"));
   }
 
@@ -259,12 +267,12 @@ class Tantor {
     this.#session.receive(message, String(data).length);
     if (!wasOpen && this.#session.isOpen) {
       this.#welcomedAt = this.#heardAt;
-      this.#advice = null;
       this.#isProbing = false;
       this.#listen();
       this.#set("connected", { resumed: message.resumed === true });
     }
-    if (message.event === "server_shutdown" && message.channel === "system") this.#advice = message.reconnect_after_ms ?? null;
+    const { event, channel, reconnect_after_ms: advice } = message;
+    if (event === "server_shutdown" && channel === "system" && advice >= 0) this.#advice = advice;
     this.#pump();
   }
 
@@ -349,11 +357,8 @@ class Tantor {
     const isOffline = this.#advice === null && globalThis.navigator?.onLine === false;
     // what browsers say is no proof: a server on this machine can be reached without a network
     if (isOffline) delay = maxDelay;
+    this.#retry.set(delay, () => this.#open());
     this.#set(isOffline ? "offline" : "waiting", { code, reason, delay });
-    this.#retry.set(delay, () => {
-      this.#advice = null;
-      this.#open();
-    });
   }
 
   /** Something says that now is the time: the network is back, the page is shown. */
@@ -458,6 +463,10 @@ class Tantor {
   /** @param {string} name @param {any} value */
   #tell(name, value) {
     if (this.#state === "closed") return;
+    if (name === "dropped") {
+      this.#handlers.delete(value);
+      return;
+    }
     if (name !== "message") {
       this.#call(this.#listeners.get(name), value);
       return;
@@ -559,8 +568,11 @@ const PAGE = 1000;
 const MOST_LEFT = 128;
 // a broadcast that may have arrived is repeated while the server still knows its key (five minutes)
 const REPEAT_WITHIN = 240_000;
+// error and close codes
 const TOO_LARGE = 105;
 const TOO_DEEP = 106;
+const MESSAGE_TOO_BIG = 1009;
+const SLOW_CONSUMER = 3008;
 
 class Session {
   /** @type {string | null} */
@@ -590,6 +602,10 @@ class Session {
   #known = new Recent(KNOWN_MAIL);
   /** @type {string[]} */
   #acks = [];
+  /** The last connection was closed because more was asked than could be taken. */
+  #isCareful = false;
+  /** Subscriptions that are still to ask. @type {Subscription[]} */
+  #turns = [];
   /** Positions from storage, of channels that were not joined yet. @type {Record<string, Api.Position>} */
   #saved;
 
@@ -625,14 +641,23 @@ class Session {
     return this.#subscriptions.get(subscription.channel) === subscription;
   }
 
+  /** A subscription is up to date: those that wait for their turn go on. */
+  settled() {
+    const next = this.#turns.shift();
+    if (next && (next.isBusy || !this.isCurrent(next))) this.settled();
+    else next?.ask();
+  }
+
   /** A join was refused. @param {Subscription} subscription @param {TantorError} error */
   drop(subscription, error) {
-    this.#subscriptions.delete(subscription.channel);
+    const { channel, position } = subscription;
+    this.#subscriptions.delete(channel);
+    this.tell("dropped", channel);
+    this.settled();
     if (subscription.waiting.length) {
       subscription.refuse(error);
       return;
     }
-    const { channel, position } = subscription;
     this.tell("gap", { channel, epoch: position?.epoch ?? null, from: position && position.offset + 1, to: null, reason: "refused" });
     this.tell("error", { error });
   }
@@ -745,8 +770,10 @@ class Session {
   /** The connection has ended. @param {number} [code] */
   lost(code) {
     // or it would be sent again, and end the next one too
-    if (code === 1009) this.#blame(TOO_LARGE, new TantorError(TOO_LARGE, "the command is larger than the server takes"));
+    if (code === MESSAGE_TOO_BIG) this.#blame(TOO_LARGE, new TantorError(TOO_LARGE, "the command is larger than the server takes"));
     this.isOpen = false;
+    this.#isCareful = code === SLOW_CONSUMER;
+    this.#turns = [];
     this.#frames = [];
     this.#acks = []; // what was not acknowledged comes again
     this.#questions.clear();
@@ -780,7 +807,10 @@ class Session {
     } else if (welcome.dropped > 0) {
       this.tell("gap", { ...gap, reason: "mailbox_full", dropped: welcome.dropped });
     }
-    for (const subscription of this.#subscriptions.values()) subscription.ask();
+    this.#turns = [...this.#subscriptions.values()];
+    // all at once, or one after the other where all were too much, or it would be closed again and again
+    do this.settled();
+    while (this.#turns.length && !this.#isCareful);
     if (!welcome.resumed) for (const channel of this.#left) this.#frames.push(JSON.stringify({ action: "leave_channel", channel }));
     for (const [ref, command] of [...this.#pending]) {
       if (command.sent && command.fields.action === "broadcast" && this.#clock() - command.sent > REPEAT_WITHIN) {
@@ -987,6 +1017,7 @@ class Subscription {
     this.lost();
     for (const message of held) if (message.offset > position.offset) this.receive(message);
     if (isBehind && !this.isBusy) this.ask();
+    if (!this.isBusy) this.#session.settled();
   }
 
   /** @param {Wire[]} publications */
