@@ -1,5 +1,6 @@
 //! The first request on a connection: a WebSocket upgrade (RFC 6455 section 4.2) or plain HTTP. No I/O.
 
+use crate::client_module::ClientFile;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 /// Header lines that a request may have.
@@ -18,7 +19,12 @@ pub enum Request {
         acknowledges: bool,
     },
     /// A request that is no upgrade, with `GET` or `HEAD`.
-    Page { path: String, is_head: bool },
+    Page {
+        path: String,
+        is_head: bool,
+        /// The versions that the client has already.
+        if_none_match: Option<String>,
+    },
     /// Anything else: the answer that it gets.
     Refused(Refused),
 }
@@ -70,7 +76,7 @@ pub fn refusal_response(refused: Refused) -> Vec<u8> {
         Refused::NotFound => (
             "404 Not Found",
             "",
-            "there are / and /healthz here, and WebSockets on any path",
+            "there are /, /healthz, /tantor.js and /tantor.d.ts here, and WebSockets on any path",
         ),
         Refused::TimedOut => ("408 Request Timeout", "", "the request head took too long"),
         Refused::Version => (
@@ -99,9 +105,8 @@ pub fn refusal_response(refused: Refused) -> Vec<u8> {
     };
     response(
         status,
-        "text/plain; charset=utf-8",
-        extra,
-        &format!("{body}\n"),
+        &format!("Content-Type: text/plain; charset=utf-8\r\n{NO_STORE}{extra}"),
+        format!("{body}\n").as_bytes(),
         false,
     )
 }
@@ -119,25 +124,52 @@ pub fn health_response(is_draining: bool, connections: usize, is_head: bool) -> 
         ""
     };
     let body = format!("{{\"status\":\"{word}\",\"connections\":{connections}}}\n");
-    response(status, "application/json", extra, &body, is_head)
+    response(
+        status,
+        &format!("Content-Type: application/json\r\n{NO_STORE}{extra}"),
+        body.as_bytes(),
+        is_head,
+    )
 }
 
 /// `GET /` without an upgrade: what this is and how to connect.
 pub fn index_response(is_head: bool) -> Vec<u8> {
-    response("200 OK", "text/html; charset=utf-8", "", INDEX, is_head)
+    response(
+        "200 OK",
+        &format!("Content-Type: text/html; charset=utf-8\r\n{NO_STORE}"),
+        INDEX.as_bytes(),
+        is_head,
+    )
+}
+
+/// A file of the JavaScript client, for pages of any origin; only that it is unchanged, if the client has it.
+pub fn file_response(file: &ClientFile, if_none_match: Option<&str>, is_head: bool) -> Vec<u8> {
+    let shared = format!(
+        "ETag: {}\r\nCache-Control: no-cache\r\nAccess-Control-Allow-Origin: *\r\n",
+        file.etag
+    );
+    if if_none_match.is_some_and(|known| file.is_known(known)) {
+        return head("304 Not Modified", &shared).into_bytes();
+    }
+    let headers = format!("Content-Type: {}\r\n{shared}", file.content_type);
+    response("200 OK", &headers, file.body, is_head)
 }
 
 const INDEX: &str = include_str!("index.html");
 
-fn response(status: &str, content_type: &str, extra: &str, body: &str, is_head: bool) -> Vec<u8> {
-    let length = body.len();
-    let mut response = format!(
-        "HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\nCache-Control: no-store\r\n{extra}Connection: close\r\n\r\n"
-    );
+const NO_STORE: &str = "Cache-Control: no-store\r\n";
+
+fn response(status: &str, headers: &str, body: &[u8], is_head: bool) -> Vec<u8> {
+    let length = format!("Content-Length: {}\r\n", body.len());
+    let mut response = head(status, &(length + headers)).into_bytes();
     if !is_head {
-        response.push_str(body);
+        response.extend_from_slice(body);
     }
-    response.into_bytes()
+    response
+}
+
+fn head(status: &str, headers: &str) -> String {
+    format!("HTTP/1.1 {status}\r\n{headers}Connection: close\r\n\r\n")
 }
 
 fn read_complete(request: &httparse::Request<'_, '_>, len: usize) -> Request {
@@ -170,6 +202,9 @@ fn read_complete(request: &httparse::Request<'_, '_>, len: usize) -> Request {
                 Request::Page {
                     path,
                     is_head: method == "HEAD",
+                    if_none_match: header("if-none-match")
+                        .and_then(|value| std::str::from_utf8(value).ok())
+                        .map(str::to_owned),
                 }
             }
             _ => Request::Refused(Refused::MethodNotAllowed),
@@ -290,6 +325,7 @@ mod tests {
         let page = Request::Page {
             path: "/healthz".to_owned(),
             is_head: false,
+            if_none_match: None,
         };
         assert_eq!(read("GET /healthz?now HTTP/1.1\r\nHost: a\r\n\r\n"), page);
         assert_eq!(

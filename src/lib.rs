@@ -4,6 +4,7 @@
 
 pub mod broker;
 pub mod channel_settings;
+pub mod client_module;
 pub mod command;
 pub mod config;
 pub mod connection;

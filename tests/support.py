@@ -454,6 +454,7 @@ class Site:
         from werkzeug.serving import make_server
 
         self._server = make_server("127.0.0.1", 0, app, threaded=True)
+        self.port = self._server.port
         self._thread = threading.Thread(target=self._server.serve_forever)
         self._thread.start()
 
@@ -472,7 +473,7 @@ class Site:
         return self._request(path, json.dumps(fields).encode())
 
     def _request(self, path: str, body: bytes | None) -> tuple[int, Any]:
-        url = f"http://127.0.0.1:{self._server.port}{path}"
+        url = f"http://127.0.0.1:{self.port}{path}"
         request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:

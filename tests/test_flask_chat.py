@@ -135,6 +135,52 @@ def test_channels_are_joined_counted_and_left(open_tab: OpenTab) -> None:
     said(ada, "back in the jungle").wait_for()
 
 
+def test_who_comes_later_sees_what_was_said(open_tab: OpenTab) -> None:
+    ada = open_tab("Ada")
+    for text in ("one", "two", "three"):
+        say(ada, text)
+    said(ada, "three").wait_for()
+    bob = open_tab("Bob")
+    said(bob, "three").wait_for()
+    assert bob.get_by_role("log").locator(".text").all_inner_texts() == ["one", "two", "three"]
+    assert bob.locator(".who strong").first.inner_text() == "Ada"
+    say(bob, "four")
+    for tab in (ada, bob):
+        said(tab, "four").wait_for()
+        assert tab.get_by_role("log").locator(".text").count() == 4, "none is there twice"
+
+
+def test_a_tab_that_is_loaded_again_is_the_same_person(open_tab: OpenTab) -> None:
+    ada = open_tab("Ada")
+    bob = open_tab("Bob")
+    say(bob, "before")
+    said(ada, "before").wait_for()
+    bob.reload()
+    bob.get_by_text("Connected", exact=True).wait_for()
+    said(bob, "before").wait_for()
+    assert bob.locator(".who .you").count() == 1, "it is still one's own"
+    say(bob, "after")
+    said(ada, "after").wait_for()
+    online(bob, "Ada").wait_for()
+    assert online(ada, "Bob").count() == 1
+    assert ada.get_by_text("Bob left").count() == 0
+
+
+def test_a_restarted_server_is_told_as_a_gap(chat: Chat, open_tab: OpenTab) -> None:
+    ada = open_tab("Ada")
+    say(ada, "hello")
+    said(ada, "hello").wait_for()
+    chat.stop()
+    ada.get_by_text("Reconnecting…", exact=True).wait_for()
+    chat.start()
+    ada.get_by_text("Connected", exact=True).wait_for(timeout=30_000)
+    ada.get_by_text("Messages may be missing here").wait_for()
+    said(ada, "hello").wait_for()
+    online(ada, "Ada").wait_for()
+    say(ada, "again")
+    said(ada, "again").wait_for()
+
+
 def test_the_alarm_reaches_every_tab(open_tab: OpenTab) -> None:
     ada = open_tab("Ada")
     bob = open_tab("Bob")

@@ -17,7 +17,8 @@ LONGEST_NICK = 30
 def create_app(host: str = "127.0.0.1") -> Flask:
     """The page, the routes under /api/tantor, and a Tantor that is not started (its port: TANTOR_PORT, else 8080)."""
     app = Flask(__name__)
-    tantor = init_tantor(app, host=host)
+    # a page that is loaded again is back within less; others are told of one that is not
+    tantor = init_tantor(app, host=host, leave_delay=3)
     app.register_blueprint(blueprint())
 
     @tantor.on("hello")

@@ -2,6 +2,7 @@
 
 use super::Shard;
 use super::socket::{Connection, Phase};
+use crate::client_module::client_file;
 use crate::connection::Received;
 use crate::error::{Disconnect, ErrorCode, Refusal};
 use crate::events::LogLevel;
@@ -167,7 +168,11 @@ impl Shard {
                 self.open(slot, &accept, &greeting);
                 return len;
             }
-            Request::Page { path, is_head } => {
+            Request::Page {
+                path,
+                is_head,
+                if_none_match,
+            } => {
                 let response = match path.as_str() {
                     "/" => handshake::index_response(is_head),
                     "/healthz" => {
@@ -178,7 +183,12 @@ impl Shard {
                             is_head,
                         )
                     }
-                    _ => handshake::refusal_response(Refused::NotFound),
+                    path => match client_file(path) {
+                        Some(file) => {
+                            handshake::file_response(file, if_none_match.as_deref(), is_head)
+                        }
+                        None => handshake::refusal_response(Refused::NotFound),
+                    },
                 };
                 self.last_word(slot, response);
             }

@@ -1,62 +1,102 @@
-"use strict";
-
 const byId = id => document.getElementById(id);
 const { tantorPort, people: peopleUrl, emergency: emergencyUrl } = document.body.dataset;
-const address = `${location.protocol === "https:" ? "wss" : "ws"}://${location.hostname}:${tantorPort}`;
+const tantorHost = `${location.hostname}:${tantorPort}`;
 const KEPT_MESSAGES = 300;
+const SHOWN_HISTORY = 100;
 const SAME_SPEAKER_SECONDS = 120;
 
-let socket = null;
-let me = null; // our client id: a new one with each connection
+let t = null; // the client, once its module is here
 let nick = sessionStorage.getItem("nick") || inventNick();
 let current = "jungle";
-let retryDelay = 500;
 let pinned = true; // the messages follow their end, until one scrolls away from it
-// name to {people: Map of client id to nick or null, entries, unread}; a new client is in jungle from the start
+// name to {people: Map of client id to nick or null, arrived and gone: client ids since people were asked for, entries, unread}
 const channels = new Map();
 
 for (const name of ["jungle", "treehouse"]) addChannel(name);
 
-// The connection
+// The connection: Tantor serves its client itself, brings it back after a break and closes the gaps.
 
-function connect() {
-  socket = new WebSocket(address);
-  socket.onmessage = event => receive(JSON.parse(event.data));
-  socket.onclose = () => {
-    showStatus("connecting", "Reconnecting…");
-    setTimeout(connect, retryDelay * (0.5 + Math.random()));
-    retryDelay = Math.min(retryDelay * 2, 8000);
-  };
+async function start() {
+  for (let attempt = 0; !t; attempt += 1) {
+    try {
+      const { connect } = await import(`${location.protocol}//${tantorHost}/tantor.js${attempt ? `?${attempt}` : ""}`);
+      // with storage, a page that is loaded again is the same client
+      t = connect(`${location.protocol.replace("http", "ws")}//${tantorHost}/`, { storage: sessionStorage });
+    } catch {
+      showStatus("waiting", "Tantor cannot be reached…");
+      await new Promise(resolve => setTimeout(resolve, 2000));
+    }
+  }
+  t.on("state", ({ state, resumed, reason }) => {
+    const texts = { connected: "Connected", offline: "No network", closed: `Disconnected: ${reason}` };
+    if (state !== "connecting") showStatus(state, texts[state] ?? "Reconnecting…");
+    // those who came and went meanwhile are not kept as messages are
+    if (state === "connected") for (const [name, room] of channels) if (room.isJoined) greet(name, !resumed);
+  });
+  t.on("gap", ({ channel, from, to }) => {
+    const missing = to === null ? "Messages may be missing here" : `${to - from + 1} messages are missing here`;
+    if (channels.has(channel)) addEntry(channel, { notice: missing, isGap: true });
+  });
+  t.on("emergency", ({ data }) => showAlarm(data.message));
+  for (const name of channels.keys()) enter(name);
 }
 
-function command(fields) {
-  if (socket.readyState === WebSocket.OPEN) socket.send(JSON.stringify(fields));
+// Shows what was said before, and goes on from there.
+async function enter(name) {
+  const room = channels.get(name);
+  try {
+    const { epoch, offset, publications } = await t.history(name, { limit: SHOWN_HISTORY });
+    if (channels.get(name) !== room) return; // left meanwhile
+    for (const message of publications) if (message.event === "chat_message") showMessage(message);
+    room.unread = 0;
+    await t.join(name, receive, { recover: { epoch, offset } });
+    room.isJoined = true;
+    await greet(name, true);
+  } catch (error) {
+    if (channels.get(name) === room && t.state !== "closed") addEntry(name, { notice: `This channel cannot be joined: ${error.message}` });
+  }
+  showChannels();
 }
 
-function broadcast(channel, event, data) {
-  command({ action: "broadcast", channel, event, data });
+// Says who we are, if it has to be said, and asks who is here: the server knows those who were there before.
+async function greet(name, saysHello) {
+  const room = channels.get(name);
+  if (saysHello) t.broadcast(name, "hello", { nick }).catch(() => {});
+  [room.arrived, room.gone] = [new Set(), new Set()];
+  room.people.set(t.clientId, nick);
+  let known;
+  try {
+    const response = await fetch(`${peopleUrl}?channel=${encodeURIComponent(name)}`);
+    known = new Map(Object.entries(await response.json()));
+  } catch {
+    // the page's server may be a moment behind
+    setTimeout(() => channels.get(name) === room && greet(name, false), 1000);
+    return;
+  }
+  const people = new Map([[t.clientId, nick]]);
+  for (const id of [...known.keys(), ...room.arrived]) {
+    if (id !== t.clientId && !room.gone.has(id)) people.set(id, known.get(id) ?? room.people.get(id) ?? null);
+  }
+  room.people = people;
+  if (name === current) showPeople();
 }
 
 function receive(message) {
   const { event, channel, data } = message;
-  if (event === "welcome") {
-    me = message.client_id;
-    retryDelay = 500;
-    showStatus("connected", "Connected");
-    for (const name of channels.keys()) enter(name);
-    return;
-  }
-  if (event === "emergency_alert") return showAlarm(data.message);
   const room = channels.get(channel);
   if (!room || typeof data !== "object" || data === null) return;
   if (event === "chat_message") {
-    if (typeof data.nick === "string") room.people.set(message.from, data.nick);
-    addEntry(channel, { from: message.from, nick: data.nick, text: String(data.message), at: message.timestamp });
+    if (typeof data.nick === "string" && room.people.has(message.from)) room.people.set(message.from, data.nick);
+    showMessage(message);
   } else if (event === "hello" && typeof data.nick === "string") {
+    arrive(room, message.from);
     meet(channel, message.from, data.nick);
   } else if (event === "user_joined") {
+    arrive(room, data.client_id);
     if (!room.people.has(data.client_id)) room.people.set(data.client_id, null);
   } else if (event === "user_left") {
+    room.arrived.delete(data.client_id);
+    room.gone.add(data.client_id);
     const left = room.people.get(data.client_id);
     room.people.delete(data.client_id);
     if (left) addEntry(channel, { notice: `${left} left` });
@@ -64,27 +104,20 @@ function receive(message) {
   if (channel === current) showPeople();
 }
 
-// Join a channel and say who we are; who was there before us, the server knows.
-async function enter(name) {
-  const room = channels.get(name);
-  room.people = new Map([[me, nick]]);
-  command({ action: "join_channel", channel: name });
-  broadcast(name, "hello", { nick });
-  const asked = me;
-  const response = await fetch(`${peopleUrl}?channel=${encodeURIComponent(name)}`);
-  const known = await response.json();
-  if (asked !== me) return; // connected anew meanwhile
-  for (const [id, theirs] of Object.entries(known)) {
-    if (theirs || !room.people.has(id)) room.people.set(id, id === me ? nick : theirs);
-  }
-  if (name === current) showPeople();
+function arrive(room, id) {
+  room.arrived.add(id);
+  room.gone.delete(id);
+}
+
+function showMessage({ channel, from, data, timestamp }) {
+  if (typeof data === "object" && data !== null) addEntry(channel, { from, isMine: from === t.clientId, nick: data.nick, text: String(data.message), at: timestamp });
 }
 
 function meet(channel, id, theirs) {
   const people = channels.get(channel).people;
   const before = people.get(id);
   people.set(id, theirs);
-  if (id === me) return;
+  if (id === t.clientId) return;
   if (!before) addEntry(channel, { notice: `${theirs} joined` });
   else if (before !== theirs) addEntry(channel, { notice: `${before} is ${theirs} now` });
 }
@@ -92,7 +125,7 @@ function meet(channel, id, theirs) {
 // What is shown
 
 function addChannel(name) {
-  channels.set(name, { people: new Map(), entries: [], unread: 0 });
+  channels.set(name, { people: new Map(), arrived: new Set(), gone: new Set(), entries: [], unread: 0, isJoined: false });
 }
 
 function addEntry(channel, entry) {
@@ -112,7 +145,7 @@ function addEntry(channel, entry) {
 function showEntry(entry, previous) {
   const item = append(byId("messages"), "li", "", "");
   if (entry.notice) {
-    item.className = "notice";
+    item.className = entry.isGap ? "notice gap" : "notice";
     item.textContent = entry.notice;
     return;
   }
@@ -123,7 +156,7 @@ function showEntry(entry, previous) {
   const body = append(item, "div", "body", "");
   const who = append(body, "div", "who", "");
   append(who, "strong", "", name);
-  if (entry.from === me) append(who, "span", "you", "you");
+  if (entry.isMine) append(who, "span", "you", "you");
   const time = new Date(entry.at * 1000);
   append(who, "time", "", time.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" })).dateTime = time.toISOString();
   append(body, "div", "text", entry.text);
@@ -171,7 +204,7 @@ function showPeople() {
     const item = append(list, "li", "", "");
     showAvatar(item, id, name);
     append(item, "span", "name", name);
-    if (id === me) append(item, "span", "you", "you");
+    if (id === t.clientId) append(item, "span", "you", "you");
   }
 }
 
@@ -213,8 +246,11 @@ function inventNick() {
 byId("composer").addEventListener("submit", event => {
   event.preventDefault();
   const message = byId("message").value.trim();
-  if (!message || socket.readyState !== WebSocket.OPEN) return;
-  broadcast(current, "chat_message", { nick, message });
+  if (!message || t?.state !== "connected") return;
+  const channel = current;
+  t.broadcast(channel, "chat_message", { nick, message }).catch(error => {
+    if (channels.has(channel)) addEntry(channel, { notice: `Not sent: ${message} (${error.message})` });
+  });
   byId("message").value = "";
 });
 
@@ -225,13 +261,13 @@ byId("join").addEventListener("submit", event => {
   byId("join-name").value = "";
   if (!channels.has(name)) {
     addChannel(name);
-    if (socket.readyState === WebSocket.OPEN) enter(name);
+    if (t) enter(name);
   }
   choose(name);
 });
 
 byId("leave").addEventListener("click", () => {
-  command({ action: "leave_channel", channel: current });
+  t?.leave(current).catch(() => {});
   channels.delete(current);
   choose("jungle");
 });
@@ -242,7 +278,7 @@ byId("nick").addEventListener("change", () => {
   if (chosen && chosen !== nick) {
     nick = chosen;
     sessionStorage.setItem("nick", nick);
-    for (const name of channels.keys()) broadcast(name, "hello", { nick });
+    for (const name of channels.keys()) t?.broadcast(name, "hello", { nick }).catch(() => {});
   }
   byId("nick").value = nick;
 });
@@ -281,4 +317,4 @@ new ResizeObserver(followMessages).observe(byId("messages"));
 sessionStorage.setItem("nick", nick);
 byId("nick").value = nick;
 choose(current);
-connect();
+start();

@@ -1,0 +1,1218 @@
+// Tantor's client for browsers and node: one module, without dependencies. Its types are in tantor.d.ts, the wire in
+// docs/protocol.md, a guide in docs/clients.md.
+//
+//     import { connect } from "http://localhost:8080/tantor.js";
+//     const t = connect("ws://localhost:8080");
+//     t.join("jungle", message => console.log(message.event, message.data));
+//
+// From top to bottom: `connect` and `Tantor` (sockets, timers, handlers), then `Session` and `Subscription`, which know
+// what is to be said and shown, and neither sockets nor timers nor clocks.
+
+/** @import * as Api from "./tantor.d.ts" */
+/** @typedef {Record<string, any>} Wire */
+/** @typedef {{resolve: (value: any) => void, reject: (error: TantorError) => void}} Settle */
+
+const DEFAULTS = {
+  minDelay: 500,
+  maxDelay: 20_000,
+  connectTimeout: 10_000,
+  heartbeatSlack: 10_000,
+  probeTimeout: 5_000,
+  maxPending: 1000,
+};
+const LISTENERS = /** @type {const} */ (["state", "welcome", "message", "mail", "emergency", "gap", "error"]);
+
+// a connection that lived so long was a good one: the next delay is short again
+const STABLE = 2000;
+// from a socket's error to its close
+const ERROR_GRACE = 100;
+// a timer that is this late says more about this machine than about the server
+const LATE = 1000;
+// what setTimeout takes
+const LONGEST_TIMER = 2 ** 31 - 1;
+// acknowledgements gather for so long, or until they are so many
+const ACK_DELAY = 20;
+const MOST_ACKS = 500;
+// close codes: goodbye; goodbye, but I will be back; and from here on those after which nobody is to come back
+const LEAVING = 1000;
+const RETURNING = 4900;
+const FINAL = 3500;
+
+/** @param {string | URL} url @param {Api.Options} [options] @returns {Api.Tantor} */
+export function connect(url, options = {}) {
+  return new Tantor(url, options);
+}
+
+/** What was refused, by the server (`code` is a number, see docs/protocol.md) or here (`code` is a word). */
+export class TantorError extends Error {
+  /** @param {number | string} code @param {string} message @param {Record<string, unknown>} [details] */
+  constructor(code, message, details = {}) {
+    super(message);
+    Object.assign(this, details);
+    this.name = "TantorError";
+    this.code = code;
+  }
+}
+
+/** @implements {Api.Tantor} */
+class Tantor {
+  #options;
+  #url;
+  #WebSocket;
+  #session;
+  /** @type {WebSocket | null} */
+  #socket = null;
+  /** @type {Api.StateName} */
+  #state = "connecting";
+  #attempt = 0;
+  #welcomedAt = 0;
+  #heardAt = 0;
+  #heard = 0;
+  #isProbing = false;
+  /** The network or the page is back, and whether the connection is still there is being asked. */
+  #isWaking = false;
+  /** When the server wants this client back, in milliseconds from its goodbye. @type {number | null} */
+  #advice = null;
+  /** The page is put away, and may be shown again. */
+  #isSuspended = false;
+  #retry = new Deadline();
+  #watch = new Deadline();
+  #acking = new Deadline();
+  #isPumping = false;
+  /** @type {Map<string, Set<Function>>} by channel */
+  #handlers = new Map();
+  /** @type {Map<string, Set<Function>>} by name */
+  #listeners = new Map(LISTENERS.map(name => [name, new Set()]));
+  /** @type {(() => void)[]} */
+  #unhook = [];
+
+  /** @param {string | URL} url @param {Api.Options} options */
+  constructor(url, options) {
+    this.#options = { ...DEFAULTS, ...options };
+    for (const name of /** @type {(keyof typeof DEFAULTS)[]} */ (Object.keys(DEFAULTS))) {
+      const value = this.#options[name];
+      if (typeof value !== "number" || !(value >= 1 && value <= LONGEST_TIMER)) {
+        throw new TypeError(`${name} is ${shown(value)}; it takes a number from 1 to ${LONGEST_TIMER}`);
+      }
+    }
+    this.#url = webSocketUrl(url);
+    const { WebSocket = globalThis.WebSocket, storage } = this.#options;
+    if (typeof WebSocket !== "function") {
+      throw new TypeError(
+        `WebSocket is ${shown(WebSocket)}; where there is none, as in node before 22, give one: connect(url, { WebSocket: require("ws") })`,
+      );
+    }
+    this.#WebSocket = WebSocket;
+    this.#session = new Session({ maxPending: this.#options.maxPending, clock: Date.now, saved: take(storage, this.#url.href) });
+    this.#hookPage();
+    // so that listeners can be set before anything is told
+    queueMicrotask(() => this.#state === "connecting" && !this.#socket && this.#open());
+  }
+
+  get state() {
+    return this.#state;
+  }
+
+  get clientId() {
+    return this.#session.clientId;
+  }
+
+  /**
+   * @param {string} channel @param {Api.Handler<Api.Message> | Api.JoinOptions} [handler] @param {Api.JoinOptions} [options]
+   * @returns {Promise<Api.Joined>}
+   */
+  join(channel, handler, options) {
+    if (typeof handler === "object" && handler !== null) [handler, options] = [undefined, handler];
+    const recover = options?.recover;
+    return this.#ask(settle => {
+      checkName("channel", channel);
+      if (handler !== undefined && typeof handler !== "function") {
+        throw new TypeError(`handler is ${shown(handler)}; it takes a function`);
+      }
+      if (recover) checkPosition(recover);
+      this.#session.join(channel, recover, settle);
+      if (!this.#handlers.has(channel)) this.#handlers.set(channel, new Set());
+      if (handler) this.#handlers.get(channel)?.add(handler);
+    });
+  }
+
+  /** @type {Api.Tantor["leave"]} */
+  leave(channel) {
+    return this.#ask(settle => {
+      checkName("channel", channel);
+      this.#session.leave(channel, settle);
+      this.#handlers.delete(channel);
+    });
+  }
+
+  /** @type {Api.Tantor["broadcast"]} */
+  broadcast(channel, event, data, { idempotencyKey = randomKey() } = {}) {
+    return /** @type {Promise<any>} */ (this.command("broadcast", { channel, event, data, idempotency_key: idempotencyKey }));
+  }
+
+  /** @type {Api.Tantor["history"]} */
+  history(channel, { limit, after, before } = {}) {
+    return /** @type {Promise<any>} */ (this.command("history", { channel, limit, after, before }));
+  }
+
+  /** @type {Api.Tantor["presence"]} */
+  presence(channel) {
+    return /** @type {Promise<any>} */ (this.command("presence", { channel }));
+  }
+
+  /** @type {Api.Tantor["ping"]} */
+  ping() {
+    const asked = Date.now();
+    return this.#ask(({ resolve, reject }) => {
+      this.#session.command({ action: "ping" }, { resolve: () => resolve(Date.now() - asked), reject });
+    });
+  }
+
+  /** @type {Api.Tantor["command"]} */
+  command(action, fields = {}) {
+    return this.#ask(settle => {
+      if (typeof action !== "string" || !action) {
+        throw new TypeError(`action is ${shown(action)}; it takes a text that is not empty`);
+      }
+      this.#session.command({ ...fields, action }, settle);
+    });
+  }
+
+  /** @type {Api.Tantor["on"]} */
+  on(name, listener) {
+    const listeners = this.#listeners.get(name);
+    if (!listeners) throw new TypeError(`there is no event ${shown(name)}; there are ${LISTENERS.join(", ")}`);
+    if (typeof listener !== "function") throw new TypeError(`listener is ${shown(listener)}; it takes a function`);
+    listeners.add(listener);
+    return () => void listeners.delete(listener);
+  }
+
+  /** @type {Api.Tantor["position"]} */
+  position(channel) {
+    return this.#session.position(channel);
+  }
+
+  close() {
+    if (this.#state === "closed") return;
+    this.#sendAcks();
+    this.#end(LEAVING, "closed by this client", LEAVING);
+  }
+
+  /** @param {(settle: Settle) => void} start @returns {Promise<any>} */
+  #ask(start) {
+    let /** @type {Settle | undefined} */ settle;
+    const promise = new Promise((resolve, reject) => {
+      settle = { resolve, reject };
+    });
+    const { resolve, reject } = /** @type {Settle} */ (/** @type {unknown} */ (settle));
+    try {
+      if (this.#state === "closed") throw new TantorError("closed", "this client is closed");
+      start({
+        resolve,
+        reject: error => {
+          // nobody who said `t.join(…)` and later `t.close()` has to catch anything
+          if (error.code === "closed") promise.catch(() => {});
+          reject(error);
+        },
+      });
+    } catch (error) {
+      reject(/** @type {TantorError} */ (error));
+    }
+    this.#pump();
+    return promise;
+  }
+
+  // The connection
+
+  #open() {
+    this.#retry.clear();
+    this.#advice = null;
+    this.#set("connecting");
+    if (this.#state !== "connecting") return; // a listener has closed it
+    const url = new URL(this.#url);
+    url.searchParams.set("ack", "1");
+    if (this.#session.token) url.searchParams.set("resume", this.#session.token);
+    let /** @type {WebSocket} */ socket;
+    try {
+      socket = new this.#WebSocket(url.href);
+    } catch (error) {
+      // not a matter of time: a page from https may not connect to ws, for one
+      this.#end(0, String(error), LEAVING);
+      return;
+    }
+    this.#socket = socket;
+    this.#welcomedAt = 0;
+    socket.onmessage = event => this.#receive(event.data);
+    socket.onclose = event => this.#lost(event.code, event.reason);
+    // a close follows, but not in every implementation
+    socket.onerror = () => {
+      if (socket === this.#socket) this.#watch.set(ERROR_GRACE, () => this.#drop("the connection failed"));
+    };
+    this.#watch.set(this.#options.connectTimeout, () => this.#drop("no welcome in time"));
+  }
+
+  /** @param {unknown} data */
+  #receive(data) {
+    this.#heardAt = Date.now();
+    this.#heard += 1;
+    let message;
+    try {
+      message = JSON.parse(String(data));
+      if (typeof message !== "object" || message === null) throw new TypeError("it is no object");
+    } catch (error) {
+      this.#report(new TantorError("not_json", `the server sent ${shown(data)}: ${error}`));
+      return;
+    }
+    const wasOpen = this.#session.isOpen;
+    this.#session.receive(message, String(data).length);
+    if (!wasOpen && this.#session.isOpen) {
+      this.#welcomedAt = this.#heardAt;
+      this.#isProbing = false;
+      this.#listen();
+      this.#set("connected", { resumed: message.resumed === true });
+    }
+    const { event, channel, reconnect_after_ms: advice } = message;
+    if (event === "server_shutdown" && channel === "system" && advice >= 0) this.#advice = advice;
+    this.#pump();
+  }
+
+  /** Waits for silence. */
+  #listen() {
+    const limit = this.#session.heartbeat * 1000 + this.#options.heartbeatSlack;
+    const silence = Math.max(0, Date.now() - this.#heardAt);
+    this.#watch.set(Math.max(0, limit - silence), () => {
+      if (Date.now() - this.#heardAt >= limit) this.#probe();
+      else this.#listen();
+    });
+  }
+
+  /** Silence may be this machine's, which slept or held timers back: the server is asked before it is given up. */
+  #probe() {
+    const socket = this.#socket;
+    if (!socket || !this.#session.isOpen || this.#isProbing) return;
+    this.#isProbing = true;
+    const heard = this.#heard;
+    // what waited before the ping; if that gets less, the ping had not its turn yet
+    const unsent = socket.bufferedAmount;
+    this.#send(JSON.stringify({ action: "ping" }));
+    this.#watch.set(this.#options.probeTimeout, () => {
+      this.#isProbing = false;
+      if (this.#heard !== heard) {
+        this.#isWaking = false;
+        this.#listen();
+      } else if (socket.bufferedAmount < unsent) {
+        this.#probe();
+      } else {
+        this.#drop("the server is silent");
+      }
+    });
+  }
+
+  /** Gives a connection up that may be dead: its end would be long in coming. @param {string} reason */
+  #drop(reason) {
+    this.#abandon(RETURNING);
+    this.#lost(1006, reason);
+  }
+
+  /** @param {number} code */
+  #abandon(code) {
+    const socket = this.#socket;
+    this.#socket = null;
+    if (!socket) return;
+    socket.onmessage = socket.onclose = null;
+    try {
+      // node's ws would wait for an answer
+      if (code === RETURNING && "terminate" in socket) /** @type {any} */ (socket).terminate();
+      else socket.close(code);
+    } catch {
+      // it has ended
+    }
+  }
+
+  /** @param {number} code @param {string} reason */
+  #lost(code, reason) {
+    this.#socket = null;
+    this.#watch.clear();
+    this.#acking.clear();
+    this.#isProbing = false;
+    this.#session.lost(code);
+    if (code >= FINAL && code !== RETURNING) {
+      this.#end(code, reason || "the server does not want this client back", LEAVING);
+      return;
+    }
+    const lived = this.#welcomedAt ? Date.now() - this.#welcomedAt : 0;
+    this.#attempt = lived >= STABLE ? 0 : this.#attempt + 1;
+    this.#wait(code, reason);
+    this.#isWaking = false;
+    this.#pump();
+  }
+
+  /** @param {number} [code] @param {string} [reason] */
+  #wait(code, reason) {
+    const { minDelay, maxDelay } = this.#options;
+    // full jitter: clients that were lost together do not come back together
+    let delay = Math.random() * Math.min(maxDelay, minDelay * 2 ** Math.min(this.#attempt, 30));
+    if (this.#isWaking) delay = 0;
+    if (this.#advice !== null) delay = this.#advice;
+    const isOffline = this.#advice === null && globalThis.navigator?.onLine === false;
+    // what browsers say is no proof: a server on this machine can be reached without a network
+    if (isOffline) delay = maxDelay;
+    this.#retry.set(delay, () => this.#open());
+    this.#set(isOffline ? "offline" : "waiting", { code, reason, delay });
+  }
+
+  /** Something says that now is the time: the network is back, the page is shown. */
+  #wake() {
+    if (this.#isSuspended || this.#state === "closed") return;
+    if (this.#state === "connected") {
+      this.#isWaking = true;
+      this.#probe();
+    } else if (this.#retry.isSet && this.#advice === null) {
+      this.#attempt = 0;
+      this.#open();
+    }
+  }
+
+  /** @param {number} code @param {string} reason @param {number} closing */
+  #end(code, reason, closing) {
+    this.#retry.clear();
+    this.#watch.clear();
+    this.#acking.clear();
+    for (const unhook of this.#unhook.splice(0)) unhook();
+    this.#abandon(closing);
+    this.#handlers.clear();
+    this.#set("closed", { code, reason });
+    this.#session.end(new TantorError("closed", `this client is closed: ${reason}`, { closeCode: code }));
+  }
+
+  /** @param {Api.StateName} state @param {Partial<Api.State>} [details] */
+  #set(state, details = {}) {
+    this.#state = state;
+    this.#call(this.#listeners.get("state"), { state, ...details });
+  }
+
+  // The page
+
+  #hookPage() {
+    const { document, addEventListener, navigator } = /** @type {Partial<typeof globalThis>} */ (globalThis);
+    if (typeof addEventListener !== "function" || !navigator) return;
+    const hook = (/** @type {EventTarget | undefined} */ target, /** @type {string} */ name, /** @type {(event: any) => void} */ f) => {
+      target?.addEventListener?.(name, f);
+      this.#unhook.push(() => target?.removeEventListener?.(name, f));
+    };
+    hook(globalThis, "online", () => this.#wake());
+    hook(globalThis, "offline", () => {
+      if (this.#isSuspended) return;
+      if (this.#state === "waiting" && this.#advice === null) this.#wait(undefined, "offline");
+      else this.#probe();
+    });
+    hook(document, "visibilitychange", () => document?.visibilityState === "visible" && this.#wake());
+    hook(document, "resume", () => this.#wake());
+    hook(globalThis, "pagehide", event => this.#suspend(event.persisted));
+    hook(globalThis, "pageshow", event => {
+      if (event.persisted && this.#isSuspended) {
+        this.#isSuspended = false;
+        take(this.#options.storage, this.#url.href);
+        if (this.#state !== "closed") this.#open();
+      }
+    });
+  }
+
+  /** The page goes, and may be back: by way of storage after a reload, or as it is when one goes back to it. @param {boolean} mayReturn */
+  #suspend(mayReturn) {
+    const { storage } = this.#options;
+    if (this.#state === "closed" || (!storage && !mayReturn)) return;
+    this.#sendAcks();
+    this.#isSuspended = true;
+    this.#retry.clear();
+    this.#watch.clear();
+    this.#acking.clear();
+    this.#abandon(RETURNING);
+    this.#session.lost(RETURNING);
+    try {
+      // only now: a tab that is duplicated while this one lives must not take its place
+      storage?.setItem(storageKey(this.#url.href), JSON.stringify(this.#session.snapshot()));
+    } catch (error) {
+      this.#report(new TantorError("storage", `the session could not be saved: ${error}`));
+    }
+    this.#set("waiting", { reason: "the page is put away" });
+  }
+
+  // What is told
+
+  /** Carries out what the session has in store, handlers included, in order. */
+  #pump() {
+    if (this.#isPumping) return; // by a handler
+    this.#isPumping = true;
+    const { events } = this.#session;
+    try {
+      let next = 0;
+      do {
+        for (const frame of this.#session.takeFrames()) this.#send(frame);
+        if (next < events.length) this.#tell(...events[next]);
+      } while (++next <= events.length);
+    } finally {
+      events.length = 0;
+      this.#isPumping = false;
+    }
+    const waiting = this.#session.unacknowledged;
+    if (waiting >= MOST_ACKS) this.#sendAcks();
+    else if (waiting && !this.#acking.isSet && this.#state !== "closed") this.#acking.set(ACK_DELAY, () => this.#sendAcks());
+  }
+
+  /** @param {string} name @param {any} value */
+  #tell(name, value) {
+    if (this.#state === "closed") return;
+    if (name === "dropped") {
+      this.#handlers.delete(value);
+      return;
+    }
+    if (name !== "message") {
+      this.#call(this.#listeners.get(name), value);
+      return;
+    }
+    const kind = isAlert(value) ? "emergency" : isPublication(value) ? "" : "mail";
+    const results = [this.#handlers.get(value.channel), this.#listeners.get("message"), this.#listeners.get(kind)].flatMap(
+      handlers => this.#call(handlers, value),
+    );
+    if (!wantsAck(value)) return;
+    const handled = () => {
+      this.#session.handled(value.id);
+      this.#pump();
+    };
+    if (results.length) void Promise.allSettled(results).then(handled);
+    else handled();
+  }
+
+  /**
+   * One that fails harms nothing else. Returns what is still to be awaited.
+   * @param {Set<Function> | undefined} handlers @param {any} value @returns {Promise<unknown>[]}
+   */
+  #call(handlers, value) {
+    const promises = [];
+    const areOfErrors = handlers === this.#listeners.get("error");
+    const report = (/** @type {unknown} */ error) => {
+      // they cannot be told of their own
+      if (areOfErrors) console.error("Tantor: a listener of errors failed:", error);
+      else this.#report(error, value);
+    };
+    for (const handler of [...(handlers ?? [])]) {
+      try {
+        const result = handler(value);
+        if (typeof result?.then === "function") promises.push(Promise.resolve(result).catch(report));
+      } catch (error) {
+        report(error);
+      }
+    }
+    if (areOfErrors && !handlers?.size) console.error("Tantor:", value.error);
+    return promises;
+  }
+
+  /** @param {unknown} error @param {unknown} [value] what a handler that failed was given */
+  #report(error, value) {
+    this.#call(this.#listeners.get("error"), value === undefined ? { error } : { error, value });
+  }
+
+  #sendAcks() {
+    this.#acking.clear();
+    this.#session.acknowledge();
+    for (const frame of this.#session.takeFrames()) this.#send(frame);
+  }
+
+  /** @param {string} text */
+  #send(text) {
+    // in any other state its end is under way, and what is to be said is said again
+    if (this.#socket?.readyState === 1) this.#socket.send(text);
+  }
+}
+
+/** A timer that leaves what came meanwhile, while the machine slept or the tab was throttled, to be seen first. */
+class Deadline {
+  /** @type {ReturnType<typeof setTimeout> | null} */
+  #timer = null;
+
+  get isSet() {
+    return this.#timer !== null;
+  }
+
+  /** @param {number} delay @param {() => void} due */
+  set(delay, due) {
+    this.clear();
+    delay = Math.min(delay, LONGEST_TIMER);
+    const at = Date.now() + delay;
+    const fire = () => {
+      this.#timer = null;
+      due();
+    };
+    this.#timer = setTimeout(() => {
+      if (Date.now() - at < LATE) fire();
+      else this.#timer = setTimeout(fire, LATE);
+    }, delay);
+  }
+
+  clear() {
+    if (this.#timer !== null) clearTimeout(this.#timer);
+    this.#timer = null;
+  }
+}
+
+// The session: messages in, frames and events out.
+
+// what is held back of a channel while an answer is under way; more is asked for again
+const MOST_HELD = 1000;
+const MOST_HELD_SIZE = 4 << 20;
+// ids by which what comes twice is known: of a channel, and of mail and emergencies
+const KNOWN_PUBLICATIONS = 2000;
+const KNOWN_MAIL = 5000;
+const PAGE = 1000;
+const MOST_LEFT = 128;
+// a broadcast that may have arrived is repeated while the server still knows its key (five minutes)
+const REPEAT_WITHIN = 240_000;
+// error and close codes
+const TOO_LARGE = 105;
+const TOO_DEEP = 106;
+const MESSAGE_TOO_BIG = 1009;
+const SLOW_CONSUMER = 3008;
+
+class Session {
+  /** @type {string | null} */
+  clientId = null;
+  /** @type {string | null} */
+  token = null;
+  /** Seconds. */
+  heartbeat = 30;
+  /** It was welcomed, on the connection that there is. */
+  isOpen = false;
+  /** What is to be told, by name. @type {[string, any][]} */
+  events = [];
+  /** @type {string[]} */
+  #frames = [];
+  #ref = 0;
+  #maxPending;
+  #clock;
+  /** @type {Map<string, Subscription>} */
+  #subscriptions = new Map();
+  /** Channels that were left, of which a new identity may be on one. @type {Set<string>} */
+  #left = new Set();
+  /** Questions of the session's own; their answers die with the connection. @type {Map<number, Settle>} */
+  #questions = new Map();
+  /** Commands of the application; they are repeated. @type {Map<number, Command>} */
+  #pending = new Map();
+  /** Mail and emergencies, by id: whether their handlers have returned. */
+  #known = new Recent(KNOWN_MAIL);
+  /** @type {string[]} */
+  #acks = [];
+  /** The last connection was closed because more was asked than could be taken. */
+  #isCareful = false;
+  /** Subscriptions that are still to ask. @type {Subscription[]} */
+  #turns = [];
+  /** Positions from storage, of channels that were not joined yet. @type {Record<string, Api.Position>} */
+  #saved;
+
+  /** @param {{maxPending?: number, clock?: () => number, saved?: any}} [options] */
+  constructor({ maxPending = DEFAULTS.maxPending, clock = () => 0, saved = null } = {}) {
+    this.#maxPending = maxPending;
+    this.#clock = clock;
+    this.token = saved?.token ?? null;
+    this.clientId = saved?.clientId ?? null;
+    this.#saved = saved?.positions ?? {};
+  }
+
+  /** What a later session can go on from. */
+  snapshot() {
+    const positions = { ...this.#saved };
+    for (const { channel, position } of this.#subscriptions.values()) if (position) positions[channel] = position;
+    return { token: this.token, clientId: this.clientId, positions };
+  }
+
+  /** @param {string} channel @returns {Api.Position | null} */
+  position(channel) {
+    const position = this.#subscriptions.get(channel)?.position;
+    return position ? { ...position } : null;
+  }
+
+  /** How many messages are to be acknowledged. */
+  get unacknowledged() {
+    return this.isOpen ? this.#acks.length : 0;
+  }
+
+  /** @param {Subscription} subscription */
+  isCurrent(subscription) {
+    return this.#subscriptions.get(subscription.channel) === subscription;
+  }
+
+  /** A subscription is up to date: those that wait for their turn go on. */
+  settled() {
+    const next = this.#turns.shift();
+    if (next && (next.isBusy || !this.isCurrent(next))) this.settled();
+    else next?.ask();
+  }
+
+  /** A join was refused. @param {Subscription} subscription @param {TantorError} error */
+  drop(subscription, error) {
+    const { channel, position } = subscription;
+    this.#subscriptions.delete(channel);
+    this.tell("dropped", channel);
+    this.settled();
+    if (subscription.waiting.length) {
+      subscription.refuse(error);
+      return;
+    }
+    this.tell("gap", { channel, epoch: position?.epoch ?? null, from: position && position.offset + 1, to: null, reason: "refused" });
+    this.tell("error", { error });
+  }
+
+  /** @param {string} channel @param {Api.Position | undefined} recover @param {Settle} settle */
+  join(channel, recover, settle) {
+    const known = this.#subscriptions.get(channel);
+    if (known && recover) throw new TantorError("joined", `channel ${shown(channel)} is joined already; leave it before joining it with a position`);
+    this.#left.delete(channel);
+    for (const [ref, command] of this.#pending) {
+      if (command.fields.action === "leave_channel" && command.fields.channel === channel) {
+        this.#pending.delete(ref); // or it would be repeated behind the join
+        command.resolve({ channel });
+      }
+    }
+    const subscription = known ?? new Subscription(this, channel, recover ?? this.#saved[channel] ?? null);
+    delete this.#saved[channel];
+    this.#subscriptions.set(channel, subscription);
+    subscription.waiting.push(settle);
+    if (this.isOpen && !subscription.isBusy) subscription.ask();
+  }
+
+  /** @param {string} channel @param {Settle} settle */
+  leave(channel, settle) {
+    this.command({ action: "leave_channel", channel }, settle);
+    const subscription = this.#subscriptions.get(channel);
+    this.#subscriptions.delete(channel);
+    subscription?.refuse(new TantorError("left", `channel ${shown(channel)} was left before it was joined`));
+    delete this.#saved[channel];
+    this.#left.add(channel);
+    if (this.#left.size > MOST_LEFT) this.#left.delete(first(this.#left.keys()));
+  }
+
+  /** @param {Record<string, any>} fields @param {Settle} settle */
+  command(fields, settle) {
+    if (this.#pending.size >= this.#maxPending) {
+      throw new TantorError("pending_full", `${this.#maxPending} commands wait for an answer; maxPending allows no more`);
+    }
+    const ref = ++this.#ref;
+    const command = { ...settle, fields, text: JSON.stringify({ ...fields, ref }), sent: 0, isSent: false };
+    this.#pending.set(ref, command);
+    if (this.isOpen) this.#submit(command);
+  }
+
+  /** A question of the session's own, if there is a connection. @param {Record<string, any>} fields @param {Settle} settle */
+  question(fields, settle) {
+    if (!this.isOpen) return;
+    const ref = ++this.#ref;
+    this.#questions.set(ref, settle);
+    this.#frames.push(JSON.stringify({ ...fields, ref }));
+  }
+
+  /** @param {string} name @param {any} value */
+  tell(name, value) {
+    this.events.push([name, value]);
+  }
+
+  /** A message for the application; what is to be acknowledged only once. @param {Wire} message */
+  show(message) {
+    if (!wantsAck(message)) return this.tell("message", message);
+    const isHandled = this.#known.get(message.id);
+    if (isHandled) this.#acks.push(message.id); // the first acknowledgement was lost
+    if (isHandled !== undefined) return;
+    this.#known.set(message.id, false);
+    this.tell("message", message);
+  }
+
+  /** The handlers of a message have returned. @param {string} id */
+  handled(id) {
+    this.#known.set(id, true);
+    this.#acks.push(id);
+  }
+
+  acknowledge() {
+    if (!this.isOpen || !this.#acks.length) return;
+    // an emergency from a channel's history need not be one that the server waits for
+    this.question({ action: "ack", ids: this.#acks.splice(0) }, { resolve() {}, reject() {} });
+  }
+
+  takeFrames() {
+    return this.#frames.splice(0);
+  }
+
+  /** @param {Wire} message @param {number} [size] */
+  receive(message, size = 0) {
+    const { event, channel } = message;
+    const isSystem = channel === "system";
+    if (!this.isOpen) {
+      if (event === "welcome" && isSystem) this.#welcomed(message);
+    } else if (isAlert(message)) {
+      this.show(message); // before all that waits for it; a channel's position is its own matter
+      this.#subscriptions.get(channel)?.receive(message, size);
+    } else if (isPublication(message)) {
+      const subscription = this.#subscriptions.get(channel);
+      if (subscription) subscription.receive(message, size);
+      else if (!this.#left.has(channel)) this.show(message);
+    } else if (event === "reply" || (event === "error" && isSystem && message.ref !== undefined)) {
+      this.#answered(message);
+    } else if (event === "gap" && typeof message.dropped === "number") {
+      const subscription = this.#subscriptions.get(channel);
+      if (subscription) subscription.dropped(message);
+      else this.tell("gap", { channel, epoch: message.epoch ?? null, from: null, to: message.offset || null, reason: message.reason, dropped: message.dropped });
+    } else if (event === "error" && isSystem) {
+      this.#refused(new TantorError(message.code, String(message.message)));
+    } else if (!(isSystem && (message.ping || message.pong || event === "server_shutdown"))) {
+      this.show(message);
+    }
+  }
+
+  /** The connection has ended. @param {number} [code] */
+  lost(code) {
+    // or it would be sent again, and end the next one too
+    if (code === MESSAGE_TOO_BIG) this.#blame(TOO_LARGE, new TantorError(TOO_LARGE, "the command is larger than the server takes"));
+    this.isOpen = false;
+    this.#isCareful = code === SLOW_CONSUMER;
+    this.#turns = [];
+    this.#frames = [];
+    this.#acks = []; // what was not acknowledged comes again
+    this.#questions.clear();
+    for (const command of this.#pending.values()) command.isSent = false;
+    for (const subscription of this.#subscriptions.values()) subscription.lost();
+  }
+
+  /** @param {TantorError} error */
+  end(error) {
+    this.isOpen = false;
+    const pending = [...this.#pending.values()];
+    const subscriptions = [...this.#subscriptions.values()];
+    this.#pending.clear();
+    this.#subscriptions.clear();
+    for (const command of pending) command.reject(error);
+    for (const subscription of subscriptions) subscription.refuse(error);
+  }
+
+  /** @param {Wire} welcome */
+  #welcomed(welcome) {
+    this.isOpen = true;
+    const before = this.clientId;
+    this.clientId = welcome.client_id;
+    this.token = welcome.resume ?? null;
+    if (welcome.heartbeat_interval > 0) this.heartbeat = welcome.heartbeat_interval;
+    this.tell("welcome", welcome);
+    const gap = { channel: null, epoch: null, from: null, to: null };
+    if (before !== null && !welcome.resumed) {
+      this.tell("gap", { ...gap, reason: "new_client", message: welcome.reason ?? "the server keeps no sessions", clientId: before });
+      this.#known.clear();
+    } else if (welcome.dropped > 0) {
+      this.tell("gap", { ...gap, reason: "mailbox_full", dropped: welcome.dropped });
+    }
+    this.#turns = [...this.#subscriptions.values()];
+    // all at once, or one after the other where all were too much, or it would be closed again and again
+    do this.settled();
+    while (this.#turns.length && !this.#isCareful);
+    if (!welcome.resumed) for (const channel of this.#left) this.#frames.push(JSON.stringify({ action: "leave_channel", channel }));
+    for (const [ref, command] of [...this.#pending]) {
+      if (command.sent && command.fields.action === "broadcast" && this.#clock() - command.sent > REPEAT_WITHIN) {
+        this.#pending.delete(ref);
+        command.reject(new TantorError("uncertain", "the connection broke for so long that repeating the broadcast could publish it twice; it may have been published"));
+      } else {
+        this.#submit(command);
+      }
+    }
+    this.acknowledge();
+    // shows the server that the new token has arrived
+    if (welcome.resumed && !this.#frames.length) this.#frames.push(JSON.stringify({ action: "ping" }));
+  }
+
+  /** @param {Command} command */
+  #submit(command) {
+    command.sent ||= this.#clock();
+    command.isSent = true;
+    this.#frames.push(command.text);
+  }
+
+  /** @param {Wire} answer */
+  #answered(answer) {
+    const { ref, event } = answer;
+    const asked = this.#questions.get(ref) ?? this.#pending.get(ref);
+    this.#questions.delete(ref);
+    this.#pending.delete(ref);
+    if (event === "reply") asked?.resolve(asked && "text" in asked ? result(answer) : answer);
+    else asked?.reject(new TantorError(answer.code, String(answer.message)));
+  }
+
+  /** An error without a `ref`: the frame was not read so far. @param {TantorError} error */
+  #refused(error) {
+    if (!this.#blame(error.code, error)) this.tell("error", { error });
+  }
+
+  /** Rejects the one command whose text an error must be about. @param {number | string} code @param {TantorError} error */
+  #blame(code, error) {
+    const measure = code === TOO_LARGE ? (/** @type {string} */ text) => text.length : code === TOO_DEEP ? depth : null;
+    let worst = null;
+    for (const [ref, command] of measure && this.isOpen ? this.#pending : []) {
+      const size = command.isSent && measure ? measure(command.text) : 0;
+      if (size > (worst?.size ?? 0)) worst = { ref, size, command };
+    }
+    if (!worst) return false;
+    this.#pending.delete(worst.ref);
+    worst.command.reject(error);
+    return true;
+  }
+}
+
+/** @typedef {Settle & {fields: Record<string, any>, text: string, sent: number, isSent: boolean}} Command */
+
+/** One channel: where in its stream the application is, and what it takes to bring it to the end, in order, once each. */
+class Subscription {
+  /** Those who wait to hear that it is joined. @type {Settle[]} */
+  waiting = [];
+  /** An answer is under way, and what comes is held back. */
+  isBusy = false;
+  #session;
+  /** @type {Api.Position | null} */
+  position;
+  /** @type {Wire[]} */
+  #held = [];
+  #heldSize = 0;
+  /** More came than is held back. */
+  #hasMissed = false;
+  #shown = new Recent(KNOWN_PUBLICATIONS);
+  /** What was published before that is none of the application's business. @type {number | null} Unix seconds */
+  #since = null;
+  /** Publications that are not kept and came while an answer was under way: they have no offset, but took one. */
+  #unkept = 0;
+  /** A page that does not begin where the last ended: with a hole, or with a loss? @type {Wire | null} */
+  #doubted = null;
+
+  /** @param {Session} session @param {string} channel @param {Api.Position | null} position */
+  constructor(session, channel, position) {
+    this.#session = session;
+    this.channel = channel;
+    this.position = position && { epoch: position.epoch, offset: position.offset };
+  }
+
+  /** Asks for all behind the position; for the position, if there is none yet. */
+  ask() {
+    const recover = this.position ?? undefined;
+    const fields = { action: "join_channel", channel: this.channel, recover };
+    this.#question(fields, reply => this.#joined(reply, recover !== undefined), error => this.#session.drop(this, error));
+  }
+
+  /** A publication, live. @param {Wire} message @param {number} [size] */
+  receive(message, size = 0) {
+    const { position } = this;
+    if (!Number.isInteger(message.offset)) {
+      this.#session.show(message);
+      if (isNotice(message)) return;
+      if (this.isBusy || !position) this.#unkept += 1;
+      else position.offset += 1;
+    } else if (this.isBusy || !position) {
+      this.#hold(message, size);
+    } else if (message.offset === position.offset + 1) {
+      this.#show(message);
+    } else if (message.offset > position.offset || !this.#shown.has(message.id)) {
+      // a hole need not be a loss, and one from before may be of a new stream
+      this.#hold(message, size);
+      this.ask();
+    }
+  }
+
+  /** The server has dropped messages for this connection. @param {Wire} gap */
+  dropped({ epoch, offset, dropped, reason, recover }) {
+    if (this.isBusy || !this.position) return; // the answer has all of them
+    if (recover || (epoch && epoch !== this.position.epoch)) this.ask();
+    else if (!offset) this.#tellGap(null, null, reason, { dropped });
+    else if (offset > this.position.offset) {
+      this.#tellGap(this.position.offset + 1, offset, reason, { dropped });
+      this.position.offset = offset;
+    }
+  }
+
+  /** The connection has ended: what is held back is asked for again. */
+  lost() {
+    this.isBusy = false;
+    this.#unkept = 0;
+    this.#doubted = null;
+    this.#held = [];
+    this.#heldSize = 0;
+    this.#hasMissed = false;
+  }
+
+  /** @param {TantorError} error */
+  refuse(error) {
+    for (const { reject } of this.waiting.splice(0)) reject(error);
+  }
+
+  /** @param {Wire} reply @param {boolean} hasAsked */
+  #joined(reply, hasAsked) {
+    const doubted = this.#doubted;
+    this.#doubted = null;
+    const { publications, ...joined } = result(reply);
+    for (const { resolve } of this.waiting.splice(0)) resolve(joined);
+    if (!hasAsked || !this.position) {
+      // what came since the question counts
+      const offset = Math.min(reply.offset + 1, ...this.#held.map(held => held.offset)) - 1;
+      this.#since = this.#held[0]?.timestamp ?? reply.timestamp;
+      this.position = { epoch: reply.epoch, offset };
+      this.#follow(offset);
+    } else if (reply.recovered) {
+      this.#since ??= reply.publications[0]?.timestamp ?? reply.timestamp;
+      this.#showAll(reply.publications);
+      // what follows `through` comes live; of what is not kept, all up to the top has come
+      this.#follow(this.#unkept ? reply.offset : (reply.through ?? 0));
+    } else if (reply.reason === "expired") {
+      this.#page(true);
+    } else if (reply.reason === "too_large") {
+      if (doubted) this.#takePage(doubted); // what it lacks is not lost: it never was
+      else this.#page(false);
+    } else {
+      this.#beginAnew(reply.reason);
+    }
+  }
+
+  /** More than goes into one answer, or not all that is wanted. @param {boolean} isLost some of it is certainly gone */
+  #page(isLost) {
+    this.#history(this.position?.offset ?? 0, page => {
+      const { position } = this;
+      const [start] = page.publications;
+      const before = start ? start.offset - 1 : page.offset - this.#unkept;
+      if (!position || page.epoch !== position.epoch) return this.ask();
+      if (before > position.offset && !isLost) {
+        this.#doubted = page;
+        return this.ask();
+      }
+      if (before > position.offset) {
+        this.#tellGap(position.offset + 1, before, "expired");
+        position.offset = before;
+      }
+      this.#takePage(page);
+    });
+  }
+
+  /** @param {Wire} page */
+  #takePage(page) {
+    this.#showAll(page.publications);
+    if (page.more || page.publications.length >= PAGE) this.#page(false);
+    else this.#follow(page.offset);
+  }
+
+  /** The stream is another: what it has is shown, but for what was shown before. @param {string} reason */
+  #beginAnew(reason) {
+    this.#history(undefined, page => {
+      this.#tellGap((this.position?.offset ?? 0) + 1, null, reason);
+      this.position = { epoch: page.epoch, offset: 0 };
+      this.#showAll(page.publications.filter((/** @type {Wire} */ message) => message.timestamp >= (this.#since ?? 0)));
+      this.#follow(page.offset);
+    });
+  }
+
+  /** All up to an offset is shown; from now on live. @param {number} through */
+  #follow(through) {
+    const position = /** @type {Api.Position} */ (this.position);
+    position.offset = Math.max(position.offset, through);
+    const held = this.#held.sort((one, other) => one.offset - other.offset);
+    const isBehind = this.#hasMissed || this.waiting.length > 0;
+    this.lost();
+    for (const message of held) if (message.offset > position.offset) this.receive(message);
+    if (isBehind && !this.isBusy) this.ask();
+    if (!this.isBusy) this.#session.settled();
+  }
+
+  /** @param {Wire[]} publications */
+  #showAll(publications) {
+    for (const message of publications) if (message.offset > (this.position?.offset ?? 0)) this.#show(message);
+  }
+
+  /** @param {Wire} message */
+  #show(message) {
+    if (this.position) this.position.offset = message.offset;
+    if (this.#shown.has(message.id)) return;
+    this.#shown.set(message.id, true);
+    this.#session.show(message);
+  }
+
+  /** @param {Wire} message @param {number} size */
+  #hold(message, size) {
+    if (this.#held.length < MOST_HELD && this.#heldSize + size <= MOST_HELD_SIZE) {
+      this.#held.push(message);
+      this.#heldSize += size;
+    } else {
+      this.#hasMissed = true;
+    }
+  }
+
+  /** @param {number | null} from @param {number | null} to @param {string} reason @param {object} [details] */
+  #tellGap(from, to, reason, details) {
+    this.#session.tell("gap", { channel: this.channel, epoch: this.position?.epoch ?? null, from, to, reason, ...details });
+  }
+
+  /** @param {number | undefined} after @param {(page: Wire) => void} resolve */
+  #history(after, resolve) {
+    const fields = { action: "history", channel: this.channel, after, limit: PAGE };
+    this.#question(fields, resolve, error => {
+      // what is kept cannot be had: from here on again
+      this.#tellGap((this.position?.offset ?? 0) + 1, null, "refused", { message: error.message });
+      this.position = null;
+      this.ask();
+    });
+  }
+
+  /** @param {Record<string, any>} fields @param {(reply: Wire) => void} resolve @param {(error: TantorError) => void} reject */
+  #question(fields, resolve, reject) {
+    this.isBusy = true;
+    const ifCurrent = (/** @type {(answer: any) => void} */ act) => (/** @type {any} */ answer) => {
+      if (this.#session.isCurrent(this)) act(answer);
+    };
+    this.#session.question(fields, { resolve: ifCurrent(resolve), reject: ifCurrent(reject) });
+  }
+}
+
+/** The latest of so many keys, with a value each. */
+class Recent {
+  #size;
+  /** @type {Map<string, boolean>} */
+  #entries = new Map();
+
+  /** @param {number} size */
+  constructor(size) {
+    this.#size = size;
+  }
+
+  /** @param {string} key */
+  has(key) {
+    return this.#entries.has(key);
+  }
+
+  /** @param {string} key */
+  get(key) {
+    return this.#entries.get(key);
+  }
+
+  /** @param {string} key @param {boolean} value */
+  set(key, value) {
+    this.#entries.set(key, value);
+    if (this.#entries.size > this.#size) this.#entries.delete(first(this.#entries.keys()));
+  }
+
+  clear() {
+    this.#entries.clear();
+  }
+}
+
+/** @param {Wire} message */
+function isPublication(message) {
+  return message.trumpeted_by === "tantor";
+}
+
+/** Who came or went: of no place in the stream. @param {Wire} message */
+function isNotice(message) {
+  return message.event === "user_joined" || message.event === "user_left";
+}
+
+/** @param {Wire} message */
+function isAlert(message) {
+  return message.event === "emergency_alert" && message.channel === "emergency" && isPublication(message);
+}
+
+/** @param {Wire} message */
+function wantsAck(message) {
+  return message.ack === true && typeof message.id === "string";
+}
+
+/** What an answer gives. @param {Wire} answer */
+function result({ id, timestamp, sender, event, ref, ok, ...fields }) {
+  return /** @type {any} */ (fields);
+}
+
+/** How deep JSON nests. @param {string} text */
+function depth(text) {
+  let deepest = 0;
+  let now = 0;
+  for (const [bracket] of text.matchAll(/"(?:[^"\\]|\\.)*"|[[{\]}]/g)) {
+    if (bracket === "[" || bracket === "{") deepest = Math.max(deepest, ++now);
+    else if (bracket === "]" || bracket === "}") now -= 1;
+  }
+  return deepest;
+}
+
+/** @template T @param {Iterable<T>} values @returns {T} */
+function first(values) {
+  for (const value of values) return value;
+  throw new RangeError("there is no first of none");
+}
+
+/** @param {string | URL} text @returns {URL} */
+function webSocketUrl(text) {
+  const takes = "it takes an address like ws://localhost:8080";
+  let url;
+  try {
+    url = new URL(text, globalThis.location?.href);
+  } catch {
+    throw new TypeError(`url is ${shown(text)}; ${takes}`);
+  }
+  url.protocol = url.protocol.replace(/^http/, "ws");
+  url.hash = "";
+  if (!/^wss?:$/.test(url.protocol)) throw new TypeError(`url is ${shown(text)}; ${takes}`);
+  return url;
+}
+
+/** As the server wants names. @param {string} field @param {unknown} name */
+function checkName(field, name) {
+  const isName = typeof name === "string" && name && new TextEncoder().encode(name).length <= 255;
+  // eslint-disable-next-line no-control-regex
+  if (!isName || /[\u0000-\u001f\u007f-\u009f]/.test(name)) {
+    throw new TypeError(`${field} is ${shown(name)}; it takes a text of 1 to 255 bytes without control characters`);
+  }
+}
+
+/** @param {any} position */
+function checkPosition(position) {
+  if (!isPosition(position)) {
+    throw new TypeError(`recover is ${shown(position)}; it takes an object like { epoch: "0123456789abcdef", offset: 7 }`);
+  }
+}
+
+/** @param {any} position @returns {position is Api.Position} */
+function isPosition(position) {
+  const { epoch, offset } = position ?? {};
+  return typeof epoch === "string" && epoch.length > 0 && epoch.length <= 64 && Number.isSafeInteger(offset) && offset >= 0;
+}
+
+/** @param {string} url */
+function storageKey(url) {
+  return `tantor:${url}`;
+}
+
+/** Takes what an earlier page has left, so that no other page does. @param {Api.Options["storage"]} storage @param {string} url */
+function take(storage, url) {
+  try {
+    const text = storage?.getItem(storageKey(url));
+    storage?.removeItem(storageKey(url));
+    const { token, clientId, positions } = JSON.parse(text ?? "{}");
+    if (typeof token !== "string" || typeof clientId !== "string") return null;
+    return { token, clientId, positions: Object.fromEntries(Object.entries(positions ?? {}).filter(([, position]) => isPosition(position))) };
+  } catch {
+    return null; // it is not ours, or there is no storage to be had
+  }
+}
+
+function randomKey() {
+  const bytes = globalThis.crypto?.getRandomValues(new Uint8Array(12)) ?? Array.from({ length: 12 }, () => Math.random() * 256);
+  return Array.from(bytes, byte => Math.floor(byte).toString(16).padStart(2, "0")).join("");
+}
+
+/** A value as an error shows it: its beginning. @param {unknown} value */
+function shown(value) {
+  let text;
+  try {
+    text = (typeof value === "string" || (typeof value === "object" && value !== null)) ? JSON.stringify(value) : String(value);
+  } catch {
+    text = String(value);
+  }
+  return text.length > 80 ? `${text.slice(0, 80)}…` : text;
+}
+
+// for tests
+export { Session as _Session };

@@ -1,0 +1,108 @@
+"""The JavaScript client: what is served, its types, and its tests in node, which have servers of their own."""
+
+import importlib.resources
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support import TESTS, WebSocketClient, http_request, missing
+from tantor import Tantor
+
+NODE = TESTS / "node"
+CLIENT = importlib.resources.files("tantor") / "js"
+FAULT_SECONDS = float(os.environ.get("TANTOR_FAULT_SECONDS", "15"))
+
+
+def node(*arguments: str, timeout: float, needs: str = "ws", **environment: str) -> None:
+    """Run node in the tests' folder; what it says is shown, and is the failure's message."""
+    if shutil.which("node") is None:
+        missing("node")
+    if not (NODE / "node_modules" / needs).is_dir():
+        missing(f"node's {needs} (npm ci in tests/node)")
+    ours = {"PYTHON": sys.executable, "TANTOR_FAULT_SECONDS": str(FAULT_SECONDS)}
+    command = ["node", *arguments]
+    with subprocess.Popen(
+        command,
+        cwd=NODE,
+        env=os.environ | ours | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            output, _ = process.communicate()
+            pytest.fail(f"{command} still ran after {timeout:g} s:\n{output}")
+    print(output)
+    if process.returncode:
+        pytest.fail(f"{command} ended with {process.returncode}:\n{output}")
+
+
+def node_version() -> int:
+    if shutil.which("node") is None:
+        missing("node")
+    said = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout
+    return int(said.removeprefix("v").split(".")[0])
+
+
+@pytest.mark.parametrize(
+    ("path", "content_type"),
+    [("tantor.js", "text/javascript; charset=utf-8"), ("tantor.d.ts", "application/typescript; charset=utf-8")],
+)
+def test_it_is_served_to_any_origin_and_is_the_file_of_the_package(
+    server: Tantor, path: str, content_type: str
+) -> None:
+    file = (CLIENT / path).read_bytes()
+    status, headers, body = http_request(server.port, f"GET /{path}?anything HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert (status, body) == (200, file)
+    assert headers["content-type"] == content_type
+    assert headers["access-control-allow-origin"] == "*"
+    assert headers["cache-control"] == "no-cache"
+    assert headers["content-length"] == str(len(file))
+    status, head, body = http_request(server.port, f"HEAD /{path} HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert (status, head, body) == (200, headers, b"")
+    for known in (headers["etag"], f'"other", W/{headers["etag"]}', "*"):
+        request = f"GET /{path} HTTP/1.1\r\nHost: a\r\nIf-None-Match: {known}\r\n\r\n"
+        status, unchanged, body = http_request(server.port, request)
+        assert (status, body) == (304, b"")
+        assert unchanged["etag"] == headers["etag"]
+        assert unchanged["access-control-allow-origin"] == "*"
+    request = f'GET /{path} HTTP/1.1\r\nHost: a\r\nIf-None-Match: "another"\r\n\r\n'
+    assert http_request(server.port, request)[0] == 200
+    assert http_request(server.port, f"POST /{path} HTTP/1.1\r\nHost: a\r\n\r\n")[0] == 405
+
+
+def test_a_websocket_may_have_its_path(server: Tantor, connect: Callable[..., WebSocketClient]) -> None:
+    assert connect(server, "/tantor.js").client_id in server.connections
+
+
+def test_its_declarations_are_true_of_it_and_take_what_they_should() -> None:
+    node("node_modules/typescript/bin/tsc", "--project", ".", timeout=110, needs="typescript")
+
+
+@pytest.mark.parametrize("file", ["session.test.mjs", "recovery.test.mjs", "client.test.mjs"])
+def test_in_node(file: str) -> None:
+    assert (NODE / file).is_file()
+    node("--test", "--test-reporter", "spec", file, timeout=110)
+
+
+def test_in_node_with_its_own_websocket() -> None:
+    flag = ("--experimental-websocket",) if node_version() < 22 else ()
+    node(*flag, "--test", "--test-reporter", "spec", "client.test.mjs", timeout=110, TEST_WEBSOCKET="global")
+
+
+@pytest.mark.timeout(2 * FAULT_SECONDS + 240)
+def test_in_node_under_faults() -> None:
+    node("--test", "--test-reporter", "spec", "faults.test.mjs", timeout=2 * FAULT_SECONDS + 220)
+
+
+def test_every_file_of_node_tests_is_run() -> None:
+    run = {"session.test.mjs", "recovery.test.mjs", "client.test.mjs", "faults.test.mjs"}
+    assert {Path(file).name for file in NODE.glob("*.test.*")} == run
