@@ -1,5 +1,6 @@
 """`tantor.client.send`, for scripts; and what is said where the client's needs are not met."""
 
+import asyncio
 import textwrap
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import pytest
 from fenced_blocks import read_blocks
 from support import run_python
 from tantor import DataError, SettingError, Tantor
-from tantor.client import CommandError, ConnectError, send
+from tantor.client import CommandError, ConnectError, DisconnectedError, connect, send
+from websockets.asyncio.server import ServerConnection, serve
 
 
 def test_a_script_publishes_in_one_call(server: Tantor) -> None:
@@ -41,7 +43,7 @@ def test_a_scripts_errors_say_what_was_wrong(server: Tantor, free_port: int) -> 
         send(url, "news", "number", {1})
     with pytest.raises(SettingError, match="url is 'http://localhost'; it takes ws://host:port"):
         send("http://localhost", "news", "number")
-    with pytest.raises(ConnectError, match=rf"ws://127\.0\.0\.1:{free_port}: .*refused"):
+    with pytest.raises(ConnectError, match=rf"ws://127\.0\.0\.1:{free_port}: .*(refused|Connect call failed)"):
         send(f"ws://127.0.0.1:{free_port}", "news", "number")
 
 
@@ -96,3 +98,27 @@ def test_the_examples_of_the_pages_work_as_they_stand(server: Tantor) -> None:
     script = f"import asyncio\nasync def main():\n{textwrap.indent(body, '    ')}\nasyncio.run(main())"
     done = run_python(script)
     assert "'channel': 'jungle'" in done.stdout, done
+
+
+def test_a_script_may_publish_where_a_loop_runs(server: Tantor) -> None:
+    async def main() -> None:
+        url = f"ws://127.0.0.1:{server.port}"
+        assert send(url, "news", "number", 7)["offset"] == 1
+        with pytest.raises(CommandError, match=r"\(code 108\)"):
+            send(url, "news", "welcome")
+
+    asyncio.run(main())
+
+
+def test_a_server_that_is_no_tantor_is_named() -> None:
+    async def main() -> None:
+        async def hello(connection: ServerConnection) -> None:
+            await connection.send("hello")
+            await connection.wait_closed()
+
+        async with serve(hello, "127.0.0.1", 0) as other:
+            port = next(iter(other.sockets)).getsockname()[1]
+            with pytest.raises(DisconnectedError, match=r"does not speak as a Tantor does: a frame was no JSON"):
+                await connect(f"ws://127.0.0.1:{port}").open()
+
+    asyncio.run(main())

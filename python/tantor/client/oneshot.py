@@ -1,16 +1,17 @@
 """Publishing from a script: connect, publish, await the answer, leave."""
 
+import asyncio
 import json
 import secrets
-import time
+import threading
 from collections.abc import Mapping
 from ssl import SSLContext
 from typing import Any
 
-from websockets.exceptions import ConnectionClosed, WebSocketException
-from websockets.sync.client import ClientConnection, connect
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed
 
-from tantor.client.connecting import explain, split_url
+from tantor.client.connecting import RetryError, Target
 from tantor.client.errors import CommandError, CommandLostError, CommandTimeoutError, ConnectError, DisconnectedError
 from tantor.client.reconnect import is_final
 from tantor.client.session import encode_command
@@ -32,14 +33,14 @@ def send(
     """Publish one message on a channel, and block until the server has it; for scripts, from any thread.
 
     Returns the server's reply: `recipients`, and `epoch` and `offset` if it is kept. `data` is what JSON can hold, `{}`
-    by default. One attempt, of `timeout` seconds in all: to try again without publishing twice, give the same
+    by default. One attempt, of `timeout` seconds: to try again without publishing twice, give the same
     `idempotency_key`.
 
     Errors: `ConnectError`; `CommandError` when the server refuses; `CommandTimeoutError` and `CommandLostError` when
-    no answer came, and it may have been published or not; `DataError`; `SettingError` for a URL that is none.
+    no answer came, and it may have been published or not; `DataError`; `SettingError` for a URL or a timeout that is
+    none.
     """
-    bare, _ = split_url(url)
-    settings = ClientSettings(connect_timeout=timeout)
+    target = Target(url, ClientSettings(open_timeout=timeout), headers, ssl)
     fields = {
         "channel": channel,
         "event": event,
@@ -47,41 +48,66 @@ def send(
         "idempotency_key": secrets.token_hex(16) if idempotency_key is None else idempotency_key,
     }
     ref = secrets.token_hex(8)
-    frame = encode_command("broadcast", ref, fields)
-    deadline = time.monotonic() + timeout
-    try:
-        connection = connect(
-            bare,
-            ssl=ssl,
-            additional_headers=headers,
-            compression=None,
-            open_timeout=timeout,
-            close_timeout=settings.close_timeout,
-            max_size=settings.max_message_bytes,
-        )
-    except (WebSocketException, OSError, EOFError) as error:
-        raise ConnectError(str(explain(bare, error))) from error
-    with connection:
+    return _run(_Attempt(target, ref, encode_command("broadcast", ref, fields), timeout))
+
+
+class _Attempt:
+    def __init__(self, target: Target, ref: str, frame: str, timeout: float) -> None:
+        self._target = target
+        self._ref = ref
+        self._frame = frame
+        self._timeout = timeout
+
+    async def publish(self) -> Message:
+        deadline = asyncio.get_running_loop().time() + self._timeout
         try:
-            connection.send(frame)
-            return _await_answer(connection, ref, deadline)
+            connection = await self._target.open({})
+        except RetryError as error:
+            raise ConnectError(str(error)) from error
+        try:
+            async with asyncio.timeout_at(deadline):
+                await connection.send(self._frame)
+                answer = await self._await_answer(connection)
+            # the publishing is done, whatever becomes of the goodbye
+            await connection.close()
         except TimeoutError:
-            # there is no time left for a goodbye
-            connection.socket.close()
-            raise CommandTimeoutError(f"broadcast: no answer from {bare} within {timeout:g} s") from None
+            raise CommandTimeoutError(f"broadcast: no answer from {self._target} within {self._timeout:g} s") from None
         except ConnectionClosed as closed:
             code = closed.rcvd.code if closed.rcvd else None
             if is_final(code):
-                raise DisconnectedError(f"{bare} closed the connection for good: {closed}", code) from None
-            raise CommandLostError(f"broadcast: {bare} closed the connection before the answer: {closed}") from None
+                raise DisconnectedError(f"{self._target} closed the connection for good: {closed}", code) from None
+            raise CommandLostError(f"broadcast: {self._target} closed before the answer: {closed}") from None
+        finally:
+            connection.transport.abort()
+        if answer.get("event") == "error":
+            raise CommandError(f"{answer.get('message')} (code {answer.get('code')})", answer.get("code", 0), answer)
+        return answer
+
+    async def _await_answer(self, connection: ClientConnection) -> Message:
+        while True:
+            message = json.loads(await connection.recv())
+            # the messages of the channels that every client is on come too
+            if isinstance(message, dict) and message.get("ref") == self._ref:
+                return message
 
 
-def _await_answer(connection: ClientConnection, ref: str, deadline: float) -> Message:
-    while True:
-        message = json.loads(connection.recv(max(0.0, deadline - time.monotonic())))
-        # the messages of the channels that every client is on come too
-        if not isinstance(message, dict) or message.get("ref") != ref:
-            continue
-        if message.get("event") == "error":
-            raise CommandError(f"{message.get('message')} (code {message.get('code')})", message["code"], message)
-        return message
+def _run(attempt: _Attempt) -> Message:
+    """In a loop of its own; in a thread of its own where this one runs a loop."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(attempt.publish())
+    outcome: list[Message | BaseException] = []
+
+    def run() -> None:
+        try:
+            outcome.append(asyncio.run(attempt.publish()))
+        except BaseException as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=run, name="tantor-client-send")
+    thread.start()
+    thread.join()
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return outcome[0]
