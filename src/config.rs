@@ -267,13 +267,7 @@ impl Config {
 
     /// What holds for a channel.
     pub fn of_channel(&self, name: &str) -> ChannelSettings {
-        let settings = self.channel_settings.of(name, self.every_channel(name));
-        // emergencies wait for no disk
-        let is_durable = settings.durable && name != crate::protocol::EMERGENCY_CHANNEL;
-        ChannelSettings {
-            durable: is_durable,
-            ..settings
-        }
+        self.channel_settings.of(name, self.every_channel(name))
     }
 
     fn every_channel(&self, name: &str) -> ChannelSettings {

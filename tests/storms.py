@@ -3,7 +3,6 @@
 import random
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -129,14 +128,3 @@ class DurableServer:
         self._process.kill()
         said, _ = self._process.communicate()
         return int((said.splitlines() or ["0"])[-1])
-
-
-def database_missing() -> str | None:
-    """Why there is no database to be had; None if there is one."""
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            with Tantor(port=0, host="127.0.0.1", database=f"sqlite:///{folder}/tantor.db") as server:
-                server.broadcast("den", "n", 1, durable=True).result()
-        except Exception as error:
-            return f"no server with a database: {error}"
-    return None

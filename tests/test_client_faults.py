@@ -170,15 +170,6 @@ class KilledServer:
 
 @pytest.fixture
 def killed_server(tmp_path: Path, free_port: int) -> Iterator[KilledServer]:
-    # can be taken out once there is a database behind the setting
-    probe = Tantor(port=0, host="127.0.0.1", database=f"sqlite:///{tmp_path / 'probe.db'}")
-    probe.start_background()
-    try:
-        if probe.stats()["storage"]["kind"] == "memory":
-            pytest.skip("Tantor(database=...) saves nothing yet")
-    finally:
-        probe.begin_stop()
-        assert probe.wait_stopped(15)
     server = KilledServer(tmp_path, free_port)
     yield server
     server.kill()

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from flask import Flask
 from support import Script, WebSocketClient, eventually, http_request, run_python, script
-from tantor import History, StorageError, Tantor, init_tantor
+from tantor import History, Pending, StorageError, Tantor, init_tantor
 
 Connect = Callable[..., WebSocketClient]
 MakeServer = Callable[..., Tantor]
@@ -250,6 +250,45 @@ def test_a_durable_channel_hands_over_what_is_saved(make_server: MakeServer, dat
     assert placed == [("order", 1), ("reply", 1)], "the publication, then its reply"
     assert server.broadcast("orders", "order", {"n": 2}).result(10) == 1
     assert client.receive()["data"] == {"n": 2}
+
+
+def test_where_everything_is_durable_sends_and_emergencies_are_too(
+    make_server: MakeServer, database: str, connect: Connect, tmp_path: Path
+) -> None:
+    server = make_server(database=database, durable=True)
+    client = connect(server)
+    client.close()
+    eventually(lambda: not server.connections, "the client is gone")
+    sent = server.send(client.client_id, {"n": 1})
+    alarm = server.emergency("fire")
+    assert isinstance(sent, Pending)
+    assert isinstance(alarm, Pending)
+    assert (sent.result(10), alarm.result(10)) == (sent.value, 0)
+    assert alarm.message_id
+    report = server.delivery(alarm.message_id)
+    assert report is not None
+    assert report["waiting"] == 1
+    found = rows(tmp_path / "tantor.db", "SELECT id, message_type FROM tantor_messages ORDER BY timestamp")
+    assert [(row["id"], row["message_type"]) for row in found] == [
+        (sent.value, "chat"),
+        (alarm.message_id, "emergency_alert"),
+        (alarm.message_id, "emergency_alert"),
+    ], "of the channel's history, and for the client"
+
+
+def test_an_emergency_waits_for_no_disk(
+    make_server: MakeServer, database: str, connect: Connect, tmp_path: Path
+) -> None:
+    server = make_server(database=database, durable=True)
+    client = connect(server)
+    server.broadcast("jungle", "message", {"n": 0}).result(10)
+    client.receive_until(event="message")
+    with locked_by_another(tmp_path / "tantor.db", tmp_path):
+        server.broadcast("jungle", "message", {"n": 1})
+        alarm = server.emergency("fire")
+        assert client.receive_until(event="emergency_alert")["data"]["message"] == "fire"
+        with pytest.raises(StorageError, match="locked"):
+            alarm.result(10)
 
 
 def test_durable_takes_a_database() -> None:

@@ -11,8 +11,8 @@ import pytest
 from fault_proxy import BOTH, FIN, RESET, TO_CLIENT, TO_SERVER, FaultProxy
 from fenced_blocks import read_blocks
 from flask import Flask
-from storms import DurableServer, Publisher, Storm, database_missing
-from support import REQUIRE_ALL, TESTS, Site, WebSocketClient, eventually
+from storms import DurableServer, Publisher, Storm
+from support import TESTS, Site, WebSocketClient, eventually, missing
 from tantor import Tantor
 
 if TYPE_CHECKING:
@@ -376,7 +376,6 @@ def test_a_page_that_one_goes_back_to_is_the_same_client_again(server: Tantor, s
 
     from conftest import CHROMIUM_ARGUMENTS
     from playwright.sync_api import sync_playwright
-    from support import missing
 
     executable = shutil.which("chromium") or shutil.which("chromium-browser")
     if executable is None:
@@ -400,7 +399,7 @@ def test_a_page_that_one_goes_back_to_is_the_same_client_again(server: Tantor, s
         publish(server, 2, 3)
         page.go_back(wait_until="commit")
         if page.evaluate("window.mark") != 1:
-            pytest.skip("this Chromium did not keep the page")
+            missing("a Chromium that keeps pages for going back")
         shows(page, 3)
         assert page.evaluate("[t.clientId, persisted]") == [client_id, True]
         browser.close()
@@ -442,10 +441,6 @@ def test_many_clients_in_one_page_through_a_storm(page: "Page", make_server: Mak
 
 @pytest.mark.timeout(FAULT_SECONDS + 180)
 def test_many_clients_in_one_page_while_the_server_is_killed(page: "Page", tmp_path: Path) -> None:
-    problem = database_missing()
-    if problem is not None:
-        assert not REQUIRE_ALL, problem
-        pytest.skip(problem)
     with DurableServer(tmp_path / "tantor.db", "den", 50) as durable:
         crowd(page, durable.port)
         end = time.monotonic() + FAULT_SECONDS

@@ -190,7 +190,7 @@ class Messenger:
     def unsubscribe(self, client_id: str, channel: str) -> Done[bool]:
         """Take a client off a channel. Always True."""
 
-    def emergency(self, message: str) -> Done[int]:
+    def emergency(self, message: str) -> Done[int] | Pending[int]:
         """To every connected client once, ahead of all that waits; gives how many, and has the `message_id`."""
 
     def get_presence(self, channel: str | None = None) -> dict[str, Any]:

@@ -203,11 +203,12 @@ class Tantor(_tantor.Messenger):
             self._remember(f"tantor_msg_{message_id}", value, self.setting("message_ttl"))
         return sent
 
-    def emergency(self, message: str) -> "_tantor.Done[int]":
+    def emergency(self, message: str) -> "_tantor.Done[int] | Pending[int]":
         """To every connected client once, ahead of all that waits; gives how many.
 
         It is kept for clients that are away (within `emergency_ttl`), and sent again each `ack_timeout` to those that
-        acknowledge until they do. What it returns has the `message_id` too, for `delivery`.
+        acknowledge until they do. What it returns has the `message_id` too, for `delivery`; where everything, or the
+        channel `emergency`, is durable, it is done when that is saved.
         """
         recipients = super().emergency(message)
         if self.memory is not None:

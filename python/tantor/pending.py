@@ -20,11 +20,13 @@ class Pending(Coroutine[Any, Any, _T], Generic[_T]):
     Errors: `StorageError` if it could not be saved; what was to be handed over after saving was not, then.
     """
 
-    __slots__ = ("__weakref__", "_commit", "_running", "value")
+    __slots__ = ("__weakref__", "_commit", "_running", "message_id", "value")
 
-    def __init__(self, value: _T, commit: _tantor.Commit) -> None:
+    def __init__(self, value: _T, commit: _tantor.Commit, message_id: str | None = None) -> None:
         self.value = value
         """The result, known before it is saved."""
+        self.message_id = message_id
+        """Of an emergency, for `delivery()`; None for anything else."""
         self._commit = commit
         self._running: Coroutine[Any, Any, _T] | None = None
 

@@ -53,7 +53,7 @@ const KNOWN_EMERGENCIES: usize = 1000;
 
 impl Node {
     /// Sends to one client; returns the message's stamp. For a client that is not connected it is kept, and handed
-    /// over when it returns. `commit` is called when it is kept and `options.durable`.
+    /// over when it returns. `commit` is called when it is kept, and durable by `options` or because everything is.
     ///
     /// Errors: a client id or channel name that cannot be one; a message over the limit; `durable` where nothing can be
     /// saved; the storage cannot be opened.
@@ -70,6 +70,10 @@ impl Node {
         let (Body::Message(bytes) | Body::Fields(bytes, _)) = body;
         self.check_size(bytes.len())?;
         self.check_options(options, || !self.ttl_of(options).is_zero())?;
+        let options = &PublishOptions {
+            durable: options.durable || self.config.durable && self.store.is_durable(),
+            ..*options
+        };
         self.restore()?;
         if options.priority < Priority::Emergency {
             self.wait_for_room();

@@ -342,9 +342,16 @@ impl Node {
     /// The stream of a channel, opened where it was left.
     fn stream<'a>(&self, channel: &'a Channel) -> &'a Arc<dyn Stream> {
         channel.stream.get_or_init(|| {
-            self.broker
-                .open(&channel.name, &channel.kind, channel.settings)
+            let mut settings = channel.settings;
+            // an emergency waits for no disk, whatever is asked of its channel
+            settings.durable &= &*channel.name != protocol::EMERGENCY_CHANNEL;
+            self.broker.open(&channel.name, &channel.kind, settings)
         })
+    }
+
+    /// Whoever publishes on a channel waits until that is saved.
+    fn waits_for_saving(&self, channel: &Channel) -> bool {
+        channel.settings.durable && self.store.is_durable()
     }
 
     /// True while some shard has more to do than may wait: clients are to be read no further.

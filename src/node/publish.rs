@@ -11,7 +11,7 @@ use crate::frame::EncodedFrame;
 use crate::idempotency::{Idempotency, Known, Scope};
 use crate::priority::Priority;
 use crate::protocol::{self, Publication, Stamp};
-use crate::store::{Committed, StoreError};
+use crate::store::{Change, Committed, StoreError};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -85,10 +85,15 @@ impl Node {
     }
 
     /// To every connected client once, before all that waits for it. It is kept for clients that are away, and sent
-    /// again to those that acknowledge until they do. It waits for no shard that is behind.
+    /// again to those that acknowledge until they do. It waits for no shard that is behind, and for no disk: `commit` is
+    /// called when its channel is durable, and hears when all that is kept of it is saved.
     ///
     /// Errors: a message over the limit; the storage cannot be opened.
-    pub fn emergency(&self, message: &str) -> Result<Emergency, Error> {
+    pub fn emergency(
+        &self,
+        message: &str,
+        commit: &mut dyn FnMut() -> Committed,
+    ) -> Result<Emergency, Error> {
         self.check_size(message.len())?;
         self.restore()?;
         let mut data = b"{\"message\":".to_vec();
@@ -133,6 +138,9 @@ impl Node {
                 self.keep_emergency(stamp.id, &frame);
             }
         }
+        if self.waits_for_saving(&self.channel(protocol::EMERGENCY_CHANNEL)) {
+            self.store.save(Change::Mark, Some(commit()));
+        }
         self.counters.publications.add(1);
         self.counters.messages_sent.add(recipients);
         if let Some(name) = self.events.wanted("emergency_alert") {
@@ -153,7 +161,7 @@ impl Node {
         commit: &mut dyn FnMut() -> Committed,
     ) -> Published {
         let channel = self.channel(new.channel);
-        let is_durable = new.options.durable || self.stream(&channel).is_durable();
+        let is_durable = new.options.durable || self.waits_for_saving(&channel);
         let Some(key) = new.options.idempotency_key else {
             let committed = is_durable.then(&mut *commit);
             return self.publish_now(new, committed);

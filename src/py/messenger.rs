@@ -256,7 +256,7 @@ impl Messenger {
             let mut commit = || begin_commit(&mut waited_for);
             node.send(client_id, channel, body, &options, &mut commit)
         })??;
-        outcome(py, sent.stamp.id_text().into_py_any(py)?, waited_for)
+        outcome(py, sent.stamp.id_text().into_py_any(py)?, None, waited_for)
     }
 
     #[pyo3(signature = (channel, event, data = None, *, default = None, priority = None, durable = false,
@@ -287,7 +287,7 @@ impl Messenger {
             })?,
             None => py.detach(|| node.broadcast(channel, event, b"{}", &options, &mut commit)),
         }?;
-        outcome(py, published.recipients.into_py_any(py)?, waited_for)
+        outcome(py, published.recipients.into_py_any(py)?, None, waited_for)
     }
 
     #[pyo3(signature = (channel, limit = 100, after = None, before = None))]
@@ -386,11 +386,12 @@ impl Messenger {
         Ok(Done::new(true.into_py_any(py)?))
     }
 
-    fn emergency(&self, py: Python<'_>, message: &str) -> PyResult<Done> {
+    fn emergency(&self, py: Python<'_>, message: &str) -> PyResult<Py<PyAny>> {
         let node = self.node()?;
-        let sent = py.detach(|| node.emergency(message))?;
+        let mut waited_for = None;
+        let sent = py.detach(|| node.emergency(message, &mut || begin_commit(&mut waited_for)))?;
         let recipients = sent.recipients.into_py_any(py)?;
-        Ok(Done::of_message(recipients, sent.stamp.id_text()))
+        outcome(py, recipients, Some(sent.stamp.id_text()), waited_for)
     }
 
     #[pyo3(signature = (channel = None))]
@@ -589,17 +590,24 @@ fn begin_commit(waited_for: &mut Option<Arc<Settled>>) -> Committed {
     committed
 }
 
-/// What a call returns: something done, or something that is done when it is saved.
+/// What a call returns: something done, or something that is done when it is saved. An emergency's has its id.
 fn outcome(
     py: Python<'_>,
     value: Py<PyAny>,
+    message_id: Option<String>,
     waited_for: Option<Arc<Settled>>,
 ) -> PyResult<Py<PyAny>> {
     let Some(settled) = waited_for else {
-        return Done::new(value).into_py_any(py);
+        return match message_id {
+            None => Done::new(value),
+            Some(id) => Done::of_message(value, id),
+        }
+        .into_py_any(py);
     };
     let pending = py.import("tantor.pending")?.getattr("Pending")?;
-    Ok(pending.call1((value, Commit::new(settled)))?.unbind())
+    Ok(pending
+        .call1((value, Commit::new(settled), message_id))?
+        .unbind())
 }
 
 fn setting_value(name: &str, value: &Bound<'_, PyAny>) -> PyResult<Value> {

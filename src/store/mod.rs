@@ -154,6 +154,8 @@ pub enum Change<'a> {
     ClientForgotten {
         id: Arc<str>,
     },
+    /// Nothing: whoever waits for it hears when all before it is saved.
+    Mark,
 }
 
 /// How a store is; counts are since it was made.

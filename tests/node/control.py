@@ -14,7 +14,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from fault_proxy import BOTH, FIN, RESET, TO_CLIENT, TO_SERVER, FaultProxy
-from storms import DurableServer, Publisher, Storm, database_missing
+from storms import DurableServer, Publisher, Storm
 from support import free_port
 from tantor import Tantor
 
@@ -27,7 +27,6 @@ __all__ = [
     "DurableServer",
     "Publisher",
     "Storm",
-    "database_missing",
     "free_port",
 ]
 

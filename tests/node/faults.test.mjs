@@ -49,11 +49,6 @@ test(`${CLIENTS} clients, ${SECONDS} s of cuts, stalls, half-closes and black ho
 });
 
 test(`${CLIENTS} clients, ${SECONDS} s, the server killed and started again on SQLite`, TIMEOUT, async t => {
-  const missing = await python.run("database_missing()");
-  if (missing) {
-    assert.notEqual(process.env.REQUIRE_ALL, "1", missing);
-    return t.skip(missing);
-  }
   await python.run("import tempfile\nfolder = ended.enter_context(tempfile.TemporaryDirectory())");
   await python.run("durable = ended.enter_context(DurableServer(Path(folder) / 'tantor.db', 'storm', 50))");
   const clients = await crowd(t, await python.run("durable.port"));

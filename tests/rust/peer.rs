@@ -21,6 +21,12 @@ pub fn broadcast(node: &Arc<Node>, channel: &str, event: &str, data: &[u8]) -> u
     published.unwrap().recipients
 }
 
+/// Sends an emergency as the application does; returns to how many.
+pub fn emergency(node: &Node, message: &str) -> usize {
+    let mut commit = || -> Committed { panic!("nothing is durable here") };
+    node.emergency(message, &mut commit).unwrap().recipients
+}
+
 /// A server on a free port, stopped at the end.
 pub struct Served(pub Arc<Server>);
 

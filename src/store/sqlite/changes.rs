@@ -160,6 +160,7 @@ impl DatabaseFile {
                 .prepare_cached("DELETE FROM clients WHERE id = ?1")?
                 .execute([&**id])
                 .map(drop),
+            Item::Mark => Ok(()),
         }
     }
 

@@ -67,6 +67,7 @@ pub(super) enum Item {
     ClientForgotten {
         id: Arc<str>,
     },
+    Mark,
 }
 
 /// A part of a batch's bytes.
@@ -298,6 +299,7 @@ impl Batch {
             Change::Unmailed { client, numbers } => Item::Unmailed { client, numbers },
             Change::ClientSaved { client } => Item::ClientSaved { client },
             Change::ClientForgotten { id } => Item::ClientForgotten { id },
+            Change::Mark => Item::Mark,
         }
     }
 }
@@ -326,7 +328,8 @@ impl Change<'_> {
             Change::StreamOpened { .. }
             | Change::Trimmed { .. }
             | Change::StreamForgotten { .. }
-            | Change::ClientForgotten { .. } => 0,
+            | Change::ClientForgotten { .. }
+            | Change::Mark => 0,
         };
         own + size_of::<Entry>()
     }
