@@ -285,6 +285,18 @@ test("what the server dropped for this client is told, or asked for if the serve
   assert.deepEqual(talk.offsets, [9]);
 });
 
+test("what was dropped of a channel that keeps nothing is told, and where it is now is asked", () => {
+  const gap = { event: "gap", channel: "jungle", epoch: EPOCH, dropped: 3, reason: "drop_oldest", recover: false };
+  const talk = joinedAt(5);
+  assert.deepEqual(talk.receive(gap), [], "only notices");
+  talk.receive({ id: "msg_6", channel: "jungle", event: "n", trumpeted_by: "tantor" });
+  const [ask] = talk.receive(gap);
+  assert.deepEqual([ask.action, ask.recover], ["join_channel", undefined]);
+  talk.receive(reply(ask, { offset: 9 }));
+  assert.equal(talk.session.position("jungle").offset, 9);
+  assert.deepEqual(talk.gaps.map(({ from, to, dropped }) => [from, to, dropped]), [[null, null, 3], [null, null, 3]]);
+});
+
 test("more than is held back is asked for again", () => {
   const talk = joinedAt(0);
   const [ask] = talk.receive(publication(2));

@@ -883,6 +883,7 @@ class Subscription {
   #since = null;
   /** Publications that are not kept and came while an answer was under way: they have no offset, but took one. */
   #unkept = 0;
+  #keepsNothing = false;
   /** A page that does not begin where the last ended: with a hole, or with a loss? @type {Wire | null} */
   #doubted = null;
 
@@ -906,6 +907,7 @@ class Subscription {
     if (!Number.isInteger(message.offset)) {
       this.#session.show(message);
       if (isNotice(message)) return;
+      this.#keepsNothing = true;
       if (this.isBusy || !position) this.#unkept += 1;
       else position.offset += 1;
     } else if (this.isBusy || !position) {
@@ -923,8 +925,12 @@ class Subscription {
   dropped({ epoch, offset, dropped, reason, recover }) {
     if (this.isBusy || !this.position) return; // the answer has all of them
     if (recover || (epoch && epoch !== this.position.epoch)) this.ask();
-    else if (!offset) this.#tellGap(null, null, reason, { dropped });
-    else if (offset > this.position.offset) {
+    else if (!offset) {
+      this.#tellGap(null, null, reason, { dropped });
+      if (!this.#keepsNothing) return; // notices, of no place in the stream
+      this.position = null;
+      this.ask();
+    } else if (offset > this.position.offset) {
       this.#tellGap(this.position.offset + 1, offset, reason, { dropped });
       this.position.offset = offset;
     }
