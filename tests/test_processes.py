@@ -6,6 +6,7 @@ Each runs in a process of its own, with a limit on its time. What the process pr
 import contextlib
 import os
 import signal
+import socket
 import sys
 import textwrap
 import threading
@@ -21,6 +22,7 @@ from support import (
     eventually,
     handshake_request,
     http_request,
+    read_http_response,
     run_python,
     script,
 )
@@ -552,3 +554,24 @@ def test_a_pause_of_the_process_closes_nobody(tmp_path: Path) -> None:
             client.action("join_channel", channel="stop")
             assert process.wait_for_line("disconnects ") == "{}"
         assert process.wait() == 0, process.output
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="processes cannot be stopped here")
+def test_a_process_that_was_paused_answers_what_came_meanwhile(tmp_path: Path) -> None:
+    source = """
+        import threading
+        from tantor import Tantor
+
+        with Tantor(0, "127.0.0.1", drain_timeout=1) as tantor:
+            print("port", tantor.port, flush=True)
+            threading.Event().wait()
+    """
+    with script(source, tmp_path) as process:
+        port = int(process.wait_for_line("port "))
+        with socket.create_connection(("127.0.0.1", port), 20) as connection, WebSocketClient(port).greet():
+            os.kill(process.process.pid, signal.SIGSTOP)
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            until = time.monotonic() + 3  # longer than a connection is given to close
+            eventually(lambda: time.monotonic() > until, "time stands still")
+            os.kill(process.process.pid, signal.SIGCONT)
+            assert read_http_response(connection)[0] == 200

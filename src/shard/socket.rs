@@ -215,6 +215,8 @@ impl Shard {
                 if now >= *deadline
                     && (self.draining.is_none() || connection.outbound.is_empty()) =>
             {
+                // a process that was stopped may not have come to write the last word yet
+                self.flush(slot);
                 self.drop_connection(slot, Disconnect::Lost);
                 return;
             }
