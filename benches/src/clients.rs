@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
 
-use crate::frame::{CLOSE, Frame, FrameCounter, PING, PONG, client_frame};
+use crate::frame::{CLOSE, Frame, FrameCounter, FrameReader, PING, PONG, client_frame};
 use crate::sys::{Epoll, Interest};
 use crate::target::{Role, Target};
 
@@ -26,14 +26,27 @@ pub struct Clients {
     refused: Option<io::Error>,
     ready: Vec<u64>,
     buffer: Box<[u8]>,
+    reads_payloads: bool,
+}
+
+/// What a client connects with.
+pub struct Opening {
+    pub path: String,
+    /// Frames that it sends as soon as it is connected.
+    pub greeting: Option<Vec<u8>>,
 }
 
 struct Connection {
     stream: TcpStream,
     state: State,
-    frames: FrameCounter,
+    frames: Frames,
     /// What the socket did not take yet.
     unsent: Vec<u8>,
+}
+
+enum Frames {
+    Counted(FrameCounter),
+    Read(FrameReader),
 }
 
 enum State {
@@ -50,7 +63,17 @@ enum State {
 }
 
 impl Clients {
+    /// Clients that count frames.
     pub fn new() -> io::Result<Self> {
+        Self::with_payloads(false)
+    }
+
+    /// Clients that read what frames say.
+    pub fn reading() -> io::Result<Self> {
+        Self::with_payloads(true)
+    }
+
+    fn with_payloads(reads_payloads: bool) -> io::Result<Self> {
         Ok(Self {
             epoll: Epoll::new()?,
             connections: Vec::new(),
@@ -58,6 +81,7 @@ impl Clients {
             refused: None,
             ready: Vec::new(),
             buffer: vec![0; READ_BYTES].into_boxed_slice(),
+            reads_payloads,
         })
     }
 
@@ -69,14 +93,31 @@ impl Clients {
         count: usize,
         on_frame: &mut impl FnMut(usize, Frame),
     ) -> io::Result<Range<usize>> {
+        let opening = |_| Opening {
+            path: target.protocol.path(role).to_owned(),
+            greeting: target.protocol.greeting(role),
+        };
+        self.open_each(target, count, HANDSHAKES_AT_ONCE, opening, on_frame)
+    }
+
+    /// Connect `count` clients, each with an opening of its own, up to `at_once` handshakes at a time; returns their
+    /// numbers.
+    pub fn open_each(
+        &mut self,
+        target: &Target,
+        count: usize,
+        at_once: usize,
+        opening: impl Fn(usize) -> Opening,
+        on_frame: &mut impl FnMut(usize, Frame),
+    ) -> io::Result<Range<usize>> {
         let first = self.connections.len();
         let already_open = self.opened;
         let deadline = Instant::now() + HANDSHAKE_LIMIT;
         while self.opened - already_open < count {
             let done = self.opened - already_open;
             let begun = self.connections.len() - first;
-            for _ in begun..count.min(done + HANDSHAKES_AT_ONCE) {
-                self.begin(target, role)?;
+            for client in begun..count.min(done + at_once) {
+                self.begin(target, opening(client))?;
             }
             self.turn(Some(Duration::from_millis(100)), on_frame)?;
             let reason = match self.refused.take() {
@@ -146,7 +187,7 @@ impl Clients {
             .count()
     }
 
-    fn begin(&mut self, target: &Target, role: Role) -> io::Result<()> {
+    fn begin(&mut self, target: &Target, opening: Opening) -> io::Result<()> {
         let index = self.connections.len();
         let source = Ipv4Addr::new(127, 0, 0, 1 + (index % SOURCE_ADDRESSES) as u8);
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
@@ -165,10 +206,14 @@ impl Clients {
         self.connections.push(Connection {
             stream,
             state: State::Connecting {
-                request: upgrade_request(target, role),
-                greeting: target.protocol.greeting(role),
+                request: upgrade_request(target.port, &opening.path),
+                greeting: opening.greeting,
             },
-            frames: FrameCounter::default(),
+            frames: if self.reads_payloads {
+                Frames::Read(FrameReader::default())
+            } else {
+                Frames::Counted(FrameCounter::default())
+            },
             unsent: Vec::new(),
         });
         Ok(())
@@ -209,11 +254,15 @@ impl Connection {
     ) -> io::Result<()> {
         let mut pings = 0;
         let mut ended = false;
-        self.frames.feed(bytes, |frame| match frame.opcode {
+        let take = |frame: Frame| match frame.opcode {
             PING => pings += 1,
             CLOSE => ended = true,
             _ => on_frame(token as usize, frame),
-        });
+        };
+        match &mut self.frames {
+            Frames::Counted(counter) => counter.feed(bytes, take),
+            Frames::Read(reader) => reader.feed(bytes, take),
+        }
         if ended {
             return Err(io::Error::new(
                 ErrorKind::UnexpectedEof,
@@ -314,8 +363,7 @@ const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 /// The answer to `KEY`, from RFC 6455.
 const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
-fn upgrade_request(target: &Target, role: Role) -> Vec<u8> {
-    let (port, path) = (target.port, target.protocol.path(role));
+fn upgrade_request(port: u16, path: &str) -> Vec<u8> {
     format!(
         "GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n\r\n"
