@@ -21,7 +21,7 @@ CALLS = 50_000
 IN_FLIGHT = 64
 CATCH_UP_LIMIT = 60.0
 # a subscriber gets CALLS messages as fast as they can be published, and is not to be closed for being behind
-ROOM = {"max_pending_bytes": 256 << 20}
+ROOM: dict[str, Any] = {"max_pending_bytes": 256 << 20}
 
 # SQLite's log is written in pages, and over again from its start once it is long enough.
 PAGE_BYTES = 4096
@@ -31,7 +31,9 @@ LOG_PAGES = 1000
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--generator", type=Path, required=True, help="the tantor-bench binary")
-    parser.add_argument("--folder", type=Path, required=True, help="where the databases are, on the disk to be measured")
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="where the databases are, on the disk to be measured"
+    )
     parser.add_argument("--rounds", type=int, default=15, help="turns each (15)")
     parser.add_argument("--seconds", type=float, default=1.0, help="length of a turn of durable publishing (1)")
     options = parser.parse_args()

@@ -29,7 +29,8 @@ def main() -> None:
         for line in sys.stdin:
             command = json.loads(line)
             published = [
-                server.broadcast("bench", "tick", {"number": n, "text": "x" * 75}) for n in range(command.get("publish", 0))
+                server.broadcast("bench", "tick", {"number": n, "text": "x" * 75})
+                for n in range(command.get("publish", 0))
             ]
             sent = [
                 server.send(client_id, {"mail": number}, durable=True)
