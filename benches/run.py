@@ -234,33 +234,41 @@ class Bench:
 
     def recover(self, rounds: int) -> None:
         say(f"recovering {RECOVERED} messages, {rounds} rounds")
-        with self.running(KEEPING) as target:
-            self.generate("recover", "--target", target, "--publications", str(RECOVERED), "--rounds", str(rounds))
+        try:
+            with self.running(KEEPING) as target:
+                self.generate("recover", "--target", target, "--publications", str(RECOVERED), "--rounds", str(rounds))
+        except ServerError as error:
+            say(str(error))
 
     def resume(self, round_: int) -> None:
-        """Everyone connects, the server is killed and started again on its file and port, and everyone comes back."""
-        clients = str(self.options.resumes)
+        clients: int = self.options.resumes
         say(f"{clients} clients come back after a restart, round {round_}")
+        try:
+            self.note(self.come_back(str(clients), str(round_)))
+        except ServerError as error:
+            self.note({"case": "resume", "server": TANTOR.name, "clients": clients, "error": str(error)})
+
+    def come_back(self, clients: str, round_: str) -> dict[str, Any]:
+        """Everyone connects, the server is killed and started again on its file and port, and everyone comes back."""
         port = free_port()
         with contextlib.ExitStack() as stack:
             database = f"sqlite:///{stack.enter_context(folder_on_disk())}/bench.db"
             with self.resumable(port, database) as first:
                 first.ask(publish=5)
                 command = [self.generator, "resume", "--target", first.target, "--clients", clients]
-                command += ["--missed", str(MISSED), "--mailed", str(MAILED), "--round", str(round_)]
+                command += ["--missed", str(MISSED), "--mailed", str(MAILED), "--round", round_]
                 generator = stack.enter_context(Answering(command, GENERATOR_CORE))
                 connected = generator.answer()
-                if "error" not in connected:
-                    first.ask()
-            if "error" in connected:
-                self.note(connected)
-                return
+                if "error" in connected:
+                    return connected
+                # only what is saved can be there again
+                first.ask()
             begun = time.perf_counter()
             with self.resumable(port, database) as second:
                 listens_after = time.perf_counter() - begun
                 second.ask(publish=MISSED, mail=connected["to_mail"])
                 generator.say(second.target)
-                self.note({**generator.answer(), "listens_after_seconds": listens_after})
+                return {**generator.answer(), "listens_after_seconds": listens_after}
 
     @contextlib.contextmanager
     def resumable(self, port: int, database: str) -> Iterator["ResumableServer"]:
