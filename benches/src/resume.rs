@@ -162,8 +162,11 @@ fn come_back(plan: &Plan, target: &Target, before: &[Position]) -> io::Result<Va
     settle(&mut clients, target, &mut take)?;
     let server_cpu = sys::cpu_time(target.process)?.saturating_sub(server_cpu);
     let generator_cpu = sys::cpu_time(std::process::id())?.saturating_sub(generator_cpu);
-    let last_answer = returned.iter().filter_map(|client| client.answered).max();
-    let seconds = last_answer.map(|last| last.duration_since(begun).as_secs_f64());
+    let last_answer = returned
+        .iter()
+        .filter_map(|client| client.answered)
+        .max()
+        .ok_or_else(|| io::Error::other(format!("{}: nobody was answered", target.name)))?;
     let of_each = |cost: Duration| cost.as_secs_f64() * 1e6 / before.len() as f64;
     let tally = Tally::of(plan, before, &returned);
     Ok(json!({
@@ -182,7 +185,7 @@ fn come_back(plan: &Plan, target: &Target, before: &[Position]) -> io::Result<Va
         "mail_lost": tally.mail_lost,
         "mail_surplus": tally.mail_surplus,
         "disconnected": clients.closed(0..before.len()),
-        "seconds": seconds,
+        "seconds": last_answer.duration_since(begun).as_secs_f64(),
         "connects_per_second": before.len() as f64 / connecting.as_secs_f64(),
         "server_cpu_us": of_each(server_cpu),
         "generator_cpu_us": of_each(generator_cpu),
