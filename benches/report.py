@@ -18,17 +18,33 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="exit with 1 when a bar is missed")
     options = parser.parse_args()
     lines = [json.loads(line) for line in options.results.read_text().splitlines()]
-    for table in (fan_out_table, throughput_table, connect_table, latency_table, python_table, failures):
+    tables = (
+        bar_table,
+        fan_out_table,
+        keeping_table,
+        throughput_table,
+        connect_table,
+        latency_table,
+        python_table,
+        publish_table,
+        durable_table,
+        recover_table,
+        resume_table,
+        failures,
+    )
+    for table in tables:
         if text := "\n".join(table(lines)):
             print(text, end="\n\n")
-    missed = False
+    sys.exit(1 if options.check and any(bar.verdict(lines) == MISSED for bar in BARS) else 0)
+
+
+def bar_table(lines: list[Line]) -> Iterable[str]:
+    yield from header("bar", ["at most", "measured", ""])
     for bar in BARS:
-        figure = bar.figure(lines)
-        verdict = "not measured" if figure is None else "met" if bar.is_met(figure) else "MISSED"
-        missed = missed or verdict == "MISSED"
+        figure, limit = bar.figure(lines), bar.limit_of(lines)
         measured = "" if figure is None else f"{figure:,.{bar.digits}f}"
-        print(f"{verdict:12}  {measured:>9} ({bar.word} {bar.limit:,.{bar.digits}f})  {bar.promise}")
-    sys.exit(1 if missed and options.check else 0)
+        allowed = "" if limit is None else f"{'at least ' if bar.at_least else ''}{limit:,.{bar.digits}f}"
+        yield row(bar.promise, [allowed, measured, bar.verdict(lines)])
 
 
 def fan_out_table(lines: list[Line]) -> Iterable[str]:
@@ -63,6 +79,36 @@ def fan_out_ratio(lines: list[Line], server: str, column: tuple[int, int]) -> fl
             if bare is not None:
                 ratios.append(line["server_cpu_us"] / bare["server_cpu_us"])
     return statistics.median(ratios) if ratios else None
+
+
+def keeping_table(lines: list[Line]) -> Iterable[str]:
+    columns = [column for column in fan_out_columns(lines) if keeping_ratios(lines, DEFAULTS, column)]
+    if not columns:
+        return
+    yield (
+        f"What keeping and saving costs: CPU a delivery over that of `{WITHOUT_HISTORY}` in the same round; "
+        "median (quartiles)."
+    )
+    yield ""
+    yield from header("server", [f"{subscribers:,} subs, w{window}" for subscribers, window in columns])
+    for server in (DEFAULTS, WITH_SQLITE):
+        yield row(server, [spread(keeping_ratios(lines, server, column)) for column in columns])
+
+
+DEFAULTS = "tantor"
+WITHOUT_HISTORY = "tantor, history_size=0"
+WITH_SQLITE = "tantor, SQLite"
+
+
+def keeping_ratios(lines: list[Line], server: str, column: tuple[int, int]) -> list[float]:
+    return ratios_by_round(
+        fan_out_lines(lines, server, column), fan_out_lines(lines, WITHOUT_HISTORY, column), "server_cpu_us"
+    )
+
+
+def ratios_by_round(lines: list[Line], others: list[Line], key: str) -> list[float]:
+    by_round = {line["round"]: line[key] for line in others}
+    return [line[key] / by_round[line["round"]] for line in lines if line["round"] in by_round]
 
 
 def throughput_table(lines: list[Line]) -> Iterable[str]:
@@ -177,25 +223,136 @@ def python_table(lines: list[Line]) -> Iterable[str]:
         )
 
 
+def publish_table(lines: list[Line]) -> Iterable[str]:
+    counts = sorted({line["subscribers"] for line in lines if line["case"] == "publish"})
+    if not counts:
+        return
+    yield "Publishing from Python: CPU µs of the publishing thread a call, median (quartiles)."
+    yield ""
+    yield from header(
+        "`broadcast` of the 100-byte dict", ["memory", "SQLite, without waiting", "ratio in the same round"]
+    )
+    for count in counts:
+        cells = [
+            spread([line["cpu_us"] for line in publish_lines(lines, store, count)]) for store in ("memory", "sqlite")
+        ]
+        yield row(f"{count or 'no'} subscriber{'s'[: count > 1]}", [*cells, spread(publish_ratios(lines, count))])
+
+
+def publish_lines(lines: list[Line], store: str, subscribers: int) -> list[Line]:
+    return [
+        line
+        for line in lines
+        if line["case"] == "publish" and (line["store"], line["subscribers"]) == (store, subscribers)
+    ]
+
+
+def publish_ratios(lines: list[Line], subscribers: int) -> list[float]:
+    saved, memory = (publish_lines(lines, store, subscribers) for store in ("sqlite", "memory"))
+    return ratios_by_round(saved, memory, "cpu_us")
+
+
+def durable_table(lines: list[Line]) -> Iterable[str]:
+    measured = [line for line in lines if line["case"] == "durable"]
+    if not measured:
+        return
+    in_flight = measured[0]["in_flight"]
+    yield f"Durable publishing from Python, {in_flight} in flight, and the disk beside it; median (quartiles)."
+    yield ""
+    columns = {
+        "publications_per_second": "publications a second",
+        "commits_per_second": "commits a second",
+        "disk_writes_per_second": "the disk: 4 KiB written and synced, a second",
+        "cpu_us": "CPU µs of the process a publication",
+    }
+    yield from header("", list(columns.values()))
+    yield row("SQLite, `durable=True`", [spread([line[key] for line in measured]) for key in columns])
+    yield ""
+    disk = median_of(measured, "disk_writes_per_second")
+    of_disk = DISK_RATES * (disk or 0)
+    binds = f"{DURABLE_RATE:,}" if of_disk > DURABLE_RATE else "the disk"
+    yield (
+        f"Asked are {DURABLE_RATE:,} a second, or {DISK_RATES} times the disk's rate ({of_disk:,.0f}) if that is less: "
+        f"{binds} binds."
+    )
+
+
+DURABLE_RATE = 20_000
+DISK_RATES = 200
+
+
+def recover_table(lines: list[Line]) -> Iterable[str]:
+    measured = measured_lines(lines, "recover")
+    if not measured:
+        return
+    missed, joins = measured[0]["publications"], measured[0]["joins"]
+    kibibytes = measured[0]["reply_bytes"] / 1024
+    yield (
+        f"Recovering {missed} messages ({kibibytes:.0f} KiB): ms from sending `join_channel` to the whole reply, "
+        f"of {joins} joins one after the other; median of the rounds."
+    )
+    yield ""
+    yield from header("", ["p50", "p99", "max"])
+    for name, kind in (("join with `recover`", "join"), ("`ping` beside it", "ping")):
+        medians = [median_of(measured, f"{kind}_{key}_ms") for key in ("p50", "p99", "max")]
+        yield row(name, [f"{value:.3f}" for value in medians if value is not None])
+
+
+def resume_table(lines: list[Line]) -> Iterable[str]:
+    measured = measured_lines(lines, "resume")
+    if not measured:
+        return
+    first = measured[0]
+    yield (
+        f"{first['clients']:,} clients come back at once to a server that was killed and started again; each has "
+        f"missed {first['missed']} publications, and {first['mailed']} of them a message of their own. "
+        f"Median (least to most) of {len(measured)} restarts."
+    )
+    yield ""
+    yield from header("", ["measured"])
+    for name, figure in RESUME_ROWS.items():
+        yield row(name, [extremes([figure(line) for line in measured])])
+
+
+RESUME_ROWS: dict[str, Callable[[Line], float]] = {
+    "resumed as the same client": lambda line: line["resumed"],
+    "got exactly what they had missed": lambda line: line["complete"],
+    "publications lost": lambda line: line["lost"],
+    "publications twice": lambda line: line["surplus"],
+    "messages to one client lost": lambda line: line["mail_lost"],
+    "messages to one client twice": lambda line: line["mail_surplus"],
+    "ms from starting the server to listening, all clients restored": lambda line: line["listens_after_seconds"] * 1e3,
+    "ms from the first connect to the last reply": lambda line: line["seconds"] * 1e3,
+    "connects a second": lambda line: line["connects_per_second"],
+    "CPU µs of the server a client": lambda line: line["server_cpu_us"],
+    "CPU µs of the generator a client": lambda line: line["generator_cpu_us"],
+}
+
+
 def failures(lines: list[Line]) -> Iterable[str]:
     errors = [line for line in lines if "error" in line]
     yield from unique(f"Not measured: {line['case']}, {line['clients']:,} clients: {line['error']}" for line in errors)
 
 
+MISSED = "MISSED"
+
+
 @dataclass(frozen=True)
 class Bar:
     promise: str
-    limit: float
+    limit: float | Callable[[list[Line]], float | None]
     figure: Callable[[list[Line]], float | None]
     at_least: bool = False
     digits: int = 2
 
-    @property
-    def word(self) -> str:
-        return "at least" if self.at_least else "at most"
+    def limit_of(self, lines: list[Line]) -> float | None:
+        return self.limit(lines) if callable(self.limit) else self.limit
 
-    def is_met(self, figure: float) -> bool:
-        return figure >= self.limit if self.at_least else figure <= self.limit
+    def verdict(self, lines: list[Line]) -> str:
+        figure, limit = self.figure(lines), self.limit_of(lines)
+        if figure is None or limit is None:
+            return "not measured"
+        return "met" if (figure >= limit if self.at_least else figure <= limit) else MISSED
 
 
 def idle_memory(lines: list[Line]) -> float | None:
@@ -225,6 +382,30 @@ def event_rate(lines: list[Line]) -> float | None:
     return median_of([line for line in lines if line["case"] == "events"], "events_per_second")
 
 
+def keeping_ratio(subscribers: int, window: int) -> Callable[[list[Line]], float | None]:
+    return lambda lines: median(keeping_ratios(lines, DEFAULTS, (subscribers, window)))
+
+
+def durable_rate(lines: list[Line]) -> float | None:
+    return median_of([line for line in lines if line["case"] == "durable"], "publications_per_second")
+
+
+def durable_limit(lines: list[Line]) -> float | None:
+    disk = median_of([line for line in lines if line["case"] == "durable"], "disk_writes_per_second")
+    return None if disk is None else min(DURABLE_RATE, DISK_RATES * disk)
+
+
+def not_as_it_should_be(lines: list[Line]) -> float | None:
+    """Clients that did not come back as themselves, and messages that they did not get once."""
+    resumes = [line for line in lines if line["case"] == "resume"]
+    keys = ("lost", "surplus", "mail_lost", "mail_surplus")
+    wrong = [
+        line["clients"] if "error" in line else line["clients"] - line["resumed"] + sum(line[key] for key in keys)
+        for line in resumes
+    ]
+    return float(sum(wrong)) if wrong else None
+
+
 BARS = (
     Bar(
         "CPU a delivery over the bare loop's, 1,000 subscribers, window 1",
@@ -242,6 +423,26 @@ BARS = (
     Bar("CPU µs of broadcast() of 100 bytes to a channel without subscribers", 3.0, call_cost("broadcast")),
     Bar("CPU µs of the same, awaited", 4.0, call_cost("await broadcast")),
     Bar("events a second into a trivial sync handler", 200_000, event_rate, at_least=True, digits=0),
+    Bar("CPU a delivery with history over without, 1,000 subscribers, window 1", 1.10, keeping_ratio(1000, 1)),
+    Bar("CPU a delivery with history over without, 100 subscribers, window 64", 1.10, keeping_ratio(100, 64)),
+    Bar(
+        "CPU of the publishing thread beside SQLite over memory, no subscriber",
+        1.15,
+        lambda lines: median(publish_ratios(lines, 0)),
+    ),
+    Bar("the same, one subscriber", 1.15, lambda lines: median(publish_ratios(lines, 1))),
+    Bar("durable publications a second, 64 in flight", durable_limit, durable_rate, at_least=True, digits=0),
+    Bar(
+        "ms at the 99th percentile to recover 300 messages",
+        20.0,
+        lambda lines: median_of(measured_lines(lines, "recover"), "join_p99_ms"),
+    ),
+    Bar(
+        "messages lost or doubled, and clients not resumed, when everyone comes back after kill -9",
+        0.0,
+        not_as_it_should_be,
+        digits=0,
+    ),
 )
 
 
@@ -284,6 +485,14 @@ def unique(values: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(values))
 
 
+def measured_lines(lines: list[Line], case: str) -> list[Line]:
+    return [line for line in lines if line["case"] == case and "error" not in line]
+
+
+def median(values: list[float]) -> float | None:
+    return statistics.median(values) if values else None
+
+
 def median_of(lines: list[Line], key: str) -> float | None:
     return statistics.median(line[key] for line in lines) if lines else None
 
@@ -293,7 +502,12 @@ def spread(values: list[float]) -> str:
         return ""
     low, middle, high = quartiles(values)
     digits = 2 if middle < 10 else 1 if middle < 100 else 0
-    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+    return f"{middle:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
+
+
+def extremes(values: list[float]) -> str:
+    low, middle, high = min(values), statistics.median(values), max(values)
+    return f"{middle:,.0f}" if low == high else f"{middle:,.0f} ({low:,.0f} to {high:,.0f})"
 
 
 def quartiles(values: list[float]) -> list[float]:

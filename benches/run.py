@@ -6,16 +6,19 @@
 
 import argparse
 import contextlib
+import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Self
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -23,6 +26,10 @@ ENVIRONMENT = ROOT / ".venv-bench"
 ENVIRONMENT_PYTHON = ENVIRONMENT / "bin" / "python"
 OUTPUT = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "bench"
 NODE_MODULES = ENVIRONMENT / "node" / "node_modules"
+
+# What everyone misses while the server is away, and how many get a message of their own.
+MISSED = 20
+MAILED = 100
 
 SERVER_CORE = 0
 GENERATOR_CORE = 1
@@ -40,16 +47,34 @@ class Server:
     node_packages: tuple[str, ...] = ()
     cases: frozenset[str] = field(default=frozenset({"fanout", "connect", "latency"}))
 
-    def command(self, python: Path, port: int) -> list[str]:
+    def command(self, python: Path, port: int, folder: str) -> list[str]:
+        """`{folder}` in an argument becomes a folder of this run of the server."""
         script = str(HERE / "servers" / self.script)
         if self.script.startswith("bun_"):
             runtime = str(NODE_MODULES / "bun" / "bin" / "bun.exe")
         else:
             runtime = shutil.which("node") or "node" if self.node_packages else str(python)
-        return [runtime, script, str(port), *self.arguments]
+        return [runtime, script, str(port), *(argument.replace("{folder}", folder) for argument in self.arguments)]
 
 
 TANTOR = Server("tantor", "tantor_server.py", protocol="tantor")
+SAVING = "database=sqlite:///{folder}/bench.db"
+# What keeping and saving costs, beside what is the default: history in memory.
+VARIANTS = (
+    Server(
+        "tantor, history_size=0",
+        "tantor_server.py",
+        arguments=("history_size=0",),
+        protocol="tantor",
+        cases=frozenset({"fanout"}),
+    ),
+    Server("tantor, SQLite", "tantor_server.py", arguments=(SAVING,), protocol="tantor", cases=frozenset({"fanout"})),
+)
+# As many as the clients are to recover.
+RECOVERED = 300
+KEEPING = Server(
+    "tantor", "tantor_server.py", arguments=(f"history_size={RECOVERED}",), protocol="tantor", cases=frozenset()
+)
 UVLOOP = "uvloop==0.23.0"
 # Socket.IO's servers are far from the rates at which latency is compared, and threading has a thread a client.
 PEERS = (
@@ -97,7 +122,7 @@ def main() -> None:
         bench.python_calls()
     if "fanout" in options.cases:
         for subscribers in options.subscribers:
-            bench.fan_out([TANTOR], subscribers, options.rounds)
+            bench.fan_out([TANTOR, *VARIANTS], subscribers, options.rounds)
             bench.fan_out(peers, subscribers, options.peer_rounds)
     if "connect" in options.cases:
         bench.connect([TANTOR], (options.rounds + 1) // 2)
@@ -106,25 +131,33 @@ def main() -> None:
         for subscribers, rate in ((100, 500), (1000, 50)):
             bench.latency([TANTOR], subscribers, rate, (options.rounds + 1) // 2)
             bench.latency(peers, subscribers, rate, options.peer_rounds)
+    if "storage" in options.cases:
+        bench.storage()
+    if "recover" in options.cases:
+        bench.recover((options.rounds + 1) // 2)
+    if "resume" in options.cases:
+        for round_ in range((options.rounds + 4) // 5):
+            bench.resume(round_)
     check = ["--check"] if options.check else []
     sys.exit(subprocess.run([sys.executable, HERE / "report.py", bench.results, *check]).returncode)
 
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    cases = ("python", "fanout", "connect", "latency")
+    cases = ("python", "fanout", "connect", "latency", "storage", "recover", "resume")
     parser.add_argument("--cases", type=words, default=cases, help=f"some of {','.join(cases)} (all)")
     parser.add_argument(
         "--rounds",
         type=int,
         default=15,
-        help="turns of Tantor and the bare loop each (15; half of it where turns are long)",
+        help="turns of Tantor and the bare loop each (15; half of it where turns are long, three of resuming)",
     )
     parser.add_argument("--peer-rounds", type=int, default=3, help="turns of each peer and the bare loop (3)")
     parser.add_argument("--seconds", type=float, default=1.0, help="length of a turn (1)")
     parser.add_argument("--subscribers", type=numbers, default=(100, 1000), help="of the fan-out (100,1000)")
     parser.add_argument("--windows", type=numbers, default=(1, 16, 64), help="publishes under way at once (1,16,64)")
     parser.add_argument("--connections", type=numbers, default=(1000, 5000, 10000), help="idle (1000,5000,10000)")
+    parser.add_argument("--resumes", type=int, default=10_000, help="clients that come back at once (10000)")
     parser.add_argument("--no-peers", action="store_true", help="only Tantor and the bare loop")
     parser.add_argument("--only-peers", type=words, help="those whose names contain one of these words")
     parser.add_argument("--tantor-python", type=Path, help="an interpreter that has Tantor, instead of the wheel")
@@ -186,9 +219,69 @@ class Bench:
 
     def python_calls(self) -> None:
         say("calls from Python, and events into a handler")
-        command = [str(self.tantor_python), str(HERE / "python_calls.py"), "--generator", str(self.generator)]
+        self.run_python("python_calls.py")
+
+    def storage(self) -> None:
+        say("publishing beside SQLite, and durably")
+        with folder_on_disk() as folder:
+            rounds, seconds = str(self.options.rounds), str(self.options.seconds)
+            self.run_python("storage.py", "--folder", folder, "--rounds", rounds, "--seconds", seconds)
+
+    def run_python(self, script: str, *arguments: str) -> None:
+        command = [str(self.tantor_python), str(HERE / script), "--generator", str(self.generator), *arguments]
         with self.results.open("a") as results:
             subprocess.run(command, stdout=results, check=True)
+
+    def recover(self, rounds: int) -> None:
+        say(f"recovering {RECOVERED} messages, {rounds} rounds")
+        try:
+            with self.running(KEEPING) as target:
+                self.generate("recover", "--target", target, "--publications", str(RECOVERED), "--rounds", str(rounds))
+        except ServerError as error:
+            say(str(error))
+
+    def resume(self, round_: int) -> None:
+        clients: int = self.options.resumes
+        say(f"{clients} clients come back after a restart, round {round_}")
+        try:
+            self.note(self.come_back(str(clients), str(round_)))
+        except ServerError as error:
+            self.note({"case": "resume", "server": TANTOR.name, "clients": clients, "error": str(error)})
+
+    def come_back(self, clients: str, round_: str) -> dict[str, Any]:
+        """Everyone connects, the server is killed and started again on its file and port, and everyone comes back."""
+        port = free_port()
+        with contextlib.ExitStack() as stack:
+            database = f"sqlite:///{stack.enter_context(folder_on_disk())}/bench.db"
+            with self.resumable(port, database) as first:
+                first.ask(publish=5)
+                command = [self.generator, "resume", "--target", first.target, "--clients", clients]
+                command += ["--missed", str(MISSED), "--mailed", str(MAILED), "--round", round_]
+                generator = stack.enter_context(Answering(command, GENERATOR_CORE))
+                connected = generator.answer()
+                if "error" in connected:
+                    return connected
+                # only what is saved can be there again
+                first.ask()
+            begun = time.perf_counter()
+            with self.resumable(port, database) as second:
+                listens_after = time.perf_counter() - begun
+                second.ask(publish=MISSED, mail=connected["to_mail"])
+                generator.say(second.target)
+                return {**generator.answer(), "listens_after_seconds": listens_after}
+
+    @contextlib.contextmanager
+    def resumable(self, port: int, database: str) -> Iterator["ResumableServer"]:
+        """Listening, and killed with SIGKILL at the end."""
+        script = HERE / "servers" / "tantor_resume.py"
+        with ResumableServer([self.tantor_python, script, str(port), database], SERVER_CORE) as server:
+            server.target = f"tantor:tantor:{port}:{server.process.pid}"
+            server.answer()
+            yield server
+
+    def note(self, line: dict[str, Any]) -> None:
+        with self.results.open("a") as results:
+            results.write(json.dumps(line, separators=(",", ":")) + "\n")
 
     def payload(self) -> list[str]:
         """Peers deliver frames of the size that Tantor was seen to deliver."""
@@ -213,31 +306,93 @@ class Bench:
         port = free_port()
         name = server.name if server else "bare"
         protocol = server.protocol if server else "echo"
-        python = self.tantor_python if server is TANTOR else ENVIRONMENT_PYTHON
-        command = server.command(python, port) if server else [str(self.generator), "bare", "--port", str(port)]
+        python = self.tantor_python if protocol == "tantor" else ENVIRONMENT_PYTHON
         environment = {**os.environ, "NODE_PATH": str(NODE_MODULES)}
         log_path = OUTPUT / f"{''.join(letter if letter.isalnum() else '-' for letter in name)}.log"
-        with log_path.open("w") as log:
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, preexec_fn=prepare_server
+        with contextlib.ExitStack() as stack:
+            folder = stack.enter_context(folder_on_disk())
+            command = (
+                server.command(python, port, folder) if server else [str(self.generator), "bare", "--port", str(port)]
             )
-        try:
+            with log_path.open("w") as log:
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=environment,
+                    preexec_fn=lambda: prepare(SERVER_CORE),
+                )
+            stack.callback(kill, process)
             if not wait_until_it_listens(process, port):
                 raise ServerError(f"{name} did not start; the end of {log_path}:\n{log_path.read_text()[-1000:]}")
             yield f"{name}:{protocol}:{port}:{process.pid}"
-        finally:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
 
 
 class ServerError(Exception):
     """A server that can't be measured; the others go on."""
 
 
-def prepare_server() -> None:
+class Answering:
+    """A process that is told and asks in lines; killed at the end."""
+
+    def __init__(self, command: list[Any], core: int) -> None:
+        self.command, self.core = command, core
+
+    def __enter__(self) -> Self:
+        self.process = subprocess.Popen(
+            self.command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: prepare(self.core),
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        kill(self.process)
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream is not None:
+                stream.close()
+
+    def say(self, line: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise ServerError(f"{self.command[0]} gave up; it exited with {self.process.wait()}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+class ResumableServer(Answering):
+    target = ""
+
+    def ask(self, **command: object) -> None:
+        """Have it do something, and save it."""
+        self.say(json.dumps(command))
+        if not (answer := self.answer())["saved"]:
+            raise ServerError(f"the server could not save: {answer}")
+
+
+def folder_on_disk() -> tempfile.TemporaryDirectory[str]:
+    """Not in the system's folder for such things, which may be memory."""
+    return tempfile.TemporaryDirectory(dir=OUTPUT, prefix="database-")
+
+
+def kill(process: subprocess.Popen[Any]) -> None:
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def prepare(core: int) -> None:
     import resource
 
-    os.sched_setaffinity(0, {SERVER_CORE})
+    os.sched_setaffinity(0, {core})
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 

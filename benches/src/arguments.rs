@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::target::Target;
-use crate::{bare, connect, fanout, flood, latency, sys};
+use crate::{bare, connect, fanout, flood, latency, listen, recover, resume, sys};
 
 const USAGE: &str = "\
 usage: tantor-bench bare --port PORT
@@ -18,6 +18,9 @@ usage: tantor-bench bare --port PORT
                             [--payload 300]
        tantor-bench connect --target T [--count 10000] [--round 0]
        tantor-bench flood   --target T [--connections 8] [--seconds 3] [--text '{\"action\":\"chat\"}']
+       tantor-bench listen  --target T [--subscribers 1]
+       tantor-bench recover --target T [--publications 300] [--joins 200] [--rounds 1]
+       tantor-bench resume  --target T [--clients 10000] [--mailed 100] [--missed 20] [--at-once 4000] [--round 0]
 T is name:protocol:port:process, with the protocols tantor, echo and socketio";
 
 pub fn run(arguments: impl Iterator<Item = String>) -> Result<(), String> {
@@ -70,6 +73,36 @@ pub fn run(arguments: impl Iterator<Item = String>) -> Result<(), String> {
             let text = options.value("text", r#"{"action":"chat"}"#.to_owned())?;
             options.end()?;
             flood::run(&target, connections, duration, &text, &mut report)
+        }
+        "listen" => {
+            let target = options.target()?;
+            let subscribers = options.value("subscribers", 1)?;
+            options.end()?;
+            listen::run(&target, subscribers)
+        }
+        "recover" => {
+            let plan = recover::Plan {
+                target: options.target()?,
+                publications: options.value("publications", 300)?,
+                joins: options.value("joins", 200)?,
+                rounds: options.value("rounds", 1)?,
+            };
+            options.end()?;
+            recover::run(&plan, &mut report);
+            Ok(())
+        }
+        "resume" => {
+            let plan = resume::Plan {
+                target: options.target()?,
+                clients: options.value("clients", 10_000)?,
+                mailed: options.value("mailed", 100)?,
+                missed: options.value("missed", 20)?,
+                at_once: options.value("at-once", 4_000)?,
+                round: options.value("round", 0)?,
+            };
+            options.end()?;
+            resume::run(&plan, &mut report);
+            Ok(())
         }
         other => return Err(format!("there is no case {other:?}\n{USAGE}")),
     };

@@ -70,7 +70,7 @@ impl Audience {
             .open(target, Role::Publisher, 1, &mut |_, _| {})?
             .start;
         let subscribers = clients.open(target, Role::Subscriber, subscribers, &mut |_, _| {})?;
-        settle(clients, target, &mut |_| {})?;
+        settle(clients, target, &mut |_, _| {})?;
         let mut audience = Self {
             target: target.clone(),
             subscribers,
@@ -143,19 +143,19 @@ impl Audience {
     }
 }
 
-/// Wait until nothing has come in for a while; `on_heard` is told which client heard something.
+/// Wait until nothing has come in for a while; `on_frame` gets what does.
 pub fn settle(
     clients: &mut Clients,
     target: &Target,
-    on_heard: &mut impl FnMut(usize),
+    on_frame: &mut impl FnMut(usize, Frame),
 ) -> io::Result<()> {
     let begun = Instant::now();
     let mut last_heard = begun;
     while last_heard.elapsed() < QUIET {
         let mut heard = false;
-        clients.turn(Some(Duration::from_millis(100)), &mut |client, _| {
+        clients.turn(Some(Duration::from_millis(100)), &mut |client, frame| {
             heard = true;
-            on_heard(client);
+            on_frame(client, frame);
         })?;
         if heard {
             last_heard = Instant::now();

@@ -3,19 +3,23 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
 use std::ops::Range;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
 
-use crate::frame::{CLOSE, Frame, FrameCounter, PING, PONG, client_frame};
+use crate::frame::{CLOSE, Frame, FrameCounter, FrameReader, PING, PONG, client_frame};
 use crate::sys::{Epoll, Interest};
 use crate::target::{Role, Target};
 
 /// Handshakes under way at once: below the shortest accept queue of the servers measured.
 const HANDSHAKES_AT_ONCE: usize = 64;
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(60);
-/// Sources to connect from, so that the ports of one address never run out.
-const SOURCE_ADDRESSES: usize = 4;
+/// Sources to connect from, so that the ports of one address never run out: those that were used in the last minute
+/// are not free yet, and the search among few free ones would cost more than all that is measured.
+const SOURCE_ADDRESSES: usize = 64;
+/// How many `Clients` there have been.
+static NETWORKS: AtomicU8 = AtomicU8::new(0);
 const READ_BYTES: usize = 256 * 1024;
 
 pub struct Clients {
@@ -26,14 +30,30 @@ pub struct Clients {
     refused: Option<io::Error>,
     ready: Vec<u64>,
     buffer: Box<[u8]>,
+    reads_payloads: bool,
+    /// A part of the source addresses that is these clients' own: a server that was killed holds on to its end of the
+    /// connections for a minute, and would not take a new one from the address and port of one of them.
+    network: u8,
+}
+
+/// What a client connects with.
+pub struct Opening {
+    pub path: String,
+    /// Frames that it sends as soon as it is connected.
+    pub greeting: Option<Vec<u8>>,
 }
 
 struct Connection {
     stream: TcpStream,
     state: State,
-    frames: FrameCounter,
+    frames: Frames,
     /// What the socket did not take yet.
     unsent: Vec<u8>,
+}
+
+enum Frames {
+    Counted(FrameCounter),
+    Read(FrameReader),
 }
 
 enum State {
@@ -50,7 +70,17 @@ enum State {
 }
 
 impl Clients {
+    /// Clients that count frames.
     pub fn new() -> io::Result<Self> {
+        Self::with_payloads(false)
+    }
+
+    /// Clients that read what frames say.
+    pub fn reading() -> io::Result<Self> {
+        Self::with_payloads(true)
+    }
+
+    fn with_payloads(reads_payloads: bool) -> io::Result<Self> {
         Ok(Self {
             epoll: Epoll::new()?,
             connections: Vec::new(),
@@ -58,6 +88,8 @@ impl Clients {
             refused: None,
             ready: Vec::new(),
             buffer: vec![0; READ_BYTES].into_boxed_slice(),
+            reads_payloads,
+            network: NETWORKS.fetch_add(1, Ordering::Relaxed),
         })
     }
 
@@ -69,14 +101,31 @@ impl Clients {
         count: usize,
         on_frame: &mut impl FnMut(usize, Frame),
     ) -> io::Result<Range<usize>> {
+        let opening = |_| Opening {
+            path: target.protocol.path(role).to_owned(),
+            greeting: target.protocol.greeting(role),
+        };
+        self.open_each(target, count, HANDSHAKES_AT_ONCE, opening, on_frame)
+    }
+
+    /// Connect `count` clients, each with an opening of its own, up to `at_once` handshakes at a time; returns their
+    /// numbers.
+    pub fn open_each(
+        &mut self,
+        target: &Target,
+        count: usize,
+        at_once: usize,
+        opening: impl Fn(usize) -> Opening,
+        on_frame: &mut impl FnMut(usize, Frame),
+    ) -> io::Result<Range<usize>> {
         let first = self.connections.len();
         let already_open = self.opened;
         let deadline = Instant::now() + HANDSHAKE_LIMIT;
         while self.opened - already_open < count {
             let done = self.opened - already_open;
             let begun = self.connections.len() - first;
-            for _ in begun..count.min(done + HANDSHAKES_AT_ONCE) {
-                self.begin(target, role)?;
+            for client in begun..count.min(done + at_once) {
+                self.begin(target, opening(client))?;
             }
             self.turn(Some(Duration::from_millis(100)), on_frame)?;
             let reason = match self.refused.take() {
@@ -146,9 +195,9 @@ impl Clients {
             .count()
     }
 
-    fn begin(&mut self, target: &Target, role: Role) -> io::Result<()> {
+    fn begin(&mut self, target: &Target, opening: Opening) -> io::Result<()> {
         let index = self.connections.len();
-        let source = Ipv4Addr::new(127, 0, 0, 1 + (index % SOURCE_ADDRESSES) as u8);
+        let source = Ipv4Addr::new(127, 0, self.network, 1 + (index % SOURCE_ADDRESSES) as u8);
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
         socket.set_nonblocking(true)?;
         socket.set_tcp_nodelay(true)?;
@@ -160,15 +209,32 @@ impl Clients {
         // Acknowledge as clients across a network do: with the next segment or a little later.
         socket.set_tcp_quickack(false)?;
         let stream = TcpStream::from(socket);
-        self.epoll
-            .add(&stream, index as u64, Interest::ReadAndWrite)?;
+        let (request, greeting) = (
+            upgrade_request(target.port, &opening.path),
+            opening.greeting,
+        );
+        // Over loopback a connection is there at once, unless the server's queue is full.
+        let (state, interest) = match (&stream).write(&request) {
+            Ok(written) if written == request.len() => {
+                let response = Vec::new();
+                (State::Upgrading { response, greeting }, Interest::Read)
+            }
+            Ok(_) => return Err(io::Error::other("a socket took half a request")),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                let state = State::Connecting { request, greeting };
+                (state, Interest::ReadAndWrite)
+            }
+            Err(error) => return Err(error),
+        };
+        self.epoll.add(&stream, index as u64, interest)?;
         self.connections.push(Connection {
             stream,
-            state: State::Connecting {
-                request: upgrade_request(target, role),
-                greeting: target.protocol.greeting(role),
+            state,
+            frames: if self.reads_payloads {
+                Frames::Read(FrameReader::default())
+            } else {
+                Frames::Counted(FrameCounter::default())
             },
-            frames: FrameCounter::default(),
             unsent: Vec::new(),
         });
         Ok(())
@@ -209,11 +275,15 @@ impl Connection {
     ) -> io::Result<()> {
         let mut pings = 0;
         let mut ended = false;
-        self.frames.feed(bytes, |frame| match frame.opcode {
+        let take = |frame: Frame| match frame.opcode {
             PING => pings += 1,
             CLOSE => ended = true,
             _ => on_frame(token as usize, frame),
-        });
+        };
+        match &mut self.frames {
+            Frames::Counted(counter) => counter.feed(bytes, take),
+            Frames::Read(reader) => reader.feed(bytes, take),
+        }
         if ended {
             return Err(io::Error::new(
                 ErrorKind::UnexpectedEof,
@@ -314,8 +384,7 @@ const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 /// The answer to `KEY`, from RFC 6455.
 const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
-fn upgrade_request(target: &Target, role: Role) -> Vec<u8> {
-    let (port, path) = (target.port, target.protocol.path(role));
+fn upgrade_request(port: u16, path: &str) -> Vec<u8> {
     format!(
         "GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n\r\n"

@@ -29,7 +29,9 @@ fn measure(target: &Target, count: usize, round: usize) -> io::Result<Value> {
     })?;
     let connecting = begun.elapsed();
     // The notices of who joined belong to the price of connecting: wait them out.
-    settle(&mut clients, target, &mut |client| greeted[client] = true)?;
+    settle(&mut clients, target, &mut |client, _| {
+        greeted[client] = true;
+    })?;
     let server_cpu = sys::cpu_time(target.process)?.saturating_sub(server_cpu);
     let generator_cpu = sys::cpu_time(std::process::id())?.saturating_sub(generator_cpu);
     let resident = sys::resident_bytes(target.process)?;

@@ -1,10 +1,13 @@
-//! WebSocket frames: counted by their headers on the way in, built once on the way out.
+//! WebSocket frames: counted by their headers on the way in, or read where it matters what they say; built once on the
+//! way out.
 
-/// The head of a frame that has arrived whole.
+/// A frame that has arrived whole.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Frame {
+pub struct Frame<'a> {
     pub opcode: u8,
     pub payload_bytes: u64,
+    /// Empty where frames are only counted.
+    pub payload: &'a [u8],
 }
 
 pub const TEXT: u8 = 0x1;
@@ -17,7 +20,7 @@ const LONGEST_HEAD: usize = 14;
 /// Finds frame borders in a byte stream that comes in arbitrary pieces; copies no payload.
 #[derive(Default)]
 pub struct FrameCounter {
-    current: Frame,
+    current: Frame<'static>,
     /// Payload bytes of `current` that have not been seen.
     missing: u64,
     /// The first bytes of a head that was cut by the end of a piece.
@@ -55,7 +58,7 @@ impl FrameCounter {
     }
 
     /// The head at the start of `piece` (or begun in an earlier one) and how many bytes of `piece` it has.
-    fn next_head(&mut self, piece: &[u8]) -> Option<(Frame, usize)> {
+    fn next_head(&mut self, piece: &[u8]) -> Option<(Frame<'static>, usize)> {
         let kept = usize::from(self.head_bytes);
         if kept == 0
             && let Some(parsed) = parse_head(piece)
@@ -73,8 +76,43 @@ impl FrameCounter {
     }
 }
 
+/// Finds the frames of a byte stream that comes in arbitrary pieces, with their payloads as a server sends them, unmasked.
+#[derive(Default)]
+pub struct FrameReader {
+    /// The start of a frame whose end has not come yet.
+    begun: Vec<u8>,
+}
+
+impl FrameReader {
+    /// Take the next piece; `on_frame` gets each frame that it completes.
+    pub fn feed(&mut self, piece: &[u8], mut on_frame: impl FnMut(Frame)) {
+        if self.begun.is_empty() {
+            let used = read_whole_frames(piece, &mut on_frame);
+            self.begun.extend_from_slice(&piece[used..]);
+        } else {
+            self.begun.extend_from_slice(piece);
+            let used = read_whole_frames(&self.begun, &mut on_frame);
+            self.begun.drain(..used);
+        }
+    }
+}
+
+/// How many bytes the whole frames at the start of `bytes` have.
+fn read_whole_frames(bytes: &[u8], on_frame: &mut impl FnMut(Frame)) -> usize {
+    let mut used = 0;
+    while let Some((frame, head_bytes)) = parse_head(&bytes[used..]) {
+        let start = used + head_bytes;
+        let Some(payload) = bytes[start..].get(..frame.payload_bytes as usize) else {
+            break;
+        };
+        on_frame(Frame { payload, ..frame });
+        used = start + payload.len();
+    }
+    used
+}
+
 /// Read a frame's head: the frame, and the bytes of the head, mask included. None: it is cut short.
-pub fn parse_head(bytes: &[u8]) -> Option<(Frame, usize)> {
+pub fn parse_head(bytes: &[u8]) -> Option<(Frame<'static>, usize)> {
     let (&first, &second) = (bytes.first()?, bytes.get(1)?);
     let mask_bytes = if second & 0x80 == 0 { 0 } else { 4 };
     let (payload_bytes, length_end) = match second & 0x7F {
@@ -88,6 +126,7 @@ pub fn parse_head(bytes: &[u8]) -> Option<(Frame, usize)> {
     let frame = Frame {
         opcode: first & 0x0F,
         payload_bytes,
+        payload: &[],
     };
     (bytes.len() >= length_end + mask_bytes).then_some((frame, length_end + mask_bytes))
 }
@@ -133,11 +172,16 @@ fn head(opcode: u8, payload_bytes: usize, mask_bit: u8) -> Vec<u8> {
 mod tests {
     use super::*;
 
-    fn count(stream: &[u8], piece_bytes: usize) -> Vec<Frame> {
+    fn count(stream: &[u8], piece_bytes: usize) -> Vec<Frame<'static>> {
         let mut counter = FrameCounter::default();
         let mut seen = Vec::new();
         for piece in stream.chunks(piece_bytes) {
-            counter.feed(piece, |frame| seen.push(frame));
+            counter.feed(piece, |frame| {
+                seen.push(Frame {
+                    payload: &[],
+                    ..frame
+                });
+            });
         }
         seen
     }
@@ -154,6 +198,7 @@ mod tests {
             .map(|&length| Frame {
                 opcode: TEXT,
                 payload_bytes: length as u64,
+                payload: &[],
             })
             .collect();
         for piece_bytes in [1, 2, 3, 5, 13, 127, 4096, stream.len()] {
@@ -162,6 +207,27 @@ mod tests {
                 expected,
                 "in pieces of {piece_bytes}"
             );
+        }
+    }
+
+    #[test]
+    fn payloads_are_read_whole_however_the_stream_is_cut() {
+        let texts = [0_u32, 1, 125, 126, 300, 65_536].map(|length| {
+            (0..length)
+                .map(|at| b'a' + (at % 23) as u8)
+                .collect::<Vec<_>>()
+        });
+        let stream: Vec<u8> = texts
+            .iter()
+            .flat_map(|text| server_frame(TEXT, text))
+            .collect();
+        for piece_bytes in [1, 2, 13, 127, 4096, stream.len()] {
+            let mut reader = FrameReader::default();
+            let mut read = Vec::new();
+            for piece in stream.chunks(piece_bytes) {
+                reader.feed(piece, |frame| read.push(frame.payload.to_vec()));
+            }
+            assert_eq!(read, texts, "in pieces of {piece_bytes}");
         }
     }
 

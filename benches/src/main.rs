@@ -29,6 +29,14 @@ mod frame;
 #[cfg(target_os = "linux")]
 mod latency;
 #[cfg(target_os = "linux")]
+mod listen;
+#[cfg(target_os = "linux")]
+mod message;
+#[cfg(target_os = "linux")]
+mod recover;
+#[cfg(target_os = "linux")]
+mod resume;
+#[cfg(target_os = "linux")]
 mod sys;
 #[cfg(target_os = "linux")]
 mod target;

@@ -63,20 +63,31 @@ impl Protocol {
     /// One publish. Tantor adds its own fields to `DATA_BYTES` of data; from the others
     /// `delivered_bytes` come back as they are.
     pub fn publish(self, delivered_bytes: usize) -> Vec<u8> {
-        let padded = |opening: &str, closing: &str, bytes: usize| {
-            let filling = bytes.saturating_sub(opening.len() + closing.len());
-            format!("{opening}{}{closing}", "x".repeat(filling))
-        };
         let text = match self {
-            Self::Tantor => format!(
-                r#"{{"action":"broadcast","channel":"bench","event":"tick","data":{}}}"#,
-                padded(r#"{"text":""#, r#""}"#, DATA_BYTES)
-            ),
+            Self::Tantor => return broadcast(""),
             Self::Echo => padded(r#"{"event":"tick","data":""#, r#""}"#, delivered_bytes),
             Self::SocketIo => padded(r#"42["tick",{"data":""#, r#""}]"#, delivered_bytes),
         };
         client_frame(TEXT, text.as_bytes())
     }
+}
+
+/// The same publish to Tantor, with a `ref` so that it is answered.
+pub fn publish_with_ref(reference: &str) -> Vec<u8> {
+    broadcast(&format!(r#""ref":"{reference}","#))
+}
+
+fn broadcast(fields: &str) -> Vec<u8> {
+    let data = padded(r#"{"text":""#, r#""}"#, DATA_BYTES);
+    let text = format!(
+        r#"{{"action":"broadcast",{fields}"channel":"bench","event":"tick","data":{data}}}"#
+    );
+    client_frame(TEXT, text.as_bytes())
+}
+
+fn padded(opening: &str, closing: &str, bytes: usize) -> String {
+    let filling = bytes.saturating_sub(opening.len() + closing.len());
+    format!("{opening}{}{closing}", "x".repeat(filling))
 }
 
 impl FromStr for Target {
