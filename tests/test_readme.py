@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from fenced_blocks import read_blocks
 from support import eventually
+from tantor import Tantor, init_tantor
 from websockets.sync.client import connect
 
 BLOCKS = read_blocks((Path(__file__).parent.parent / "README.md").read_text())
@@ -49,3 +50,27 @@ def test_the_example_without_flask(free_port: int) -> None:
         names["tantor"].begin_stop()
         serving.join(timeout=20)
     assert not serving.is_alive()
+
+
+def test_the_example_of_nothing_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flask = pytest.importorskip("flask")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"app": flask.Flask("example"), "init_tantor": init_tantor}
+    exec(BLOCKS["Nothing lost"].source, names)
+    assert names["tantor"].broadcast("orders", "placed", {"n": 1}).result(10) == 0
+    names["tantor"].close_storage(10)
+    assert (tmp_path / "tantor.db").exists()
+
+
+def test_the_example_of_settings_for_channels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    operations = read_blocks((Path(__file__).parent.parent / "docs" / "operations.md").read_text())
+    names: dict[str, Any] = {"Tantor": Tantor}
+    exec(operations["What is kept, and how long"].source, names)
+    tantor = names["tantor"]
+    for channel, kept in (("orders", 150), ("chat:1", 100), ("cursor:1", 0), ("other", 100)):
+        sent = [tantor.broadcast(channel, "message", {"n": number}) for number in range(150)]
+        # on a durable channel it is kept when it is saved
+        sent[-1].result()
+        assert len(tantor.history(channel, 1000).result().publications) == kept, channel
+    tantor.close_storage(10)
