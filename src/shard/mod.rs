@@ -5,6 +5,7 @@
 
 mod acceptor;
 mod deliver;
+mod memory;
 mod receive;
 mod socket;
 mod wake;
@@ -24,7 +25,7 @@ use std::future::poll_fn;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
@@ -53,8 +54,6 @@ const WHEEL_REACH: usize = 64;
 
 /// So many freed bytes between two ticks are worth the time that giving them back takes.
 const MUCH_FREED: usize = 4 << 20;
-
-const GIVE_BACK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A connection whose close frame was written is given this long to close its side.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -286,9 +285,9 @@ impl Shard {
         {
             self.drop_all();
         }
-        if self.freed > MUCH_FREED && may_give_memory_back() {
+        if self.freed > MUCH_FREED && memory::may_give_back() {
             self.freed = 0;
-            give_memory_back();
+            memory::give_back();
         }
         // a look at what is held back, should nobody have woken this shard for it
         self.release_held_back();
@@ -316,28 +315,6 @@ impl Shard {
                 .connections
                 .iter()
                 .all(|(_, connection)| matches!(connection.phase, Phase::Handshake { .. }))
-    }
-}
-
-/// True once in a while for the whole process: it walks the heap, which takes its time.
-fn may_give_memory_back() -> bool {
-    static LAST: AtomicU64 = AtomicU64::new(0);
-    let now = crate::protocol::monotonic_micros();
-    let last = LAST.load(Ordering::Relaxed);
-    let interval = GIVE_BACK_INTERVAL.as_micros() as u64;
-    now.saturating_sub(last) >= interval
-        && LAST
-            .compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed)
-            .is_ok()
-}
-
-/// Gives what the allocator keeps of freed buffers back to the system: glibc's would keep it for good once large
-/// messages have come and gone.
-fn give_memory_back() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: malloc_trim may be called at any time from any thread; it takes no pointer.
-    unsafe {
-        libc::malloc_trim(0);
     }
 }
 
