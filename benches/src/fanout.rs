@@ -110,9 +110,14 @@ fn finish(clients: &mut Clients, audience: &Audience, progress: &mut Progress) -
         std::thread::sleep(CALM_LOOK);
         let before = std::mem::replace(&mut used, sys::cpu_time(audience.target.process)?);
         if used.saturating_sub(before) < CALM_LOOK / 20 {
-            break;
+            return Ok(());
         }
     }
+    crate::note(&format!(
+        "{}: still busy {} s after its turn; what it does now is not in its figures",
+        audience.target.name,
+        CALM_LIMIT.as_secs()
+    ));
     Ok(())
 }
 
