@@ -85,8 +85,8 @@ struct State {
     /// Of what waits here and of what the writer has taken and not yet saved.
     weight: usize,
     changes: usize,
-    /// Somebody waits for one of the entries.
-    is_urgent: bool,
+    /// Entries that somebody waits for.
+    urgent: usize,
     writer: WriterState,
     is_open: bool,
 }
@@ -97,8 +97,18 @@ enum WriterState {
     Busy,
     /// It waits for the first entry.
     Idle,
-    /// It waits a moment for more.
-    Gathering,
+    /// It waits a moment for more, until so many of them are waited for.
+    Gathering(usize),
+}
+
+/// How long the writer lets others join what is there.
+#[derive(Clone, Copy)]
+pub(super) enum Gather {
+    No,
+    /// For a moment, unless somebody waits.
+    Usually,
+    /// For at most so long, until so many wait: those whom the last commit has told are about to come again.
+    For(usize, Duration),
 }
 
 /// What the writer was given.
@@ -151,7 +161,7 @@ impl Queue {
         if !state.is_open || (change.adds() && state.weight + weight > self.limit) {
             return Err(committed);
         }
-        let is_urgent = committed.is_some();
+        state.urgent += usize::from(committed.is_some());
         let item = state.waiting.take_in(change);
         state.waiting.entries.push(Entry {
             item,
@@ -160,11 +170,10 @@ impl Queue {
         });
         state.weight += weight;
         state.changes += 1;
-        state.is_urgent |= is_urgent;
         let wakes = match state.writer {
             WriterState::Busy => false,
             WriterState::Idle => true,
-            WriterState::Gathering => is_urgent,
+            WriterState::Gathering(enough) => state.urgent >= enough,
         };
         if wakes {
             state.writer = WriterState::Busy;
@@ -174,9 +183,8 @@ impl Queue {
         Ok(())
     }
 
-    /// Waits up to `timeout` for changes; they count as queued until `release`. With `gathers` off it does not wait for
-    /// others to join the first.
-    pub fn take(&self, timeout: Duration, gathers: bool) -> Taken {
+    /// Waits up to `timeout` for changes, and for others to join the first; they count as queued until `release`.
+    pub fn take(&self, timeout: Duration, gather: Gather) -> Taken {
         let deadline = Instant::now() + timeout;
         let mut state = self.state.lock();
         while state.waiting.entries.is_empty() && state.is_open {
@@ -188,10 +196,16 @@ impl Queue {
                 break;
             }
         }
-        if gathers && !state.waiting.entries.is_empty() {
-            let deadline = Instant::now() + GATHER;
-            while state.is_open && !state.is_urgent {
-                state.writer = WriterState::Gathering;
+        let (enough, most) = match gather {
+            Gather::No => (0, Duration::ZERO),
+            // more than the last time: who came meanwhile has not been told yet
+            Gather::For(enough, most) if state.urgent > 0 => (enough + state.urgent, most),
+            Gather::For(..) | Gather::Usually => (1, GATHER),
+        };
+        if !state.waiting.entries.is_empty() {
+            let deadline = Instant::now() + most;
+            while state.is_open && state.urgent < enough {
+                state.writer = WriterState::Gathering(enough);
                 let has_timed_out;
                 (state, has_timed_out) = self.changed.wait_until(state, deadline);
                 state.writer = WriterState::Busy;
@@ -200,7 +214,7 @@ impl Queue {
                 }
             }
         }
-        state.is_urgent = false;
+        state.urgent = 0;
         if !state.waiting.entries.is_empty() {
             let spare = std::mem::take(&mut state.spare);
             return Taken::Batch(std::mem::replace(&mut state.waiting, spare));
@@ -357,7 +371,7 @@ mod tests {
     }
 
     fn taken(queue: &Queue) -> Option<Batch> {
-        match queue.take(LONG, true) {
+        match queue.take(LONG, Gather::Usually) {
             Taken::Batch(batch) => Some(batch),
             Taken::Nothing | Taken::Closed => None,
         }
@@ -388,7 +402,7 @@ mod tests {
         queue.close();
         assert!(queue.push(forgotten("b"), None).is_err());
         assert_eq!(taken(&queue).unwrap().entries.len(), 1);
-        assert!(matches!(queue.take(LONG, true), Taken::Closed));
+        assert!(matches!(queue.take(LONG, Gather::Usually), Taken::Closed));
     }
 
     #[test]
@@ -399,7 +413,7 @@ mod tests {
         let writer = std::thread::spawn(move || {
             let mut seen: Vec<Vec<u64>> = vec![Vec::new(); 4];
             loop {
-                match own.take(LONG, true) {
+                match own.take(LONG, Gather::Usually) {
                     Taken::Batch(batch) => {
                         for entry in &batch.entries {
                             if let Item::Trimmed { stream, through } = entry.item {

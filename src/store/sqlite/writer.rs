@@ -3,7 +3,7 @@
 use super::Gauges;
 use super::changes::Failure;
 use super::file::DatabaseFile;
-use super::queue::{Batch, Queue, Taken};
+use super::queue::{Batch, Gather, Queue, Taken};
 use crate::store::StoreError;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -17,6 +17,8 @@ pub(super) struct Writer {
     /// Taken from the queue and not yet saved.
     backlog: VecDeque<Batch>,
     measured: Instant,
+    /// Whom the last commit has told, and how long it took.
+    told: (usize, Duration),
 }
 
 /// Changes of one transaction: more would make those that are waited for wait too long.
@@ -27,6 +29,9 @@ const IDLE: Duration = Duration::from_secs(1);
 
 /// The same, while something is left.
 const TIDY_INTERVAL: Duration = Duration::from_millis(20);
+
+/// The longest that a commit waits for those whom the one before has told.
+const MOST_PATIENCE: Duration = Duration::from_millis(2);
 
 /// How often it is tried again to write to a file that cannot be written.
 const RETRY_INTERVAL: Duration = Duration::from_millis(200);
@@ -45,6 +50,7 @@ impl Writer {
             gauges,
             backlog: VecDeque::new(),
             measured: Instant::now(),
+            told: (0, Duration::ZERO),
         }
     }
 
@@ -60,7 +66,12 @@ impl Writer {
             } else {
                 IDLE
             };
-            match self.queue.take(timeout, !is_behind) {
+            let gather = match self.told {
+                _ if is_behind => Gather::No,
+                (0, _) => Gather::Usually,
+                (count, took) => Gather::For(count, (took / 2).min(MOST_PATIENCE)),
+            };
+            match self.queue.take(timeout, gather) {
                 Taken::Batch(batch) => {
                     self.backlog.push_back(batch);
                     self.save_backlog();
@@ -92,8 +103,12 @@ impl Writer {
             let mut entries = batch.entries.iter().take(count);
             // what somebody waits for is to outlive a power failure
             let is_durable = entries.any(|entry| entry.committed.is_some());
+            let begun = Instant::now();
             match self.file.save(batch, count, is_durable) {
-                Ok(()) => self.saved(count),
+                Ok(()) => {
+                    let told = self.saved(count);
+                    self.told = (told, begun.elapsed());
+                }
                 Err(Failure {
                     error,
                     culprit: Some(place),
@@ -112,18 +127,19 @@ impl Writer {
         }
     }
 
-    /// The first changes of the first batch are in the file.
-    fn saved(&mut self, count: usize) {
+    /// The first changes of the first batch are in the file; returns how many were waited for.
+    fn saved(&mut self, count: usize) -> usize {
         self.gauges.commits.fetch_add(1, Ordering::Relaxed);
         self.gauges.saved.fetch_add(count as u64, Ordering::Relaxed);
         let Some(batch) = self.backlog.front_mut() else {
-            return;
+            return 0;
         };
-        let mut weight = 0;
+        let (mut told, mut weight) = (0, 0);
         for entry in batch.entries.drain(..count) {
             weight += entry.weight;
             if let Some(committed) = entry.committed {
                 committed(Ok(()));
+                told += 1;
             }
         }
         self.queue.release(count, weight);
@@ -132,6 +148,7 @@ impl Writer {
         {
             self.queue.recycle(batch);
         }
+        told
     }
 
     /// The file cannot be written: what is waited for has failed, the rest is tried again.
