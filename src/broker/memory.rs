@@ -298,6 +298,10 @@ impl Stream for MemoryStream {
     fn read(&self, look: &mut dyn FnMut(&History)) {
         let mut state = self.state.lock();
         self.trim(&mut state, now_micros());
+        // a position that is given out, be it the beginning, has to be known after a restart
+        if self.saves {
+            self.announce(&mut state);
+        }
         look(&state.history);
     }
 

@@ -68,8 +68,9 @@ class Tantor {
   #welcomedAt = 0;
   #heardAt = 0;
   #heard = 0;
-  #isProbing = false;
-  /** The network or the page is back, and whether the connection is still there is being asked. */
+  /** The ping whose answer is awaited. @type {object | null} */
+  #probed = null;
+  /** The network or the page is back, and whether the connection is still there is not known: if not, connect at once. */
   #isWaking = false;
   /** When the server wants this client back, in milliseconds from its goodbye. @type {number | null} */
   #advice = null;
@@ -267,7 +268,7 @@ class Tantor {
     this.#session.receive(message, String(data).length);
     if (!wasOpen && this.#session.isOpen) {
       this.#welcomedAt = this.#heardAt;
-      this.#isProbing = false;
+      this.#isWaking = false;
       this.#listen();
       this.#set("connected", { resumed: message.resumed === true });
     }
@@ -288,23 +289,27 @@ class Tantor {
 
   /** Silence may be this machine's, which slept or held timers back: the server is asked before it is given up. */
   #probe() {
-    const socket = this.#socket;
-    if (!socket || !this.#session.isOpen || this.#isProbing) return;
-    this.#isProbing = true;
+    if (!this.#session.isOpen) return;
+    const probe = (this.#probed = {});
+    const answered = () => {
+      if (this.#probed !== probe) return;
+      this.#probed = null;
+      this.#isWaking = false;
+      this.#listen();
+    };
+    this.#session.question({ action: "ping" }, { resolve: answered, reject: answered });
+    this.#pump();
+    this.#awaitAnswer();
+  }
+
+  #awaitAnswer() {
     const heard = this.#heard;
-    // what waited before the ping; if that gets less, the ping had not its turn yet
-    const unsent = socket.bufferedAmount;
-    this.#send(JSON.stringify({ action: "ping" }));
+    // what waits to be sent; if that gets less, the ping had not its turn yet
+    const unsent = this.#socket?.bufferedAmount ?? 0;
     this.#watch.set(this.#options.probeTimeout, () => {
-      this.#isProbing = false;
-      if (this.#heard !== heard) {
-        this.#isWaking = false;
-        this.#listen();
-      } else if (socket.bufferedAmount < unsent) {
-        this.#probe();
-      } else {
-        this.#drop("the server is silent");
-      }
+      // what is heard may have waited here for long: it tells that there is more to wait for, not that the server is there
+      if (this.#heard !== heard || (this.#socket?.bufferedAmount ?? 0) < unsent) this.#awaitAnswer();
+      else this.#drop("the server is silent");
     });
   }
 
@@ -334,14 +339,14 @@ class Tantor {
     this.#socket = null;
     this.#watch.clear();
     this.#acking.clear();
-    this.#isProbing = false;
+    this.#probed = null;
     this.#session.lost(code);
     if (code >= FINAL && code !== RETURNING) {
       this.#end(code, reason || "the server does not want this client back", LEAVING);
       return;
     }
     const lived = this.#welcomedAt ? Date.now() - this.#welcomedAt : 0;
-    this.#attempt = lived >= STABLE ? 0 : this.#attempt + 1;
+    this.#attempt = lived >= STABLE || this.#isWaking ? 0 : this.#attempt + 1;
     this.#wait(code, reason);
     this.#isWaking = false;
     this.#pump();
@@ -364,7 +369,8 @@ class Tantor {
   /** Something says that now is the time: the network is back, the page is shown. */
   #wake() {
     if (this.#isSuspended || this.#state === "closed") return;
-    if (this.#state === "connected") {
+    if (this.#socket) {
+      // its end may be on the way already, or what it began before may never end
       this.#isWaking = true;
       this.#probe();
     } else if (this.#retry.isSet && this.#advice === null) {
