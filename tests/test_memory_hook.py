@@ -233,15 +233,15 @@ def test_the_end_of_the_process_waits_for_what_is_still_to_be_handed_over() -> N
 def test_what_is_sent_while_the_interpreter_ends_is_handed_over() -> None:
     # Python 3.12 starts no thread any more by then
     source = """
-        import atexit
+        import atexit, os
         from tantor import Tantor
         class Memory:
             def remember(self, key, value, ttl):
-                print(value["message"], flush=True)
+                os.write(1, (value["message"] + "\\n").encode())  # as one
         def send():
             for n in range(3):
                 tantor.send("client", f"last {n}")
-            print("sent", flush=True)
+            os.write(1, b"sent\\n")
         tantor = Tantor(port=0, host="127.0.0.1")
         tantor.memory = Memory()
         with tantor:
