@@ -189,6 +189,54 @@ async def test_what_is_published_stays_published_when_the_wait_is_cancelled(data
     assert numbers(tantor, "chat") == list(range(21))
 
 
+def test_a_durable_publication_that_finds_no_room_is_refused_and_the_next_one_is_not(database: str) -> None:
+    source = """
+        import sys
+        from tantor import StorageError, Tantor
+        tantor = Tantor(port=0, database=sys.argv[1], durable=True, database_queue_bytes=65536)
+        try:
+            tantor.broadcast("jungle", "event", "x" * 100_000).result(20)
+        except StorageError as error:
+            assert "database_queue_bytes" in str(error), error
+        else:
+            raise SystemExit("it was taken")
+        assert tantor.stats()["not_saved"] == 1
+        tantor.broadcast("jungle", "event", "x").result(20)
+        assert [kept["data"] for kept in tantor.history("jungle").result().publications] == ["x"]
+    """
+    ended = run_python(textwrap.dedent(source), database)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_durable_publishing_goes_on_through_stops(database: str) -> None:
+    source = """
+        import asyncio, sys, threading
+        from tantor import StorageError, Tantor
+        tantor = Tantor(port=0, host="127.0.0.1", database=sys.argv[1], durable=True)
+        is_over = threading.Event()
+        saved = [0, 0]
+        def publish(place):
+            while not is_over.is_set():
+                try:
+                    tantor.broadcast("jungle", "event").result(20)
+                    saved[place] += 1
+                except StorageError:  # closed, or being closed
+                    pass
+        publishers = [threading.Thread(target=publish, args=(place,)) for place in range(2)]
+        for publisher in publishers:
+            publisher.start()
+        for _ in range(30):
+            tantor.start_background()
+            asyncio.run(tantor.stop())
+        is_over.set()
+        for publisher in publishers:
+            publisher.join()
+        assert all(saved), saved
+    """
+    ended = run_python(textwrap.dedent(source), database)
+    assert ended.returncode == 0, ended.stderr
+
+
 def test_a_durable_channel_hands_over_what_is_saved(make_server: MakeServer, database: str, connect: Connect) -> None:
     server = make_server(database=database, channel_settings={"orders": {"durable": True}})
     client = connect(server)

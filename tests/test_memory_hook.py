@@ -230,6 +230,30 @@ def test_the_end_of_the_process_waits_for_what_is_still_to_be_handed_over() -> N
     assert ended.stdout.split() == [str(number) for number in range(50)]
 
 
+def test_what_is_sent_while_the_interpreter_ends_is_handed_over() -> None:
+    # Python 3.12 starts no thread any more by then
+    source = """
+        import atexit, os
+        from tantor import Tantor
+        class Memory:
+            def remember(self, key, value, ttl):
+                os.write(1, (value["message"] + "\\n").encode())  # as one
+        def send():
+            for n in range(3):
+                tantor.send("client", f"last {n}")
+            os.write(1, b"sent\\n")
+        tantor = Tantor(port=0, host="127.0.0.1")
+        tantor.memory = Memory()
+        with tantor:
+            pass
+        atexit.register(send)
+    """
+    ended = run_python(textwrap.dedent(source))
+    assert ended.returncode == 0, ended.stderr
+    assert not ended.stderr
+    assert sorted(ended.stdout.splitlines()) == ["last 0", "last 1", "last 2", "sent"]
+
+
 def test_the_end_of_the_process_does_not_wait_for_a_memory_that_hangs() -> None:
     ended = run_python(
         """

@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import inspect
 import logging
+import math
 import os
 import threading
 import time
@@ -74,21 +75,34 @@ class Keeper:
             self._changed.notify_all()
             if not self._is_running:
                 self._is_running = True
-                threading.Thread(target=self._run, name="tantor-memory", daemon=True).start()
+                try:
+                    threading.Thread(target=self._run, name="tantor-memory", daemon=True).start()
+                except RuntimeError:  # the interpreter is ending, and `wait_empty` hands it over
+                    self._is_running = False
 
     def wait_empty(self, timeout: float) -> bool:
         """Block until all was handed over; False when `timeout` seconds passed before."""
         if self._process != os.getpid():
             return True
+        deadline = time.monotonic() + timeout
         with self._changed:
-            return self._changed.wait_for(lambda: not self._entries and not self._is_handing_over, timeout)
+            is_left = not self._is_running and bool(self._entries)
+            self._is_running |= is_left
+        if is_left:
+            self._run(idle=0, until=deadline)
+        with self._changed:
+            left = max(0.0, deadline - time.monotonic())
+            return self._changed.wait_for(lambda: not self._entries and not self._is_handing_over, left)
 
-    def _run(self) -> None:
+    def _run(self, idle: float = _IDLE, until: float = math.inf) -> None:
         while True:
             with self._changed:
                 self._is_handing_over = False
                 self._changed.notify_all()
-                deadline = time.monotonic() + self._IDLE
+                if time.monotonic() >= until:
+                    self._is_running = False
+                    return
+                deadline = time.monotonic() + idle
                 while not self._entries:
                     if not self._changed.wait(max(0.0, deadline - time.monotonic())) and not self._entries:
                         self._is_running = False

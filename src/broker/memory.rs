@@ -274,15 +274,14 @@ impl Stream for MemoryStream {
         let stream = Arc::clone(&self);
         let saved = frame.clone();
         let committed: Committed = Box::new(move |result| {
-            {
-                let mut state = stream.state.lock();
-                match result {
-                    Ok(()) => {
-                        hand_over(Ok((position, &saved)));
-                        stream.keep(&mut state, position, at, saved);
-                    }
-                    Err(error) => hand_over(Err(error)),
+            match result {
+                Ok(()) => {
+                    let mut state = stream.state.lock();
+                    hand_over(Ok((position, &saved)));
+                    stream.keep(&mut state, position, at, saved);
                 }
+                // without the lock: a store that is full or closed says so at once, to its caller, who holds it
+                Err(error) => return hand_over(Err(error)),
             }
             stream.make_room();
         });

@@ -28,8 +28,9 @@ pub trait Store: Send + Sync {
     ///
     /// Ordering: changes are saved, and heard of, in the order of the calls; those of a stream behind its
     /// `StreamOpened`, since the store was opened. Errors: only `committed` hears of them; without it the store tries
-    /// again, and counts what it gave up in `health`. Blocking: no; `committed` may be called before this returns, or on
-    /// the store's thread, where it must not block.
+    /// again, and counts what it gave up in `health`. Blocking: no; `committed` may hear of an error (and, of a store that
+    /// saves nothing, of success) before this returns, under the caller's locks, else on the store's thread, where it
+    /// must not block.
     fn save(&self, change: Change<'_>, committed: Option<Committed>);
 
     /// How the store is.
