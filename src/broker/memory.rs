@@ -104,6 +104,7 @@ impl Broker for MemoryBroker {
                 is_announced: false,
                 is_closed: false,
             }),
+            saving: AtomicUsize::new(0),
             store: Arc::clone(&self.shared.store),
             budget: Arc::clone(&self.shared.budget),
             shared: Arc::downgrade(&self.shared),
@@ -133,7 +134,7 @@ impl Broker for MemoryBroker {
         };
         let mut state = stream.state.lock();
         stream.trim(&mut state, now_micros());
-        let is_empty = state.history.is_empty() && state.assigned == state.history.top;
+        let is_empty = state.history.is_empty() && stream.saving.load(Ordering::Acquire) == 0;
         if closing == Closing::IfEmpty && !is_empty {
             return false;
         }
@@ -209,6 +210,8 @@ struct MemoryStream {
     /// Publications are saved.
     saves: bool,
     state: Mutex<StreamState>,
+    /// Publications that are handed over when they are saved, and are not yet.
+    saving: AtomicUsize,
     store: Arc<dyn Store>,
     budget: Arc<Budget>,
     shared: Weak<Shared>,
@@ -279,12 +282,17 @@ impl Stream for MemoryStream {
                     let mut state = stream.state.lock();
                     hand_over(Ok((position, &saved)));
                     stream.keep(&mut state, position, at, saved);
+                    stream.saving.fetch_sub(1, Ordering::AcqRel);
                 }
                 // without the lock: a store that is full or closed says so at once, to its caller, who holds it
-                Err(error) => return hand_over(Err(error)),
+                Err(error) => {
+                    stream.saving.fetch_sub(1, Ordering::AcqRel);
+                    return hand_over(Err(error));
+                }
             }
             stream.make_room();
         });
+        self.saving.fetch_add(1, Ordering::AcqRel);
         self.save(&mut state, position, at, &frame, Some(committed));
         true
     }

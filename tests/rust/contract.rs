@@ -1,12 +1,12 @@
 //! What every broker must do, over each store that there is.
 
 use crate::stores::every_store;
-use _tantor::broker::{Broker, Closing, MemoryBroker, Stream, StreamPosition};
+use _tantor::broker::{Broker, Closing, HandOverSaved, MemoryBroker, Stream, StreamPosition};
 use _tantor::channel_settings::ChannelSettings;
 use _tantor::frame::EncodedFrame;
 use _tantor::history::Page;
 use _tantor::priority::SlowConsumer;
-use _tantor::store::MemoryStore;
+use _tantor::store::{Change, Committed, Health, MemoryStore, Saved, Store, StoreError};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -168,4 +168,47 @@ fn what_has_expired_is_let_go() {
     broker.expire();
     assert_eq!(broker.size(), (0, 0));
     assert_eq!(top(&*stream), 1);
+}
+
+/// Refuses whatever is waited for, at once.
+struct FullStore;
+
+impl Store for FullStore {
+    fn open(&self) -> Result<Saved, StoreError> {
+        Ok(Saved::default())
+    }
+
+    fn save(&self, _change: Change<'_>, committed: Option<Committed>) {
+        if let Some(committed) = committed {
+            committed(Err(StoreError("full".to_owned())));
+        }
+    }
+
+    fn health(&self) -> Health {
+        Health::default()
+    }
+
+    fn is_durable(&self) -> bool {
+        true
+    }
+
+    fn close(&self, _within: Duration) {}
+}
+
+#[test]
+fn a_channel_whose_last_publication_could_not_be_saved_takes_the_next_and_ends() {
+    let broker = MemoryBroker::new(Arc::new(FullStore), 1 << 20);
+    let settings = ChannelSettings {
+        durable: true,
+        ..settings()
+    };
+    let stream = broker.open(&Arc::from("a"), "public", settings);
+    for _ in 0..2 {
+        let (tell, told) = std::sync::mpsc::channel();
+        let mut hand_over: Option<HandOverSaved> =
+            Some(Box::new(move |result| tell.send(result.is_err()).unwrap()));
+        assert!(Arc::clone(&stream).publish_saved(&mut |_| frame(), &mut hand_over));
+        assert!(told.try_recv().unwrap(), "it is refused");
+    }
+    assert!(broker.close("a", Closing::IfEmpty), "nothing is kept");
 }
