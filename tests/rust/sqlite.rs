@@ -85,14 +85,14 @@ fn everything_comes_back_as_it_was() {
     assert_eq!(
         (
             &seen.id,
-            (seen.root, seen.rotation),
+            (seen.root, seen.rotation, seen.previous),
             &seen.channels,
             &seen.user_data,
             seen.is_connected
         ),
         (
             &wanted.id,
-            (wanted.root, wanted.rotation),
+            (wanted.root, wanted.rotation, wanted.previous),
             &wanted.channels,
             &wanted.user_data,
             true
@@ -336,11 +336,12 @@ fn files_of_earlier_schemas_are_brought_up_to_date() {
     publish(&store, "a", 1, None);
     store.close(PATIENCE);
     let path = folder.path().join("tantor.db");
-    // schema 1 had no views
+    // schema 1 had no views, and knew one token of a client
     Connection::open(&path)
         .unwrap()
         .execute_batch(
-            "DROP VIEW tantor_messages; DROP VIEW tantor_connections; PRAGMA user_version = 1",
+            "DROP VIEW tantor_messages; DROP VIEW tantor_connections;
+            ALTER TABLE clients DROP COLUMN previous; PRAGMA user_version = 1",
         )
         .unwrap();
     assert_eq!(offsets(&store.open().unwrap(), "a"), [1]);
@@ -349,7 +350,7 @@ fn files_of_earlier_schemas_are_brought_up_to_date() {
         query::<i64>(&path, "SELECT count(*) FROM tantor_messages"),
         1
     );
-    assert_eq!(query::<i64>(&path, "PRAGMA user_version"), 2);
+    assert_eq!(query::<i64>(&path, "PRAGMA user_version"), 3);
 }
 
 #[test]

@@ -84,7 +84,7 @@ impl DatabaseFile {
 
     fn read_clients(&self) -> rusqlite::Result<Vec<SavedClient>> {
         let mut select = self.connection.prepare(
-            "SELECT id, root, rotation, expires, joined, last_ping, is_connected, channels, user_data FROM clients ORDER BY expires",
+            "SELECT id, root, rotation, expires, joined, last_ping, is_connected, channels, user_data, previous FROM clients ORDER BY expires",
         )?;
         let clients = select.query_map([], |row| {
             let channels: Vec<Arc<str>> =
@@ -105,6 +105,7 @@ impl DatabaseFile {
                 user_data: row
                     .get::<_, Option<String>>(8)?
                     .map(|text| text.into_bytes().into()),
+                previous: row.get::<_, Option<i64>>(9)?.map(i64::cast_unsigned),
             })
         })?;
         clients.collect()
