@@ -274,15 +274,15 @@ impl Stream for MemoryStream {
         let stream = Arc::clone(&self);
         let saved = frame.clone();
         let committed: Committed = Box::new(move |result| {
+            if let Err(error) = result {
+                // perhaps from within `save`, which is called with this stream locked
+                hand_over(Err(error));
+                return;
+            }
             {
                 let mut state = stream.state.lock();
-                match result {
-                    Ok(()) => {
-                        hand_over(Ok((position, &saved)));
-                        stream.keep(&mut state, position, at, saved);
-                    }
-                    Err(error) => hand_over(Err(error)),
-                }
+                hand_over(Ok((position, &saved)));
+                stream.keep(&mut state, position, at, saved);
             }
             stream.make_room();
         });

@@ -28,7 +28,7 @@ pub trait Store: Send + Sync {
     ///
     /// Ordering: changes are saved, and heard of, in the order of the calls; those of a stream behind its
     /// `StreamOpened`, since the store was opened. Errors: only `committed` hears of them; without it the store tries
-    /// again, and counts what it gave up in `health`. Blocking: no; `committed` may be called before this returns, or on
+    /// again, and counts what it gave up in `health`. Blocking: no; `committed` may be called with an error before this returns, or on
     /// the store's thread, where it must not block.
     fn save(&self, change: Change<'_>, committed: Option<Committed>);
 

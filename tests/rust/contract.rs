@@ -1,12 +1,12 @@
 //! What every broker must do, over each store that there is.
 
-use crate::stores::every_store;
-use _tantor::broker::{Broker, Closing, MemoryBroker, Stream, StreamPosition};
+use crate::stores::{PATIENCE, every_store};
+use _tantor::broker::{Broker, Closing, HandOverSaved, MemoryBroker, Stream, StreamPosition};
 use _tantor::channel_settings::ChannelSettings;
 use _tantor::frame::EncodedFrame;
 use _tantor::history::Page;
 use _tantor::priority::SlowConsumer;
-use _tantor::store::MemoryStore;
+use _tantor::store::{MemoryStore, StoreError};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -168,4 +168,32 @@ fn what_has_expired_is_let_go() {
     broker.expire();
     assert_eq!(broker.size(), (0, 0));
     assert_eq!(top(&*stream), 1);
+}
+
+#[test]
+fn a_durable_stream_whose_store_takes_nothing_fails_the_publication_and_goes_on() {
+    let (_folder, store) = every_store()
+        .into_iter()
+        .find_map(|(_, store, folder)| store.is_durable().then_some((folder, store)))
+        .unwrap();
+    // it was not opened, and says so at once
+    let broker = MemoryBroker::new(store, 1 << 20);
+    let settings = ChannelSettings {
+        durable: true,
+        ..settings()
+    };
+    let stream = broker.open(&Arc::from("a"), "public", settings);
+    let (tell, told) = std::sync::mpsc::channel();
+    let publisher = std::thread::spawn(move || {
+        let mut hand_over = Some(Box::new(
+            move |result: Result<(StreamPosition, &EncodedFrame), StoreError>| {
+                tell.send(result.is_err()).unwrap();
+            },
+        ) as HandOverSaved);
+        let mut encode = |_| EncodedFrame::text(b"{}");
+        assert!(Arc::clone(&stream).publish_saved(&mut encode, &mut hand_over));
+        assert_eq!(top(&*stream), 0);
+    });
+    assert_eq!(told.recv_timeout(PATIENCE), Ok(true), "it hangs");
+    publisher.join().unwrap();
 }
