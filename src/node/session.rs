@@ -235,7 +235,11 @@ impl Node {
                 Arc::clone(vacant.insert(Arc::new(client)))
             };
             let mut state = client.state.lock();
-            state.session = Some(Session::restored(saved.root, saved.rotation, saved.previous));
+            state.session = Some(Session::restored(
+                saved.root,
+                saved.rotation,
+                saved.previous,
+            ));
             state.user_data = saved.user_data;
             self.expect(&client, &mut state, saved.channels);
         }

@@ -81,6 +81,8 @@ pub struct SavedStream {
     pub top: u64,
     pub kind: Box<str>,
     pub durable: bool,
+    /// Some of what was published up to this offset is not there.
+    pub broken_through: u64,
     pub publications: Vec<Kept>,
 }
 
