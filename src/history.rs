@@ -21,7 +21,7 @@ pub struct History {
     pub top: u64,
     kept: VecDeque<Kept>,
     bytes: usize,
-    /// Publications up to this offset are kept no longer, if there were any.
+    /// Publications up to this offset are not all kept, if there were any.
     gone: u64,
 }
 
@@ -76,10 +76,16 @@ impl History {
         }
     }
 
-    /// As it was saved: `kept` oldest first, none above `top`.
-    pub fn restored(epoch: u64, top: u64, kept: impl IntoIterator<Item = Kept>) -> Self {
+    /// As it was saved: `kept` oldest first, none above `top`, and not all up to `broken_through`.
+    pub fn restored(
+        epoch: u64,
+        top: u64,
+        broken_through: u64,
+        kept: impl IntoIterator<Item = Kept>,
+    ) -> Self {
         let kept: VecDeque<_> = kept.into_iter().collect();
         let gone = kept.front().map_or(top, |first| first.offset - 1);
+        let gone = gone.max(broken_through);
         let bytes = kept.iter().map(weight).sum();
         Self {
             epoch,
@@ -197,7 +203,7 @@ impl History {
         self.bytes
     }
 
-    /// Publications up to this offset are kept no longer.
+    /// Publications up to this offset are not all kept.
     pub fn gone(&self) -> u64 {
         self.gone
     }
@@ -215,7 +221,7 @@ impl History {
     fn drop_first(&mut self) {
         if let Some(first) = self.kept.pop_front() {
             self.bytes -= weight(&first);
-            self.gone = first.offset;
+            self.gone = self.gone.max(first.offset);
         }
         if self.kept.is_empty() {
             self.kept = VecDeque::new();
@@ -322,6 +328,27 @@ mod tests {
             Err(Unrecovered::Expired)
         ));
         assert_eq!(history.since(Some(7), 1, 1, 100).map(offsets), Ok(vec![]));
+    }
+
+    #[test]
+    fn nothing_is_recovered_across_a_hole_but_pages_have_what_is_kept() {
+        let saved = [1, 2, 4, 5].map(|offset| kept(offset, offset, 10));
+        let mut history = History::restored(7, 5, 3, saved);
+        let since =
+            |history: &History, offset| history.since(Some(7), offset, 5, 1000).map(offsets);
+        assert_eq!(since(&history, 2), Err(Unrecovered::Expired));
+        assert_eq!(since(&history, 3), Ok(vec![4, 5]));
+        let page = Page {
+            limit: 10,
+            after: None,
+            before: None,
+        };
+        assert_eq!(offsets(history.page(page, 1000).0), [1, 2, 4, 5]);
+        history.trim(3, 0);
+        assert_eq!(since(&history, 2), Err(Unrecovered::Expired));
+        history.trim(1, 0);
+        assert_eq!(since(&history, 3), Err(Unrecovered::Expired));
+        assert_eq!(since(&history, 4), Ok(vec![5]));
     }
 
     proptest! {

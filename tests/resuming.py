@@ -40,4 +40,4 @@ def named(messages: list[dict[str, Any]], *events: str) -> list[dict[str, Any]]:
 
 def refused(client: WebSocketClient, reason: str) -> None:
     assert (client.welcome["resumed"], client.welcome["reason"]) == (False, reason)
-    assert "channels" not in client.welcome
+    assert client.welcome["channels"] == ["jungle"], "as every new client"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from flask import Flask
 from stored import history_of, locked_by_another, numbers, rows, stop
-from support import WebSocketClient, eventually, http_request, run_python, script
+from support import WebSocketClient, eventually, http_request, lose, run_python, script
 from tantor import Pending, StorageError, Tantor, init_tantor
 
 Connect = Callable[..., WebSocketClient]
@@ -94,6 +94,37 @@ def test_what_a_client_has_had_is_not_kept(make_server: MakeServer, database: st
     second = make_server(database=database)
     back = connect(second, f"/?resume={token}")
     assert (back.welcome["resumed"], back.welcome["waiting"]) == (True, 0)
+
+
+def test_a_client_that_did_not_get_its_new_token_is_known_after_a_restart(
+    make_server: MakeServer, database: str, connect: Connect
+) -> None:
+    first = make_server(database=database)
+    known = connect(first)
+    path = lose(first, known)
+    # the connection breaks before its welcome is read
+    lost = connect(first, path)
+    lose(first, lost)
+    first.send(known.client_id, {"n": 1})
+    stop(first)
+    second = make_server(database=database)
+    back = connect(second, path)
+    assert (back.client_id, back.welcome["resumed"]) == (known.client_id, True), back.welcome
+    assert back.receive()["n"] == 1
+
+
+def test_a_token_that_was_used_is_of_no_use_after_a_restart(
+    make_server: MakeServer, database: str, connect: Connect
+) -> None:
+    first = make_server(database=database)
+    known = connect(first)
+    path = lose(first, known)
+    back = connect(first, path)
+    back.ask("ping")
+    stop(first)
+    second = make_server(database=database)
+    assert connect(second, path).welcome["resumed"] is False
+    assert connect(second, f"/?resume={back.welcome['resume']}").welcome["resumed"] is True
 
 
 def test_emergencies_wait_for_those_that_are_away(make_server: MakeServer, database: str, connect: Connect) -> None:

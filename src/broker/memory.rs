@@ -83,10 +83,7 @@ impl Broker for MemoryBroker {
         }
         let saved = self.saved.lock().remove(channel);
         let was_durable = saved.as_ref().is_some_and(|saved| saved.durable);
-        let history = saved.map_or_else(
-            || History::new(random_u64(), 0),
-            |saved| History::restored(saved.epoch, saved.top, saved.publications),
-        );
+        let history = saved.map_or_else(|| History::new(random_u64(), 0), restored);
         let keeps = settings.history_size > 0
             && !settings.message_ttl.is_zero()
             && self.shared.budget.limit > 0;
@@ -378,8 +375,8 @@ impl MemoryStream {
         self.budget
             .bytes
             .fetch_sub(state.history.bytes(), Ordering::Relaxed);
-        state.history = History::restored(saved.epoch, saved.top, saved.publications);
         state.assigned = saved.top;
+        state.history = restored(saved);
         state.trimmed = state.history.gone();
         self.budget
             .bytes
@@ -469,4 +466,9 @@ impl StreamState {
             offset: self.assigned,
         }
     }
+}
+
+fn restored(saved: SavedStream) -> History {
+    let (top, broken_through) = (saved.top, saved.broken_through);
+    History::restored(saved.epoch, top, broken_through, saved.publications)
 }

@@ -80,7 +80,8 @@ pub trait Stream: Send + Sync {
     /// done, when the channel was closed.
     ///
     /// Ordering: `hand_over` is called in the order of positions, on the store's thread, under this stream's lock.
-    /// Errors: `hand_over` hears that saving failed; nothing was handed over then. Blocking: as `publish`.
+    /// Errors: `hand_over` hears that saving failed, perhaps before this returns; nothing was handed over then.
+    /// Blocking: as `publish`.
     fn publish_saved(
         self: Arc<Self>,
         encode: &mut Encode<'_>,

@@ -111,8 +111,9 @@ impl Client {
     }
 
     /// A frame has come on a connection; false when another one has taken its place, so that it is not to be carried
-    /// out. The first one shows that the welcome has arrived: earlier tokens are of no use to the client any more.
-    pub fn hear(&self, place: Place) -> bool {
+    /// out. The first one shows that the welcome has arrived: earlier tokens are of no use to the client any more, and
+    /// `changed` is called if there were any.
+    pub fn hear(&self, place: Place, changed: impl FnOnce(&ClientState)) -> bool {
         if self.heard_on.load(Ordering::Relaxed) == place.number() {
             return true;
         }
@@ -121,11 +122,11 @@ impl Client {
             return false;
         }
         self.heard_on.store(place.number(), Ordering::Relaxed);
-        if let Some(session) = &mut state.session {
-            session.confirm();
-        }
         if let Some(mailbox) = &mut state.mailbox {
             mailbox.confirm();
+        }
+        if state.session.as_mut().is_some_and(Session::confirm) {
+            changed(&state);
         }
         true
     }

@@ -48,7 +48,7 @@ impl Node {
     /// connection that was displaced is passed over.
     pub fn execute(self: &Arc<Self>, client: &Arc<Client>, place: Place, text: &str) -> Work {
         self.counters.frames_received.add(1);
-        if !client.hear(place) {
+        if !client.hear(place, |state| self.save_client(client, state)) {
             return Work::default();
         }
         let request = Request::parse(text, &self.config.default_channel, self.config.max_depth);

@@ -199,13 +199,14 @@ impl Node {
         let Some(session) = &state.session else {
             return;
         };
-        let (root, rotation) = session.saved();
+        let (root, rotation, previous) = session.saved();
         let is_connected = state.place.is_some();
         let ttl = self.config.resume_ttl.as_micros() as u64;
         let saved = SavedClient {
             id: Arc::clone(&client.id),
             root,
             rotation,
+            previous,
             expires: if is_connected {
                 u64::MAX
             } else {
@@ -234,7 +235,11 @@ impl Node {
                 Arc::clone(vacant.insert(Arc::new(client)))
             };
             let mut state = client.state.lock();
-            state.session = Some(Session::restored(saved.root, saved.rotation));
+            state.session = Some(Session::restored(
+                saved.root,
+                saved.rotation,
+                saved.previous,
+            ));
             state.user_data = saved.user_data;
             self.expect(&client, &mut state, saved.channels);
         }

@@ -34,18 +34,18 @@ impl Session {
     }
 
     /// As it was saved.
-    pub fn restored(root: [u8; SECRET], rotation: u64) -> Self {
+    pub fn restored(root: [u8; SECRET], rotation: u64, previous: Option<u64>) -> Self {
         Self {
             root,
             rotation,
-            previous: None,
+            previous,
             ahead: MAX_AHEAD,
         }
     }
 
-    /// What is to be saved: the root and the number of the latest rotation.
-    pub fn saved(&self) -> ([u8; SECRET], u64) {
-        (self.root, self.rotation)
+    /// What is to be saved: the root, the number of the latest rotation, and of the one before that is still good.
+    pub fn saved(&self) -> ([u8; SECRET], u64, Option<u64>) {
+        (self.root, self.rotation, self.previous)
     }
 
     /// The rotation that a token's secret is of; `None` when it is not the client's latest.
@@ -63,9 +63,9 @@ impl Session {
         self.ahead = 0;
     }
 
-    /// The client has the newer token.
-    pub fn confirm(&mut self) {
-        self.previous = None;
+    /// The client has the newer token; true when that was not known.
+    pub fn confirm(&mut self) -> bool {
+        self.previous.take().is_some()
     }
 
     fn secret(&self, rotation: u64) -> [u8; SECRET] {
@@ -184,15 +184,34 @@ mod tests {
         let mut session = Session::new();
         let used = secret(&session);
         assert!(take(&mut session, &used));
-        let (root, rotation) = session.saved();
+        session.confirm();
+        let (root, rotation, previous) = session.saved();
         let saved_last = secret(&session);
         assert!(take(&mut session, &saved_last));
         session.confirm();
         let lost = secret(&session);
-        let mut restored = Session::restored(root, rotation);
+        let mut restored = Session::restored(root, rotation, previous);
         assert!(!take(&mut restored, &used), "it was used long before");
         assert!(take(&mut restored, &lost));
         restored.confirm();
         assert!(!take(&mut restored, &lost) && !take(&mut restored, &saved_last));
+    }
+
+    #[test]
+    fn a_token_whose_answer_was_lost_is_good_after_a_restart_too() {
+        let mut session = Session::new();
+        let used = secret(&session);
+        for _ in 0..5 {
+            assert!(take(&mut session, &used), "its answer was lost");
+        }
+        let (root, rotation, previous) = session.saved();
+        let latest = secret(&session);
+        for held in [&used, &latest] {
+            assert!(take(&mut Session::restored(root, rotation, previous), held));
+        }
+        assert!(session.confirm());
+        let (root, rotation, previous) = session.saved();
+        let mut restored = Session::restored(root, rotation, previous);
+        assert!(!take(&mut restored, &used) && take(&mut restored, &latest));
     }
 }

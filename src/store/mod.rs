@@ -82,6 +82,8 @@ pub struct SavedStream {
     pub top: u64,
     pub kind: Box<str>,
     pub durable: bool,
+    /// Some of what was published up to this offset is not there.
+    pub broken_through: u64,
     pub publications: Vec<Kept>,
 }
 
@@ -92,6 +94,8 @@ pub struct SavedClient {
     /// Of its resume tokens, and how many it was given.
     pub root: [u8; 16],
     pub rotation: u64,
+    /// The one before, while the client may not have got the latest.
+    pub previous: Option<u64>,
     pub expires: u64,
     pub joined: u64,
     pub last_ping: u64,

@@ -85,14 +85,14 @@ fn everything_comes_back_as_it_was() {
     assert_eq!(
         (
             &seen.id,
-            (seen.root, seen.rotation),
+            (seen.root, seen.rotation, seen.previous),
             &seen.channels,
             &seen.user_data,
             seen.is_connected
         ),
         (
             &wanted.id,
-            (wanted.root, wanted.rotation),
+            (wanted.root, wanted.rotation, wanted.previous),
             &wanted.channels,
             &wanted.user_data,
             true
@@ -137,7 +137,7 @@ fn an_unclean_end_gives_streams_that_may_have_lost_something_another_epoch() {
 }
 
 #[test]
-fn what_is_behind_a_hole_of_a_stream_that_is_not_durable_is_whole() {
+fn a_hole_of_a_stream_that_is_not_durable_is_told_and_costs_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
     let store = sqlite(folder.path());
     store.open().unwrap();
@@ -148,11 +148,16 @@ fn what_is_behind_a_hole_of_a_stream_that_is_not_durable_is_whole() {
         }
     }
     let saved = reopen(&store);
-    assert_eq!(offsets(&saved, "plain"), [4, 5]);
+    let broken = |name: &str| {
+        let mut streams = saved.streams.iter();
+        let stream = streams.find(|stream| &*stream.channel == name).unwrap();
+        (offsets(&saved, name), stream.broken_through)
+    };
+    assert_eq!(broken("plain"), (vec![1, 2, 4, 5], 3));
+    let nobody_has_seen_what_failed = 0;
     assert_eq!(
-        offsets(&saved, "durable"),
-        [1, 2, 4, 5],
-        "nobody has seen what failed"
+        broken("durable"),
+        (vec![1, 2, 4, 5], nobody_has_seen_what_failed)
     );
 }
 
@@ -336,11 +341,12 @@ fn files_of_earlier_schemas_are_brought_up_to_date() {
     publish(&store, "a", 1, None);
     store.close(PATIENCE);
     let path = folder.path().join("tantor.db");
-    // schema 1 had no views
+    // schema 1 had no views, and knew one token of a client
     Connection::open(&path)
         .unwrap()
         .execute_batch(
-            "DROP VIEW tantor_messages; DROP VIEW tantor_connections; PRAGMA user_version = 1",
+            "DROP VIEW tantor_messages; DROP VIEW tantor_connections;
+            ALTER TABLE clients DROP COLUMN previous; PRAGMA user_version = 1",
         )
         .unwrap();
     assert_eq!(offsets(&store.open().unwrap(), "a"), [1]);
@@ -349,7 +355,7 @@ fn files_of_earlier_schemas_are_brought_up_to_date() {
         query::<i64>(&path, "SELECT count(*) FROM tantor_messages"),
         1
     );
-    assert_eq!(query::<i64>(&path, "PRAGMA user_version"), 2);
+    assert_eq!(query::<i64>(&path, "PRAGMA user_version"), 3);
 }
 
 #[test]
@@ -411,6 +417,22 @@ fn what_was_lost_makes_the_end_unclean() {
     let saved = reopen(&store);
     assert_ne!(saved.streams[0].epoch, 5);
     store.close(PATIENCE);
+}
+
+#[test]
+fn a_close_that_took_too_long_does_not_keep_the_file_for_good() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = sqlite(folder.path());
+    store.open().unwrap();
+    let other = Connection::open(folder.path().join("tantor.db")).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    store.save(opened("a", 1, true), None);
+    publish(&store, "a", 1, None);
+    store.close(std::time::Duration::ZERO);
+    let error = store.open().unwrap_err().0;
+    assert!(error.contains("still being closed"), "{error}");
+    other.execute_batch("COMMIT").unwrap();
+    wait_until("it is closed", || store.open().is_ok());
 }
 
 #[test]

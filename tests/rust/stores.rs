@@ -106,6 +106,7 @@ pub fn client(id: &str) -> SavedClient {
         id: id.into(),
         root: [7; 16],
         rotation: 3,
+        previous: Some(2),
         expires: u64::MAX,
         joined: 1,
         last_ping: 2,

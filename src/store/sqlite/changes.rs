@@ -184,7 +184,7 @@ impl DatabaseFile {
         let channels = serde_json::to_string(&names).unwrap_or_default();
         self.connection
             .prepare_cached(
-                "INSERT OR REPLACE INTO clients VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+                "INSERT OR REPLACE INTO clients VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
             )?
             .execute(params![
                 &*client.id,
@@ -195,7 +195,8 @@ impl DatabaseFile {
                 client.last_ping.cast_signed(),
                 client.is_connected,
                 channels,
-                client.user_data.as_deref().map(text)
+                client.user_data.as_deref().map(text),
+                client.previous.map(u64::cast_signed)
             ])
             .map(drop)
     }

@@ -65,17 +65,22 @@ impl DatabaseFile {
             .prepare("SELECT id, channel, epoch, top, kind, durable FROM streams")?;
         let streams = select.query_map([], |row| {
             let durable: bool = row.get(5)?;
-            let mut kept = publications.remove(&row.get(0)?).unwrap_or_default();
-            if !durable {
-                keep_unbroken(&mut kept);
-            }
+            let kept = publications.remove(&row.get(0)?).unwrap_or_default();
             let last = kept.last().map_or(0, |last| last.offset);
+            let top = unsigned(row, 3)?.max(last);
+            // on a durable channel nobody has seen what is missing
+            let broken_through = if durable {
+                0
+            } else {
+                broken_through(&kept, top)
+            };
             Ok(SavedStream {
                 channel: shared(row, 1)?,
                 epoch: unsigned(row, 2)?,
-                top: unsigned(row, 3)?.max(last),
+                top,
                 kind: row.get::<_, String>(4)?.into(),
                 durable,
+                broken_through,
                 publications: kept,
             })
         })?;
@@ -84,7 +89,7 @@ impl DatabaseFile {
 
     fn read_clients(&self) -> rusqlite::Result<Vec<SavedClient>> {
         let mut select = self.connection.prepare(
-            "SELECT id, root, rotation, expires, joined, last_ping, is_connected, channels, user_data FROM clients ORDER BY expires",
+            "SELECT id, root, rotation, expires, joined, last_ping, is_connected, channels, user_data, previous FROM clients ORDER BY expires",
         )?;
         let clients = select.query_map([], |row| {
             let channels: Vec<Arc<str>> =
@@ -105,6 +110,7 @@ impl DatabaseFile {
                 user_data: row
                     .get::<_, Option<String>>(8)?
                     .map(|text| text.into_bytes().into()),
+                previous: row.get::<_, Option<i64>>(9)?.map(i64::cast_unsigned),
             })
         })?;
         clients.collect()
@@ -129,14 +135,15 @@ impl DatabaseFile {
 }
 
 /// Of a stream whose publications were handed over before they were saved, a hole is a loss: only what is behind the
-/// last one is whole.
-fn keep_unbroken(kept: &mut Vec<Kept>) {
-    let broken = kept
-        .windows(2)
-        .rposition(|pair| pair[0].offset + 1 != pair[1].offset);
-    if let Some(at) = broken {
-        kept.drain(..=at);
+/// last one is whole. What is before it is kept all the same, for somebody may have waited until it was saved.
+fn broken_through(kept: &[Kept], top: u64) -> u64 {
+    if kept.last().is_none_or(|last| last.offset < top) {
+        return top;
     }
+    let hole = kept
+        .windows(2)
+        .rfind(|pair| pair[0].offset + 1 != pair[1].offset);
+    hole.map_or(0, |pair| pair[1].offset - 1)
 }
 
 fn unsigned(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {

@@ -78,6 +78,8 @@ impl SqliteStore {
 impl Store for SqliteStore {
     fn open(&self) -> Result<Saved, StoreError> {
         let mut open = self.open.lock();
+        // one that took longer than `close` could wait may have come to its end since
+        open.take_if(|running| running.ended.is_disconnected());
         if open.is_some() {
             return Err(StoreError(format!(
                 "{} is still being closed; try again",

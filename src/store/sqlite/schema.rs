@@ -4,7 +4,7 @@
 pub(super) const APPLICATION_ID: i32 = 0x5441_4e54;
 
 /// `PRAGMA user_version` counts how many of these a file has been through.
-pub(super) const MIGRATIONS: &[&str] = &[TABLES, VIEWS];
+pub(super) const MIGRATIONS: &[&str] = &[TABLES, VIEWS, PREVIOUS_TOKENS];
 
 /// Times are microseconds since 1970. Offsets, epochs and ids are unsigned and stored as the signed numbers of the same
 /// bits. `message` is the JSON that goes over the wire.
@@ -80,3 +80,6 @@ SELECT
     coalesce(user_data, '{}') AS user_data
 FROM clients;
 ";
+
+/// Of the resume token before the latest, while it is still good.
+const PREVIOUS_TOKENS: &str = "ALTER TABLE clients ADD COLUMN previous INTEGER;";
