@@ -396,6 +396,21 @@ fn a_full_file_fails_what_is_waited_for_and_recovers() {
 }
 
 #[test]
+fn a_file_that_can_be_written_again_is_noticed_though_nothing_is_to_be_saved() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = sqlite(folder.path());
+    store.open().unwrap();
+    save(&store, opened("a", 1, true)).unwrap();
+    let other = Connection::open(folder.path().join("tantor.db")).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    publish_and_wait(&store, "a", 1).unwrap_err();
+    assert!(store.health().is_degraded && store.health().queued_changes == 0);
+    other.execute_batch("ROLLBACK").unwrap();
+    wait_until("it is seen", || !store.health().is_degraded);
+    store.close(PATIENCE);
+}
+
+#[test]
 fn what_was_lost_makes_the_end_unclean() {
     let folder = tempfile::tempdir().unwrap();
     let limits = Limits {

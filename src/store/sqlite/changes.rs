@@ -37,6 +37,26 @@ impl DatabaseFile {
         result.and_then(|()| self.check_identity().map_err(whole))
     }
 
+    /// Writes something that takes room, and takes it back.
+    ///
+    /// Errors: the file cannot be written.
+    pub fn probe(&mut self) -> rusqlite::Result<()> {
+        let result = self.begin().and_then(|()| {
+            self.connection
+                .prepare_cached("INSERT OR REPLACE INTO state VALUES ('probe', zeroblob(8192))")?
+                .execute([])?;
+            self.connection.prepare_cached("COMMIT")?.execute([])?;
+            self.connection
+                .prepare_cached("DELETE FROM state WHERE name = 'probe'")?
+                .execute([])
+                .map(drop)
+        });
+        if result.is_err() {
+            self.undo();
+        }
+        result.and_then(|()| self.check_identity())
+    }
+
     /// Notes what a change frees, so that room can be made before what it stands behind is saved.
     pub fn note_freed(&mut self, item: &Item) {
         if let Item::Trimmed { stream, through } = item {

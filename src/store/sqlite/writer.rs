@@ -77,6 +77,7 @@ impl Writer {
                     self.save_backlog();
                 }
                 Taken::Nothing if is_behind => self.save_backlog(),
+                Taken::Nothing if self.gauges.is_degraded.load(Ordering::Relaxed) => self.probe(),
                 Taken::Nothing => self.tidy(),
                 Taken::Closed if !is_behind => break,
                 Taken::Closed if tries_left == 0 => {
@@ -122,6 +123,18 @@ impl Writer {
                 }
             }
         }
+        self.recover();
+    }
+
+    /// Nothing waits to be tried again: a look whether the file can be written now.
+    fn probe(&mut self) {
+        match self.file.probe() {
+            Ok(()) => self.recover(),
+            Err(error) => self.degrade(&error.to_string()),
+        }
+    }
+
+    fn recover(&self) {
         if self.gauges.is_degraded.swap(false, Ordering::Relaxed) {
             *self.gauges.error.lock() = None;
         }
