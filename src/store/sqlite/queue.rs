@@ -122,9 +122,10 @@ pub(super) enum Taken {
 /// How long the first entry waits for others to go with it, unless one is waited for.
 const GATHER: Duration = Duration::from_millis(3);
 
-/// Bytes and entries of a batch whose room is kept for the next one.
-const KEPT_BYTES: usize = 4 << 20;
-const KEPT_ENTRIES: usize = 16 << 10;
+/// Bytes and entries of a batch whose room is kept for the next one, while there is something to do: room that is new
+/// costs whoever publishes more than the copy.
+const KEPT_BYTES: usize = 16 << 20;
+const KEPT_ENTRIES: usize = 128 << 10;
 
 impl Queue {
     pub fn new(limit: usize) -> Self {
@@ -240,6 +241,12 @@ impl Queue {
             batch.entries.clear();
             self.state.lock().spare = batch;
         }
+    }
+
+    /// Lets the room go that is kept for the next batch.
+    pub fn let_go(&self) {
+        let spare = std::mem::take(&mut self.state.lock().spare);
+        drop(spare);
     }
 
     /// Changes that wait, and their bytes.

@@ -17,6 +17,8 @@ pub(super) struct Writer {
     /// Taken from the queue and not yet saved.
     backlog: VecDeque<Batch>,
     measured: Instant,
+    /// When something was last to be saved.
+    busy: Instant,
     /// Whom the last commit has told, and how long it took.
     told: (usize, Duration),
 }
@@ -36,6 +38,9 @@ const MOST_PATIENCE: Duration = Duration::from_millis(2);
 /// How often it is tried again to write to a file that cannot be written.
 const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
+/// How long the room of batches is kept for the next ones.
+const KEPT_ROOM: Duration = Duration::from_secs(30);
+
 /// How often the size of the file is looked at.
 const MEASURE_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -50,6 +55,7 @@ impl Writer {
             gauges,
             backlog: VecDeque::new(),
             measured: Instant::now(),
+            busy: Instant::now(),
             told: (0, Duration::ZERO),
         }
     }
@@ -75,10 +81,16 @@ impl Writer {
                 Taken::Batch(batch) => {
                     self.backlog.push_back(batch);
                     self.save_backlog();
+                    self.busy = Instant::now();
                 }
                 Taken::Nothing if is_behind => self.save_backlog(),
                 Taken::Nothing if self.gauges.is_degraded.load(Ordering::Relaxed) => self.probe(),
-                Taken::Nothing => self.tidy(),
+                Taken::Nothing => {
+                    if self.busy.elapsed() >= KEPT_ROOM {
+                        self.queue.let_go();
+                    }
+                    self.tidy();
+                }
                 Taken::Closed if !is_behind => break,
                 Taken::Closed if tries_left == 0 => {
                     self.give_up();
