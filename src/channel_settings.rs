@@ -17,6 +17,13 @@ pub struct ChannelSettings {
     pub slow_consumer: SlowConsumer,
 }
 
+impl ChannelSettings {
+    /// True when publications are kept at all, where `history_bytes` bounds those of all channels.
+    pub fn keeps(&self, history_bytes: usize) -> bool {
+        self.history_size > 0 && !self.message_ttl.is_zero() && history_bytes > 0
+    }
+}
+
 /// The values of one rule; what it does not name is as for every channel.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Overrides {

@@ -359,7 +359,7 @@ impl Config {
         if self.database.is_empty() {
             return Some(format!("{durable}; that takes a database"));
         }
-        (settings.history_size == 0 || settings.message_ttl.is_zero() || self.history_bytes == 0).then(|| {
+        (!settings.keeps(self.history_bytes)).then(|| {
             format!("{durable}; that takes a history_size, a message_ttl and history_bytes above 0, for what is saved is its history")
         })
     }

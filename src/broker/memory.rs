@@ -84,9 +84,7 @@ impl Broker for MemoryBroker {
         let saved = self.saved.lock().remove(channel);
         let was_durable = saved.as_ref().is_some_and(|saved| saved.durable);
         let history = saved.map_or_else(|| History::new(random_u64(), 0), restored);
-        let keeps = settings.history_size > 0
-            && !settings.message_ttl.is_zero()
-            && self.shared.budget.limit > 0;
+        let keeps = settings.keeps(self.shared.budget.limit);
         let stream = Arc::new(MemoryStream {
             channel: Arc::clone(channel),
             key: self.shared.next_key.fetch_add(1, Ordering::Relaxed),

@@ -66,9 +66,7 @@ impl Node {
         self.check_size(data.len())?;
         self.check_options(options, || {
             let settings = self.config.of_channel(channel);
-            settings.history_size > 0
-                && !settings.message_ttl.is_zero()
-                && self.config.history_bytes > 0
+            settings.keeps(self.config.history_bytes)
         })?;
         self.restore()?;
         if options.priority < Priority::Emergency {
