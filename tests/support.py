@@ -161,7 +161,40 @@ class Script:
         try:
             return self.process.wait(timeout)
         except subprocess.TimeoutExpired:
-            pytest.fail(f"still running after {timeout:g} s; output was:\n{self.output}")
+            threads = self._abort()
+            pytest.fail(f"still running after {timeout:g} s; output was:\n{self.output}\nthreads were:\n{threads}")
+
+    def _abort(self) -> str:
+        """End it and all that it has started, so that each prints where its Python threads are; what its native threads
+        wait for, where the system tells."""
+        members = [pid for pid in _processes() if _group(pid) == self.process.pid]
+        threads = "\n".join(line for pid in members for line in _native_threads(pid))
+        for pid in members:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGABRT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(10)
+        return threads
+
+
+def _processes() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").glob("[0-9]*")]
+
+
+def _group(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return None
+
+
+def _native_threads(pid: int) -> list[str]:
+    threads = []
+    for task in Path(f"/proc/{pid}/task").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            name, call = ((task / entry).read_text().strip() for entry in ("comm", "syscall"))
+            threads.append(f"{pid} {task.name} {name}: {call}")
+    return threads
 
 
 # Some tests mean to fork with threads running, of which Python from 3.12 on warns.
