@@ -109,6 +109,25 @@ impl<T: Copy> Idempotency<T> {
         Some(Known::Nothing(number))
     }
 
+    /// Takes a key in that was used at `begun`, before all that are in use; one that is in use stays as it is.
+    pub fn restore(&self, scope: Scope<'_>, key: &str, begun: u64, result: T) {
+        let key = Key::new((scope.into(), key.into()));
+        let mut results = self.results.lock();
+        if results.by_key.contains_key(&key) {
+            return;
+        }
+        let number = results.next_number;
+        results.next_number += 1;
+        let place = results
+            .by_age
+            .partition_point(|(other, _, _)| *other <= begun);
+        results
+            .by_age
+            .insert(place, (begun, number, Arc::clone(&key)));
+        let state = State::Done(result);
+        results.by_key.insert(key, Entry { number, state });
+    }
+
     /// It is published; with `is_saving`, `saved` is called too, before or after.
     pub fn published(&self, scope: Scope<'_>, key: &str, number: u64, result: T, is_saving: bool) {
         let mut results = self.results.lock();
@@ -238,6 +257,20 @@ mod tests {
         keys.saved(SCOPE, "a", number, &Err(StoreError("full".to_owned())));
         assert_eq!(failures.load(Ordering::Relaxed), 2);
         assert!(begin(&keys, "a", 2).is_ok());
+    }
+
+    #[test]
+    fn what_is_taken_in_grows_old_as_it_would_have() {
+        let keys = Idempotency::default();
+        let number = begin(&keys, "used", 1000).expect("free");
+        keys.published(SCOPE, "used", number, 1, false);
+        keys.restore(SCOPE, "b", 960, 3);
+        keys.restore(SCOPE, "a", 950, 2);
+        keys.restore(SCOPE, "used", 940, 9);
+        assert_eq!(begin(&keys, "used", 1001), Err(Some(1)));
+        assert_eq!(begin(&keys, "a", 1049), Err(Some(2)));
+        assert_eq!(begin(&keys, "b", 1050), Err(Some(3)));
+        assert!(begin(&keys, "a", 1050).is_ok());
     }
 
     #[test]

@@ -48,7 +48,7 @@ pub fn check_client_id(name: &str) -> Result<(), Refusal> {
 }
 
 /// What every message carries: its id and when it was made.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp {
     /// Shown as `msg_` and 16 hexadecimal digits.
     pub id: u64,

@@ -373,6 +373,7 @@ fn store_of(config: &Config) -> Arc<dyn Store> {
             let limits = Limits {
                 file_bytes: config.database_bytes,
                 queue_bytes: config.database_queue_bytes,
+                keys: config.max_idempotency_keys,
             };
             Arc::new(SqliteStore::new(&path, limits))
         }

@@ -2,11 +2,14 @@
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from support import WebSocketClient, eventually
-from tantor import Tantor
+from stored import numbers as numbers_of
+from stored import stop
+from support import WebSocketClient, eventually, script
+from tantor import StorageError, Tantor
 
 Connect = Callable[..., WebSocketClient]
 MakeServer = Callable[..., Tantor]
@@ -204,3 +207,95 @@ def test_durable_takes_a_database(server: Tantor, connect: Connect) -> None:
     with pytest.raises(ValueError, match=says):
         server.send(client.client_id, "hello", durable=True)
     assert numbers(client.settle(server)) == []
+
+
+# With a database
+
+
+def test_keys_of_what_is_saved_outlive_a_stop(make_server: MakeServer, database: str, connect: Connect) -> None:
+    first = make_server(database=database)
+    client = connect(first)
+    sent = first.send("user-7", "hello", idempotency_key="key").result()
+    first.broadcast("jungle", "news", {"n": 1}, idempotency_key="key")
+    reply = client.ask("broadcast", channel="jungle", event="news", data={"n": 2}, idempotency_key="key")
+    assert (reply["recipients"], reply["offset"]) == (1, 2)
+    stop(first)
+    second = make_server(database=database)
+    assert second.broadcast("jungle", "news", {"n": 3}, idempotency_key="key").result() == 1
+    assert second.send("user-7", "hello", idempotency_key="key").result() == sent
+    again = connect(second).ask("broadcast", channel="jungle", event="news", data={"n": 4}, idempotency_key="key")
+    assert {field: again[field] for field in ("recipients", "epoch", "offset")} == {
+        field: reply[field] for field in ("recipients", "epoch", "offset")
+    }
+    assert numbers_of(second, "jungle") == [1, 2]
+    assert second.stats()["mailbox_messages"] == 1
+
+
+def test_a_key_grows_no_younger_by_a_stop(make_server: MakeServer, database: str) -> None:
+    for number in range(2):
+        server = make_server(database=database, idempotency_ttl=1.5)
+        server.broadcast("jungle", "news", {"n": number}, idempotency_key="key")
+        stop(server)
+    server = make_server(database=database, idempotency_ttl=1.5)
+    assert numbers_of(server, "jungle") == [0]
+
+    def is_published() -> bool:
+        server.broadcast("jungle", "news", {"n": 2}, idempotency_key="key")
+        return numbers_of(server, "jungle") == [0, 2]
+
+    eventually(is_published, "the key is forgotten")
+
+
+def test_a_key_of_what_is_not_kept_is_not_saved(make_server: MakeServer, database: str, connect: Connect) -> None:
+    """Who repeats it after a restart means that it may be lost, and nothing can bring it back."""
+    settings = {"database": database, "channel_settings": {"cursor": {"history_size": 0}}}
+    first = make_server(**settings)
+    client = connect(first)
+    sent = first.send(client.client_id, {"data": {"n": 0}}, idempotency_key="key").result()
+    client.action("join_channel", channel="cursor", ref=1)
+    client.receive_until(ref=1)
+    assert first.broadcast("cursor", "moved", {"n": 1}, idempotency_key="key").result() == 1
+    stop(first)
+    second = make_server(**settings)
+    assert second.send(client.client_id, {"data": {"n": 0}}, idempotency_key="key").result() != sent
+    assert second.broadcast("cursor", "moved", {"n": 1}, idempotency_key="key").result() == 0
+
+
+def test_a_key_is_there_after_a_kill_if_its_publication_is(
+    make_server: MakeServer, database: str, tmp_path: Path
+) -> None:
+    source = f"""
+import itertools
+from tantor import StorageError, Tantor
+tantor = Tantor(port=0, database={database!r})
+for number in itertools.count():
+    durable = number % 10 == 9
+    published = tantor.broadcast("jungle", "news", {{"n": number}}, durable=durable, idempotency_key=f"key {{number}}")
+    if durable:
+        published.result()
+        print("saved", number, flush=True)
+"""
+    with script(source, tmp_path) as publisher:
+        publisher.wait_for_line("saved 99")
+        publisher.process.kill()
+        publisher.process.wait(10)
+    server = make_server(database=database, history_size=1_000_000)
+    before = numbers_of(server, "jungle")
+    # all that was tried, and some more
+    for number in range(before[-1] + 20):
+        server.broadcast("jungle", "news", {"n": number}, idempotency_key=f"key {number}")
+    assert before[-1] >= 99
+    assert numbers_of(server, "jungle")[len(before) :] == list(range(before[-1] + 1, before[-1] + 20))
+
+
+def test_a_key_whose_publication_could_not_be_saved_is_free(make_server: MakeServer, tmp_path: Path) -> None:
+    database = f"sqlite:///{tmp_path / 'small.db'}"
+    server = make_server(database=database, database_bytes=1 << 20, max_message_size=4 << 20)
+    big = server.broadcast("jungle", "news", {"n": 0, "text": "x" * (2 << 20)}, durable=True, idempotency_key="key")
+    with pytest.raises(StorageError):
+        big.result()
+    server.broadcast("jungle", "news", {"n": 1}, durable=True, idempotency_key="key").result()
+    stop(server)
+    again = make_server(database=database)
+    assert again.broadcast("jungle", "news", {"n": 2}, idempotency_key="key").result() == 0
+    assert numbers_of(again, "jungle") == [1]

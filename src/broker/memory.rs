@@ -1,6 +1,6 @@
 //! The broker of a single process: a lock, a counter and a ring per channel, over a store.
 
-use super::{Broker, Closing, Encode, HandOver, HandOverSaved, Stream, StreamPosition};
+use super::{Broker, Closing, Encode, Encoded, HandOver, HandOverSaved, Stream, StreamPosition};
 use crate::channel_settings::ChannelSettings;
 use crate::frame::EncodedFrame;
 use crate::history::{History, Kept};
@@ -239,11 +239,13 @@ impl Stream for MemoryStream {
             }
             return true;
         }
-        let frame = hand_over(Some(position));
+        let encoded = hand_over(Some(position));
         let at = now_micros();
-        if self.saves {
-            self.save(&mut state, position, at, &frame, committed.take());
-        }
+        let frame = if self.saves {
+            self.save(&mut state, position, at, encoded, committed.take())
+        } else {
+            encoded.frame
+        };
         self.keep(&mut state, position, at, frame);
         drop(state);
         // of a store that saves nothing there is nothing to wait for
@@ -267,10 +269,10 @@ impl Stream for MemoryStream {
             return true;
         };
         let position = state.assign();
-        let frame = encode(Some(position));
+        let encoded = encode(Some(position));
         let at = now_micros();
         let stream = Arc::clone(&self);
-        let saved = frame.clone();
+        let saved = encoded.frame.clone();
         let committed: Committed = Box::new(move |result| {
             match result {
                 Ok(()) => {
@@ -288,7 +290,7 @@ impl Stream for MemoryStream {
             stream.make_room();
         });
         self.saving.fetch_add(1, Ordering::AcqRel);
-        self.save(&mut state, position, at, &frame, Some(committed));
+        self.save(&mut state, position, at, encoded, Some(committed));
         true
     }
 
@@ -339,18 +341,20 @@ impl MemoryStream {
         state: &mut StreamState,
         position: StreamPosition,
         at: u64,
-        frame: &EncodedFrame,
+        Encoded { frame, used_key }: Encoded,
         committed: Option<Committed>,
-    ) {
+    ) -> EncodedFrame {
         self.announce(state);
         let change = Change::Published {
             stream: self.key,
             position,
             at,
             expires: at.saturating_add(self.settings.message_ttl.as_micros() as u64),
-            frame,
+            frame: &frame,
+            used_key,
         };
         self.store.save(change, committed);
+        frame
     }
 
     fn announce(&self, state: &mut StreamState) {

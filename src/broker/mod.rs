@@ -7,7 +7,7 @@ pub use memory::MemoryBroker;
 use crate::channel_settings::ChannelSettings;
 use crate::frame::EncodedFrame;
 use crate::history::History;
-use crate::store::{Committed, SavedStream, StoreError};
+use crate::store::{Committed, SavedStream, StoreError, UsedKey};
 use std::sync::Arc;
 
 /// A place in a channel's stream: offsets count publications within one epoch.
@@ -19,11 +19,27 @@ pub struct StreamPosition {
     pub offset: u64,
 }
 
+/// A publication that was encoded at its position.
+pub struct Encoded {
+    pub frame: EncodedFrame,
+    /// What it was published under, to be saved with it.
+    pub used_key: Option<Box<UsedKey>>,
+}
+
+impl From<EncodedFrame> for Encoded {
+    fn from(frame: EncodedFrame) -> Self {
+        Self {
+            frame,
+            used_key: None,
+        }
+    }
+}
+
 /// Encodes a publication at its position (`None` when it is not kept), hands it to subscribers and returns it.
-pub type HandOver<'a> = dyn FnMut(Option<StreamPosition>) -> EncodedFrame + 'a;
+pub type HandOver<'a> = dyn FnMut(Option<StreamPosition>) -> Encoded + 'a;
 
 /// Encodes a publication at its position.
-pub type Encode<'a> = dyn FnMut(Option<StreamPosition>) -> EncodedFrame + 'a;
+pub type Encode<'a> = dyn FnMut(Option<StreamPosition>) -> Encoded + 'a;
 
 /// Hands a saved publication to subscribers, or hears that it could not be saved.
 pub type HandOverSaved =

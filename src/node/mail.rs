@@ -11,7 +11,7 @@ use crate::mailbox::{Mail, Mailbox};
 use crate::outbound::Unwritten;
 use crate::priority::Priority;
 use crate::protocol::{self, Body, Stamp};
-use crate::store::{Change, Committed, StoreError};
+use crate::store::{Change, Committed, KeyResult, StoreError, UsedKey};
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -46,6 +46,8 @@ struct Letter<'a> {
     is_emergency: bool,
     /// It is on its way to the client already.
     is_handed_over: bool,
+    /// What it was sent under.
+    used_key: Option<Box<UsedKey>>,
 }
 
 /// Emergencies whose acknowledgements are counted also from clients for which they are not kept.
@@ -199,8 +201,9 @@ impl Node {
                 ttl: self.config.emergency_ttl,
                 is_emergency: true,
                 is_handed_over: is_connected,
+                used_key: None,
             };
-            self.keep(&client, &mut state, &letter, None);
+            self.keep(&client, &mut state, letter, None);
         }
         self.make_room_for_mail();
     }
@@ -225,8 +228,9 @@ impl Node {
                 ttl: self.config.emergency_ttl,
                 is_emergency: true,
                 is_handed_over: false,
+                used_key: None,
             };
-            self.keep(client, state, &letter, None);
+            self.keep(client, state, letter, None);
         }
     }
 
@@ -290,9 +294,10 @@ impl Node {
                     ttl,
                     is_emergency: options.priority == Priority::Emergency,
                     is_handed_over: place.is_some(),
+                    used_key: self.used_key(client_id, options, KeyResult::Sent(stamp)),
                 };
                 let committed = options.durable.then(&mut *commit);
-                self.keep(&client, &mut state, &letter, committed);
+                self.keep(&client, &mut state, letter, committed);
             }
             if let Some(place) = place {
                 self.counters.messages_sent.add(1);
@@ -359,7 +364,7 @@ impl Node {
         &self,
         client: &Arc<Client>,
         state: &mut ClientState,
-        letter: &Letter<'_>,
+        letter: Letter<'_>,
         committed: Option<Committed>,
     ) {
         let now = protocol::now_micros();
@@ -395,6 +400,7 @@ impl Node {
                 expires,
                 is_emergency: letter.is_emergency,
                 frame: letter.frame.clone(),
+                used_key: letter.used_key,
             };
             self.store.save(change, committed);
         } else if let Some(committed) = committed {

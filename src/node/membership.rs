@@ -485,7 +485,7 @@ impl Node {
                 },
             };
             recipients = self.hand_over(channel, &members, &frame, terms);
-            frame
+            frame.into()
         });
         self.counters.messages_sent.add(recipients);
     }

@@ -189,6 +189,7 @@ impl Node {
         }
         self.restore_clients(saved.clients);
         self.restore_mail(saved.mail);
+        self.restore_keys(saved.used_keys);
         self.restored_in
             .store(crate::fork::generation(), Ordering::Release);
         Ok(())

@@ -4,14 +4,14 @@ use super::channel::{Channel, Members};
 use super::client::Client;
 use super::delivery::{Delivery, Terms};
 use super::{Node, argument, encode};
-use crate::broker::{HandOverSaved, StreamPosition};
+use crate::broker::{Encoded, HandOverSaved, StreamPosition};
 use crate::error::Error;
 use crate::events::Detail;
 use crate::frame::EncodedFrame;
 use crate::idempotency::{Idempotency, Known, Scope};
 use crate::priority::Priority;
 use crate::protocol::{self, Publication, Stamp};
-use crate::store::{Change, Committed, StoreError};
+use crate::store::{Change, Committed, KeyResult, StoreError, UsedKey};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -130,7 +130,7 @@ impl Node {
                     });
                 }
                 encoded = Some(frame.clone());
-                frame
+                frame.into()
             });
             if let Some(frame) = encoded {
                 self.keep_emergency(stamp.id, &frame);
@@ -203,6 +203,63 @@ impl Node {
         }
     }
 
+    /// Takes in keys that were saved.
+    pub(super) fn restore_keys(&self, used_keys: Vec<UsedKey>) {
+        if self.config.max_idempotency_keys == 0 {
+            return;
+        }
+        let ttl = self.config.idempotency_ttl.as_micros() as u64;
+        let (now, steady_now) = (protocol::now_micros(), protocol::monotonic_micros());
+        for used in used_keys {
+            let age = ttl.saturating_sub(used.expires.saturating_sub(now));
+            let (begun, scope, key) = (steady_now.saturating_sub(age), &used.scope, &used.key);
+            match used.result {
+                KeyResult::Published {
+                    by_client,
+                    position,
+                    recipients,
+                } => {
+                    let published = Published {
+                        recipients,
+                        position: Some(position),
+                        is_duplicate: false,
+                    };
+                    self.published_once(by_client)
+                        .restore(scope, key, begun, published);
+                }
+                KeyResult::Sent(stamp) => self.sent_once.restore(scope, key, begun, stamp),
+            }
+        }
+    }
+
+    /// A key to be saved with what is published under it; `None` where nothing is saved.
+    pub(super) fn used_key(
+        &self,
+        scope: Scope<'_>,
+        options: &PublishOptions<'_>,
+        result: KeyResult,
+    ) -> Option<Box<UsedKey>> {
+        let key = options.idempotency_key?;
+        let ttl = self.config.idempotency_ttl.as_micros() as u64;
+        self.store.is_durable().then(|| {
+            Box::new(UsedKey {
+                scope: scope.into(),
+                key: key.into(),
+                expires: protocol::now_micros().saturating_add(ttl),
+                result,
+            })
+        })
+    }
+
+    fn used_key_of(&self, new: &NewPublication<'_>, published: &Published) -> Option<Box<UsedKey>> {
+        let result = KeyResult::Published {
+            by_client: new.from.is_some(),
+            position: published.position?,
+            recipients: published.recipients,
+        };
+        self.used_key(new.channel, new.options, result)
+    }
+
     fn published_once(&self, is_client: bool) -> &Idempotency<Published> {
         if is_client {
             &self.clients_published_once
@@ -215,7 +272,7 @@ impl Node {
     pub(super) fn publish_on(
         &self,
         name: &str,
-        mut hand_over: impl FnMut(&Arc<Channel>, Option<StreamPosition>) -> EncodedFrame,
+        mut hand_over: impl FnMut(&Arc<Channel>, Option<StreamPosition>) -> Encoded,
     ) {
         loop {
             let channel = self.channel(name);
@@ -305,7 +362,10 @@ impl Node {
                     &mut |position| {
                         published.position = position;
                         published.recipients = channel.members.lock().interest.total();
-                        self.encode_publication(&new.at(position))
+                        Encoded {
+                            frame: self.encode_publication(&new.at(position)),
+                            used_key: self.used_key_of(new, &published),
+                        }
                     },
                     &mut hand_over,
                 );
@@ -333,7 +393,10 @@ impl Node {
                                 policy: channel.settings.slow_consumer,
                             },
                         );
-                        frame
+                        Encoded {
+                            frame,
+                            used_key: self.used_key_of(new, &published),
+                        }
                     },
                     &mut committed,
                 );

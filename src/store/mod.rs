@@ -9,6 +9,7 @@ pub use sqlite::{Limits, SqliteStore};
 use crate::broker::StreamPosition;
 use crate::frame::EncodedFrame;
 use crate::history::Kept;
+use crate::protocol::Stamp;
 use bytes::Bytes;
 use std::fmt;
 use std::sync::Arc;
@@ -72,6 +73,8 @@ pub struct Saved {
     pub streams: Vec<SavedStream>,
     pub clients: Vec<SavedClient>,
     pub mail: Vec<SavedMail>,
+    /// In the order in which they were used.
+    pub used_keys: Vec<UsedKey>,
 }
 
 /// A channel's stream, its publications oldest first.
@@ -115,6 +118,28 @@ pub struct SavedMail {
     pub frame: EncodedFrame,
 }
 
+/// An idempotency key, and what it gave. It is saved with what was published under it, all or none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UsedKey {
+    /// The channel or the client.
+    pub scope: Box<str>,
+    pub key: Box<str>,
+    /// Microseconds since 1970.
+    pub expires: u64,
+    pub result: KeyResult,
+}
+
+/// What the publisher was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyResult {
+    Published {
+        by_client: bool,
+        position: StreamPosition,
+        recipients: usize,
+    },
+    Sent(Stamp),
+}
+
 /// What changes. A store keeps its own copy of what it needs.
 #[derive(Debug)]
 pub enum Change<'a> {
@@ -125,6 +150,7 @@ pub enum Change<'a> {
         at: u64,
         expires: u64,
         frame: &'a EncodedFrame,
+        used_key: Option<Box<UsedKey>>,
     },
     /// From here on the key stands for this channel's stream.
     StreamOpened {
@@ -148,6 +174,7 @@ pub enum Change<'a> {
         expires: u64,
         is_emergency: bool,
         frame: EncodedFrame,
+        used_key: Option<Box<UsedKey>>,
     },
     Unmailed {
         client: Arc<str>,

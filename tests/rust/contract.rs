@@ -45,7 +45,7 @@ fn publish(stream: &dyn Stream) -> Option<StreamPosition> {
     let is_open = stream.publish(
         &mut |position| {
             seen = position;
-            frame()
+            frame().into()
         },
         &mut None,
     );
@@ -84,7 +84,7 @@ fn positions_are_gapless_and_handed_over_in_order_from_eight_threads() {
                     for _ in 0..200 {
                         let mut hand_over = |position: Option<StreamPosition>| {
                             handed_over.lock().unwrap().push(position.unwrap().offset);
-                            frame()
+                            frame().into()
                         };
                         assert!(open(&*broker, "a").publish(&mut hand_over, &mut None));
                     }
@@ -114,7 +114,7 @@ fn notices_take_no_position() {
         let mut seen = Some(None);
         stream.notify(&mut |position| {
             seen = position.map(Some);
-            frame()
+            frame().into()
         });
         assert_eq!(seen, None, "{name}");
         assert_eq!((top(&*stream), kept(&*stream)), (1, vec![1]), "{name}");
@@ -207,7 +207,7 @@ fn a_channel_whose_last_publication_could_not_be_saved_takes_the_next_and_ends()
         let (tell, told) = std::sync::mpsc::channel();
         let mut hand_over: Option<HandOverSaved> =
             Some(Box::new(move |result| tell.send(result.is_err()).unwrap()));
-        assert!(Arc::clone(&stream).publish_saved(&mut |_| frame(), &mut hand_over));
+        assert!(Arc::clone(&stream).publish_saved(&mut |_| frame().into(), &mut hand_over));
         assert!(told.try_recv().unwrap(), "it is refused");
     }
     assert!(broker.close("a", Closing::IfEmpty), "nothing is kept");

@@ -12,6 +12,7 @@ mod oracle;
 mod order;
 mod peer;
 mod recovery;
+mod saved_keys;
 mod sessions;
 mod shards;
 mod sqlite;

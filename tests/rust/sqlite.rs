@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-fn wait_until(what: &str, condition: impl Fn() -> bool) {
+pub fn wait_until(what: &str, condition: impl Fn() -> bool) {
     let started = Instant::now();
     while !condition() {
         assert!(
@@ -24,7 +24,7 @@ fn wait_until(what: &str, condition: impl Fn() -> bool) {
 }
 
 /// A copy of the files as they are now: what a process that is killed at this moment leaves behind.
-fn killed(folder: &Path) -> (tempfile::TempDir, SqliteStore) {
+pub fn killed(folder: &Path) -> (tempfile::TempDir, SqliteStore) {
     let copy = tempfile::tempdir().unwrap();
     for file in std::fs::read_dir(folder).unwrap() {
         let path = file.unwrap().path();
@@ -34,7 +34,7 @@ fn killed(folder: &Path) -> (tempfile::TempDir, SqliteStore) {
     (copy, store)
 }
 
-fn query<T: rusqlite::types::FromSql>(path: &Path, sql: &str) -> T {
+pub fn query<T: rusqlite::types::FromSql>(path: &Path, sql: &str) -> T {
     let connection = Connection::open(path).unwrap();
     connection.query_row(sql, [], |row| row.get(0)).unwrap()
 }
@@ -176,6 +176,7 @@ fn what_has_expired_is_not_opened() {
         at: 1,
         expires: 2,
         frame: &frame("{}"),
+        used_key: None,
     };
     store.save(expired, None);
     let mut gone = client("client_gone");
@@ -341,12 +342,12 @@ fn files_of_earlier_schemas_are_brought_up_to_date() {
     publish(&store, "a", 1, None);
     store.close(PATIENCE);
     let path = folder.path().join("tantor.db");
-    // schema 1 had no views, and knew one token of a client
+    // schema 1 had no views and no keys, and knew one token of a client
     Connection::open(&path)
         .unwrap()
         .execute_batch(
             "DROP VIEW tantor_messages; DROP VIEW tantor_connections;
-            ALTER TABLE clients DROP COLUMN previous; PRAGMA user_version = 1",
+            ALTER TABLE clients DROP COLUMN previous; DROP TABLE idempotency_keys; PRAGMA user_version = 1",
         )
         .unwrap();
     assert_eq!(offsets(&store.open().unwrap(), "a"), [1]);
@@ -355,7 +356,7 @@ fn files_of_earlier_schemas_are_brought_up_to_date() {
         query::<i64>(&path, "SELECT count(*) FROM tantor_messages"),
         1
     );
-    assert_eq!(query::<i64>(&path, "PRAGMA user_version"), 3);
+    assert_eq!(query::<i64>(&path, "PRAGMA user_version"), 4);
 }
 
 #[test]
@@ -507,6 +508,7 @@ fn the_views_have_the_columns_of_flask_tsk() {
             expires: LATE,
             is_emergency: false,
             frame: frame(direct),
+            used_key: None,
         },
         None,
     );

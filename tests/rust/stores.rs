@@ -16,6 +16,7 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 pub const LIMITS: Limits = Limits {
     file_bytes: 1 << 30,
     queue_bytes: 64 << 20,
+    keys: 1000,
 };
 
 /// Expires in the year 2106.
@@ -79,6 +80,7 @@ pub fn publish_text(
         at: offset,
         expires: LATE,
         frame: &frame(text),
+        used_key: None,
     };
     store.save(change, committed);
 }
@@ -98,6 +100,7 @@ pub fn mailed(client: &str, number: u64, is_emergency: bool) -> Change<'static> 
         expires: LATE,
         is_emergency,
         frame: frame(&format!("{{\"number\":{number}}}")),
+        used_key: None,
     }
 }
 

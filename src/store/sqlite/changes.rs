@@ -72,7 +72,10 @@ impl DatabaseFile {
     fn apply_all(&mut self, batch: &Batch, count: usize) -> Result<(), Failure> {
         let mut tops = HashMap::new();
         for (place, entry) in batch.entries.iter().take(count).enumerate() {
-            self.apply(batch, &entry.item, &mut tops).map_err(|error| {
+            let used_key = entry.item.used_key();
+            let saved = used_key.map_or(Ok(()), |used| self.save_key(used));
+            let applied = saved.and_then(|()| self.apply(batch, &entry.item, &mut tops));
+            applied.map_err(|error| {
                 let culprit = (!is_of_the_file(&error)).then_some(place);
                 Failure { error, culprit }
             })?;
@@ -97,6 +100,7 @@ impl DatabaseFile {
                 at,
                 expires,
                 message,
+                used_key: _,
             } => {
                 let row = self.row_of(*stream)?;
                 tops.insert(row, *offset);
@@ -153,6 +157,7 @@ impl DatabaseFile {
                 expires,
                 is_emergency,
                 message,
+                used_key: _,
             } => self
                 .connection
                 .prepare_cached("INSERT OR REPLACE INTO mail VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?

@@ -1,5 +1,6 @@
 //! The file itself: how it is opened, brought up to date, and closed.
 
+use super::Limits;
 use super::lock::cannot_open;
 use super::own_locks;
 use super::schema::{APPLICATION_ID, MIGRATIONS};
@@ -23,6 +24,10 @@ pub(super) struct DatabaseFile {
     pub(super) trims: HashMap<i64, u64>,
     /// Streams whose publications are to go.
     pub(super) orphans: Vec<i64>,
+    /// There may be idempotency keys.
+    pub(super) has_keys: bool,
+    /// Idempotency keys that are kept of one kind.
+    pub(super) max_keys: usize,
     is_synchronous: Option<bool>,
     /// The file and its log, as they were when they were opened.
     identities: [Option<Identity>; 2],
@@ -54,7 +59,7 @@ impl DatabaseFile {
     /// publications may have been lost have another epoch.
     ///
     /// Errors: what is wrong with the file.
-    pub fn open(path: &Path, max_bytes: u64) -> Result<Self, StoreError> {
+    pub fn open(path: &Path, limits: Limits) -> Result<Self, StoreError> {
         let file = open_connection(path).map_err(|error| {
             let advice = match error.sqlite_error_code() {
                 Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
@@ -72,11 +77,13 @@ impl DatabaseFile {
             opened: Vec::new(),
             trims: HashMap::new(),
             orphans: Vec::new(),
+            has_keys: false,
+            max_keys: limits.keys,
             is_synchronous: None,
             identities: [None; 2],
         };
         file.migrate()?;
-        file.bound(max_bytes)
+        file.bound(limits.file_bytes)
             .and_then(|()| file.begin_use())
             .map_err(|error| StoreError(cannot_open(path, &error.to_string())))?;
         file.identities = file.identify();

@@ -22,18 +22,19 @@ impl DatabaseFile {
         })
     }
 
-    fn read_all(&self) -> rusqlite::Result<Saved> {
+    fn read_all(&mut self) -> rusqlite::Result<Saved> {
         self.let_go_of_expired()?;
         Ok(Saved {
             streams: self.read_streams()?,
             clients: self.read_clients()?,
             mail: self.read_mail()?,
+            used_keys: self.read_keys()?,
         })
     }
 
     fn let_go_of_expired(&self) -> rusqlite::Result<()> {
         let now = now_micros().cast_signed();
-        for table in ["publications", "mail", "clients"] {
+        for table in ["publications", "mail", "clients", "idempotency_keys"] {
             self.connection.execute(
                 &format!("DELETE FROM {table} WHERE expires <= ?1"),
                 params![now],
@@ -146,7 +147,7 @@ fn broken_through(kept: &[Kept], top: u64) -> u64 {
     hole.map_or(0, |pair| pair[1].offset - 1)
 }
 
-fn unsigned(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
+pub(super) fn unsigned(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
     row.get::<_, i64>(column).map(i64::cast_unsigned)
 }
 

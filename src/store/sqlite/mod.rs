@@ -5,6 +5,7 @@
 
 mod changes;
 mod file;
+mod keys;
 mod load;
 mod lock;
 mod own_locks;
@@ -40,6 +41,8 @@ pub struct Limits {
     pub file_bytes: u64,
     /// Bytes of changes that may wait to be saved.
     pub queue_bytes: usize,
+    /// Idempotency keys of one kind.
+    pub keys: usize,
 }
 
 /// What there is while the file is open.
@@ -88,7 +91,7 @@ impl Store for SqliteStore {
         }
         own_locks::install();
         let lock = FileLock::take(&self.path)?;
-        let mut file = DatabaseFile::open(&self.path, self.limits.file_bytes)?;
+        let mut file = DatabaseFile::open(&self.path, self.limits)?;
         let saved = file.load()?;
         let mut parents_own = file.descriptors();
         parents_own.push(ParentsOwn::register(lock.file()));

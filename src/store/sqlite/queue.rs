@@ -1,7 +1,7 @@
 //! What waits to be saved. Putting something in costs a short lock and a copy of its bytes, and a wake-up only for what
 //! is waited for: publications come from threads that have better things to do.
 
-use crate::store::{Change, Committed, SavedClient, StreamKey};
+use crate::store::{Change, Committed, SavedClient, StreamKey, UsedKey};
 use crate::sync::{Condvar, Mutex};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -34,6 +34,7 @@ pub(super) enum Item {
         at: u64,
         expires: u64,
         message: Span,
+        used_key: Option<Box<UsedKey>>,
     },
     StreamOpened {
         stream: StreamKey,
@@ -56,6 +57,7 @@ pub(super) enum Item {
         expires: u64,
         is_emergency: bool,
         message: Span,
+        used_key: Option<Box<UsedKey>>,
     },
     Unmailed {
         client: Arc<str>,
@@ -68,6 +70,16 @@ pub(super) enum Item {
         id: Arc<str>,
     },
     Mark,
+}
+
+impl Item {
+    /// What it was published under.
+    pub fn used_key(&self) -> Option<&UsedKey> {
+        match self {
+            Item::Published { used_key, .. } | Item::Mailed { used_key, .. } => used_key.as_deref(),
+            _ => None,
+        }
+    }
 }
 
 /// A part of a batch's bytes.
@@ -280,12 +292,14 @@ impl Batch {
                 at,
                 expires,
                 frame,
+                used_key,
             } => Item::Published {
                 stream,
                 offset: position.offset,
                 at,
                 expires,
                 message: self.copy(frame.payload()),
+                used_key,
             },
             Change::StreamOpened {
                 stream,
@@ -309,6 +323,7 @@ impl Batch {
                 expires,
                 is_emergency,
                 frame,
+                used_key,
             } => Item::Mailed {
                 client,
                 number,
@@ -316,6 +331,7 @@ impl Batch {
                 expires,
                 is_emergency,
                 message: self.copy(frame.payload()),
+                used_key,
             },
             Change::Unmailed { client, numbers } => Item::Unmailed { client, numbers },
             Change::ClientSaved { client } => Item::ClientSaved { client },
@@ -337,8 +353,12 @@ impl Change<'_> {
     /// Bytes of memory that it takes, about.
     fn weight(&self) -> usize {
         let own = match self {
-            Change::Published { frame, .. } => frame.len(),
-            Change::Mailed { frame, .. } => frame.len(),
+            Change::Published {
+                frame, used_key, ..
+            } => frame.len() + key_weight(used_key.as_deref()),
+            Change::Mailed {
+                frame, used_key, ..
+            } => frame.len() + key_weight(used_key.as_deref()),
             Change::ClientSaved { client } => {
                 let channels: usize = client.channels.iter().map(|name| name.len() + 16).sum();
                 size_of_val(&**client)
@@ -354,6 +374,12 @@ impl Change<'_> {
         };
         own + size_of::<Entry>()
     }
+}
+
+fn key_weight(used: Option<&UsedKey>) -> usize {
+    used.map_or(0, |used| {
+        size_of_val(used) + used.scope.len() + used.key.len()
+    })
 }
 
 #[cfg(test)]
@@ -374,6 +400,7 @@ mod tests {
             expires: 0,
             is_emergency: false,
             frame: crate::frame::EncodedFrame::text(&vec![b'x'; size]),
+            used_key: None,
         }
     }
 

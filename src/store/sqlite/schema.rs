@@ -4,7 +4,7 @@
 pub(super) const APPLICATION_ID: i32 = 0x5441_4e54;
 
 /// `PRAGMA user_version` counts how many of these a file has been through.
-pub(super) const MIGRATIONS: &[&str] = &[TABLES, VIEWS, PREVIOUS_TOKENS];
+pub(super) const MIGRATIONS: &[&str] = &[TABLES, VIEWS, PREVIOUS_TOKENS, IDEMPOTENCY_KEYS];
 
 /// Times are microseconds since 1970. Offsets, epochs and ids are unsigned and stored as the signed numbers of the same
 /// bits. `message` is the JSON that goes over the wire.
@@ -83,3 +83,22 @@ FROM clients;
 
 /// Of the resume token before the latest, while it is still good.
 const PREVIOUS_TOKENS: &str = "ALTER TABLE clients ADD COLUMN previous INTEGER;";
+
+/// With what they gave: `offset` and `recipients` of a publication, `message_id` and `at` of a message to a client. A kind
+/// is a number of `keys.rs`.
+const IDEMPOTENCY_KEYS: &str = "
+CREATE TABLE idempotency_keys (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    kind INTEGER NOT NULL,
+    scope TEXT NOT NULL,
+    key TEXT NOT NULL,
+    expires INTEGER NOT NULL,
+    epoch INTEGER,
+    offset INTEGER,
+    recipients INTEGER,
+    message_id INTEGER,
+    at INTEGER,
+    UNIQUE (kind, scope, key)
+);
+CREATE INDEX idempotency_keys_by_kind ON idempotency_keys (kind);
+";

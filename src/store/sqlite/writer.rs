@@ -17,6 +17,8 @@ pub(super) struct Writer {
     /// Taken from the queue and not yet saved.
     backlog: VecDeque<Batch>,
     measured: Instant,
+    /// When old idempotency keys were last let go of; `None` while there may be more.
+    swept: Option<Instant>,
     /// When something was last to be saved.
     busy: Instant,
     /// Whom the last commit has told, and how long it took.
@@ -44,6 +46,10 @@ const KEPT_ROOM: Duration = Duration::from_secs(30);
 /// How often the size of the file is looked at.
 const MEASURE_INTERVAL: Duration = Duration::from_secs(1);
 
+/// How often old idempotency keys are let go of, and how many together.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+const SWEPT_TOGETHER: u32 = 4096;
+
 /// Tries to save what is left, at the end.
 const LAST_TRIES: u32 = 3;
 
@@ -55,6 +61,7 @@ impl Writer {
             gauges,
             backlog: VecDeque::new(),
             measured: Instant::now(),
+            swept: Some(Instant::now()),
             busy: Instant::now(),
             told: (0, Duration::ZERO),
         }
@@ -103,6 +110,7 @@ impl Writer {
                 }
             }
             self.measure();
+            self.forget_old_keys();
         }
         let is_complete = self.gauges.lost.load(Ordering::Relaxed) == 0;
         if let Err(error) = self.file.end_use(is_complete) {
@@ -244,6 +252,17 @@ impl Writer {
             self.measured = Instant::now();
             let size = self.file.size();
             self.gauges.file_bytes.store(size, Ordering::Relaxed);
+        }
+    }
+
+    fn forget_old_keys(&mut self) {
+        if self
+            .swept
+            .is_none_or(|swept| swept.elapsed() >= SWEEP_INTERVAL)
+        {
+            // what fails is tried again, and shows when something is to be saved
+            let has_more = self.file.forget_old_keys(SWEPT_TOGETHER).unwrap_or(false);
+            self.swept = (!has_more).then(Instant::now);
         }
     }
 

@@ -1,0 +1,213 @@
+//! Idempotency keys in the SQLite file: there with what was published under them, and gone when they are old.
+
+use crate::sqlite::{killed, query, wait_until};
+use crate::stores::{LATE, LIMITS, PATIENCE, frame, key, opened, reopen, save, sqlite, trimmed};
+use _tantor::broker::StreamPosition;
+use _tantor::protocol::{Stamp, now_micros};
+use _tantor::store::{Change, KeyResult, Limits, SqliteStore, Store, UsedKey};
+
+fn published(name: &str, by_client: bool, offset: u64, expires: u64) -> UsedKey {
+    UsedKey {
+        scope: "a".into(),
+        key: name.into(),
+        expires,
+        result: KeyResult::Published {
+            by_client,
+            position: StreamPosition { epoch: 1, offset },
+            recipients: 7,
+        },
+    }
+}
+
+fn sent(name: &str) -> UsedKey {
+    UsedKey {
+        scope: "client_1".into(),
+        key: name.into(),
+        expires: LATE,
+        result: KeyResult::Sent(Stamp {
+            id: u64::MAX - 1,
+            micros: 5,
+        }),
+    }
+}
+
+fn publication(offset: u64, used: UsedKey, act: impl FnOnce(Change<'_>)) {
+    act(Change::Published {
+        stream: key("a"),
+        position: StreamPosition { epoch: 1, offset },
+        at: offset,
+        expires: LATE,
+        frame: &frame("{}"),
+        used_key: Some(Box::new(used)),
+    });
+}
+
+fn letter(used: UsedKey) -> Change<'static> {
+    Change::Mailed {
+        client: "client_1".into(),
+        number: 0,
+        message: u64::MAX - 1,
+        expires: LATE,
+        is_emergency: false,
+        frame: frame("{}"),
+        used_key: Some(Box::new(used)),
+    }
+}
+
+#[test]
+fn keys_come_back_with_what_they_gave() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = sqlite(folder.path());
+    assert!(store.open().unwrap().used_keys.is_empty());
+    store.save(opened("a", 1, true), None);
+    let keys = [
+        published("one", false, 1, LATE),
+        // of another kind, the same key is another
+        published("one", true, 2, LATE),
+        sent("one"),
+    ];
+    publication(1, keys[0].clone(), |change| store.save(change, None));
+    publication(2, keys[1].clone(), |change| store.save(change, None));
+    store.save(letter(keys[2].clone()), None);
+    assert_eq!(reopen(&store).used_keys, keys);
+    // it outlives its publication
+    store.save(opened("a", 1, true), None);
+    save(&store, trimmed("a", 2)).unwrap();
+    assert_eq!(reopen(&store).used_keys, keys);
+    store.close(PATIENCE);
+}
+
+#[test]
+fn a_key_that_is_used_again_has_its_latest_result() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = sqlite(folder.path());
+    store.open().unwrap();
+    store.save(opened("a", 1, true), None);
+    for offset in 1..=3 {
+        let used = published("one", false, offset, LATE + offset);
+        publication(offset, used, |change| store.save(change, None));
+    }
+    assert_eq!(
+        reopen(&store).used_keys,
+        [published("one", false, 3, LATE + 3)]
+    );
+    store.close(PATIENCE);
+}
+
+/// Whatever the moment of the kill: a key without its publication would lose it, a publication without its key would
+/// double it.
+#[test]
+fn a_kill_leaves_a_key_and_its_publication_or_neither() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = sqlite(folder.path());
+    store.open().unwrap();
+    store.save(opened("a", 1, true), None);
+    let mut seen = std::collections::BTreeSet::new();
+    std::thread::scope(|scope| {
+        // few enough for the log not to be moved to the file while it is copied
+        let publisher = scope.spawn(|| {
+            for offset in 1..=900 {
+                let used = published(&format!("key {offset}"), true, offset, LATE);
+                publication(offset, used, |change| {
+                    if offset % 30 == 0 {
+                        save(&store, change).unwrap();
+                    } else {
+                        store.save(change, None);
+                    }
+                });
+            }
+        });
+        while !publisher.is_finished() {
+            let (_copy, left) = killed(folder.path());
+            let saved = left.open().unwrap();
+            let streams = saved.streams.iter();
+            let offsets: Vec<u64> = streams
+                .flat_map(|stream| stream.publications.iter().map(|kept| kept.offset))
+                .collect();
+            let keys = saved.used_keys.iter();
+            let of_keys: Vec<u64> = keys
+                .filter_map(|used| match used.result {
+                    KeyResult::Published { position, .. } => Some(position.offset),
+                    KeyResult::Sent(_) => None,
+                })
+                .collect();
+            assert_eq!(of_keys, offsets);
+            seen.insert(offsets.len());
+            left.close(PATIENCE);
+        }
+    });
+    assert!(seen.len() > 1, "it was looked at while it grew: {seen:?}");
+    store.close(PATIENCE);
+}
+
+#[test]
+fn old_keys_go_while_the_file_is_open() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = SqliteStore::new(
+        &folder.path().join("tantor.db"),
+        Limits { keys: 3, ..LIMITS },
+    );
+    store.open().unwrap();
+    store.save(opened("a", 1, true), None);
+    let soon = now_micros() + 100_000;
+    for offset in 1..=5 {
+        let used = published(&format!("short {offset}"), false, offset, soon);
+        publication(offset, used, |change| store.save(change, None));
+    }
+    for offset in 6..=10 {
+        let used = published(&format!("long {offset}"), true, offset, LATE);
+        publication(offset, used, |change| store.save(change, None));
+    }
+    save(&store, letter(sent("one"))).unwrap();
+    let path = folder.path().join("tantor.db");
+    let count = || query::<i64>(&path, "SELECT count(*) FROM idempotency_keys");
+    wait_until(
+        "the short ones have expired, three of the long ones stay",
+        || count() == 4,
+    );
+    let names: Vec<_> = reopen(&store)
+        .used_keys
+        .into_iter()
+        .map(|used| used.key)
+        .collect();
+    assert_eq!(names, ["long 8", "long 9", "long 10", "one"].map(Box::from));
+    store.close(PATIENCE);
+}
+
+#[test]
+fn keys_that_have_expired_are_not_opened() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = sqlite(folder.path());
+    store.open().unwrap();
+    store.save(opened("a", 1, true), None);
+    for (offset, expires) in [(1, 2), (2, LATE)] {
+        let used = published(&format!("key {offset}"), false, offset, expires);
+        publication(offset, used, |change| store.save(change, None));
+    }
+    assert_eq!(
+        reopen(&store).used_keys,
+        [published("key 2", false, 2, LATE)]
+    );
+    store.close(PATIENCE);
+}
+
+/// After an unclean end a stream that was not durable has another epoch, and what is left of it is told in that one.
+#[test]
+fn positions_are_told_in_the_epoch_that_the_stream_has_now() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = sqlite(folder.path());
+    store.open().unwrap();
+    store.save(opened("a", 1, false), None);
+    publication(1, published("one", false, 1, LATE), |change| {
+        save(&store, change).unwrap();
+    });
+    let (_copy, left) = killed(folder.path());
+    let saved = left.open().unwrap();
+    assert_ne!(saved.streams[0].epoch, 1);
+    let KeyResult::Published { position, .. } = saved.used_keys[0].result else {
+        panic!("it is a publication's")
+    };
+    assert_eq!(position.epoch, saved.streams[0].epoch);
+    left.close(PATIENCE);
+    store.close(PATIENCE);
+}
