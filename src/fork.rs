@@ -1,10 +1,66 @@
 //! What a forked child must not keep: it has this process's memory and descriptors, but none of its threads.
 
-use crate::sync::Mutex;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use crate::sync::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::cell::{Cell, RefCell};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 static FORKS: AtomicU32 = AtomicU32::new(0);
+
+/// Locked by whoever does what a fork must not cut in two, and for writing while this process forks.
+static WHOLE: RwLock<()> = RwLock::new(());
+
+/// This process is a fork that was not announced by `before`: `WHOLE` may be locked for good.
+static IS_LOST: AtomicBool = AtomicBool::new(false);
+
+thread_local! {
+    /// How often this thread has said that it is not to be cut.
+    static DEPTH: Cell<u32> = const { Cell::new(0) };
+    /// This thread forks.
+    static FORKING: RefCell<Option<RwLockWriteGuard<'static, ()>>> = const { RefCell::new(None) };
+}
+
+/// While it lives, this process forks on no other thread: a child would have what is under way as it is, and nobody to
+/// end it. Threads and what has locks of its own (SQLite, the C library's threads) are started, used and ended under
+/// one; nobody waits under it for a thread that may want one.
+#[derive(Debug)]
+pub struct Whole(#[expect(dead_code, reason = "held")] Option<RwLockReadGuard<'static, ()>>);
+
+impl Whole {
+    #[expect(
+        clippy::new_without_default,
+        reason = "making one waits; a default would hide it"
+    )]
+    pub fn new() -> Self {
+        // a thread that has one already must not wait for a fork that waits for it
+        let is_outermost = DEPTH.replace(DEPTH.get() + 1) == 0;
+        Self((is_outermost && locks()).then(|| WHOLE.read()))
+    }
+}
+
+impl Drop for Whole {
+    fn drop(&mut self) {
+        DEPTH.set(DEPTH.get() - 1);
+    }
+}
+
+/// False on a thread that forks, and where a lock may be held by a thread that is not there.
+fn locks() -> bool {
+    !IS_LOST.load(Ordering::Relaxed) && FORKING.with_borrow(Option::is_none)
+}
+
+/// To be called before a fork, by the thread that forks: waits until nothing is under way that must not be cut.
+pub fn before() {
+    if DEPTH.get() == 0 && locks() {
+        let guard = WHOLE.write();
+        FORKING.set(Some(guard));
+    }
+}
+
+/// To be called by the thread that has forked, in the parent.
+pub fn in_parent() {
+    FORKING.set(None);
+}
 
 /// Descriptors that a child closes.
 static PARENTS_OWN: Mutex<Vec<Descriptor>> = Mutex::new(Vec::new());
@@ -60,12 +116,15 @@ pub fn generation() -> u32 {
     FORKS.load(Ordering::Relaxed)
 }
 
-/// To be called first thing in a forked child: the parent's listeners and locks are closed here, so that its port and
+/// To be called first thing in a forked child, by its only thread: the parent's listeners and locks are closed here, so that its port and
 /// its files are its own.
 pub fn in_child() {
     FORKS.fetch_add(1, Ordering::Relaxed);
     THREADS.store(0, Ordering::Relaxed);
-    // locked by another thread at the moment of the fork, it stays so: then the descriptors are left open
+    if FORKING.take().is_none() {
+        IS_LOST.store(true, Ordering::Relaxed);
+    }
+    // after such a fork it may be locked for good: then the descriptors are left open
     if let Some(mut descriptors) = PARENTS_OWN.try_lock() {
         for descriptor in descriptors.drain(..) {
             close(descriptor);
@@ -79,6 +138,7 @@ pub struct ParentsOwn(Option<Descriptor>);
 
 impl ParentsOwn {
     #[cfg(unix)]
+    /// To be called under a `Whole`, from before the descriptor is opened.
     pub fn register(file: &impl std::os::fd::AsRawFd) -> Self {
         let descriptor = file.as_raw_fd();
         PARENTS_OWN.lock().push(descriptor);
@@ -106,3 +166,41 @@ fn close(descriptor: Descriptor) {
 
 #[cfg(not(unix))]
 fn close(_: Descriptor) {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn a_fork_waits_for_what_is_under_way_and_holds_up_what_is_not() {
+        let whole = Whole::new();
+        let (tell, told) = mpsc::channel();
+        let (go_on, may_go_on) = mpsc::channel::<()>();
+        let forking = std::thread::spawn(move || {
+            before();
+            tell.send("forks").unwrap();
+            may_go_on.recv().unwrap();
+            // what is called before the fork is over, on the same thread
+            drop(Whole::new());
+            in_parent();
+        });
+        // a thread that is in the middle of something may begin more of it
+        drop(Whole::new());
+        assert!(told.recv_timeout(Duration::from_millis(50)).is_err());
+        drop(whole);
+        assert_eq!(told.recv_timeout(PATIENCE), Ok("forks"));
+        let (tell, told) = mpsc::channel();
+        let held_up = std::thread::spawn(move || {
+            drop(Whole::new());
+            tell.send("began").unwrap();
+        });
+        assert!(told.recv_timeout(Duration::from_millis(50)).is_err());
+        go_on.send(()).unwrap();
+        assert_eq!(told.recv_timeout(PATIENCE), Ok("began"));
+        forking.join().unwrap();
+        held_up.join().unwrap();
+    }
+}

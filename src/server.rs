@@ -5,6 +5,7 @@ use crate::config::Config;
 use crate::database_url::parse_database_url;
 use crate::error::Error;
 use crate::events::LogLevel;
+use crate::fork::Whole;
 use crate::node::{Delivery, Door, Node};
 use crate::shard::{Acceptor, Shard};
 use crate::store::{Limits, MemoryStore, SqliteStore, Store};
@@ -129,6 +130,7 @@ impl Server {
         }
         let config = &self.node.config;
         self.node.restore()?;
+        let _whole = Whole::new();
         let listener = bind(&config.host, config.port)?;
         let doors: Vec<_> = (0..config.shards)
             .map(|_| Arc::new(Door::new(config.inbox_bytes)))
@@ -205,6 +207,7 @@ impl Server {
         let (stop, stopped) = flume::bounded(1);
         let (tell_drained, drained) = flume::unbounded();
         let (done, ended) = flume::bounded(1);
+        let (tell_running, all_running) = flume::bounded::<()>(0);
         let shards = Shards {
             drained,
             ended,
@@ -218,10 +221,12 @@ impl Server {
                 tell_drained.clone(),
             );
             let (node, done) = (Arc::clone(&self.node), done.clone());
+            let tell_running = tell_running.clone();
             let runtime = Shard::runtime()?;
             thread::Builder::new()
                 .name(format!("tantor-shard-{index}"))
                 .spawn(move || {
+                    drop(tell_running);
                     if let Err(error) = shard.run(&runtime) {
                         node.events.log(LogLevel::Error, "server", || {
                             format!("shard {index} ended: {error}")
@@ -230,7 +235,7 @@ impl Server {
                     drop(done);
                 })?;
         }
-        drop(done);
+        drop((done, tell_running));
         // taken by hand, so that what nobody waits for any more is not sent
         let (tell_ready, ready) = flume::bounded(0);
         let server = Arc::clone(self);
@@ -269,6 +274,8 @@ impl Server {
                 }
             })??,
         };
+        // a fork would find threads that have only begun in the middle of the C library's doings
+        let _ = all_running.recv();
         Ok(Running {
             address,
             stop,
@@ -317,8 +324,11 @@ impl Server {
             () = acceptor.run() => {}
             () = shards.all_drained() => {}
         }
-        drop(registered);
-        acceptor.close();
+        {
+            let _whole = Whole::new();
+            drop(registered);
+            acceptor.close();
+        }
         self.finish_shards();
         shards.all_ended().await;
         self.node.detach();

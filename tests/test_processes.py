@@ -286,7 +286,7 @@ def in_child(work, ending=os._exit):
         if done:
             break
         if time.monotonic() > deadline:
-            os.kill(pid, 9)
+            os.kill(pid, 6)  # it shows where it is
             os.waitpid(pid, 0)
             raise SystemExit("the child hung")
         time.sleep(0.01)
@@ -428,6 +428,44 @@ with make() as tantor:
     for thread in threads:
         thread.join()
     assert serves(tantor)
+""")
+
+
+@needs_fork
+@pytest.mark.parametrize("is_saved", [False, True])
+def test_forks_while_other_threads_start_save_and_stop(is_saved: bool, tmp_path: Path) -> None:
+    works(f"""{CHILD}
+import itertools
+names = itertools.count()
+def make_one(name):
+    database = f"sqlite:///{tmp_path}/{{name}}.db" if {is_saved} else ""
+    return Tantor(port=0, host="127.0.0.1", drain_timeout=1, database=database)
+stop = threading.Event()
+failures = []
+def churn(name):
+    try:
+        while not stop.is_set():
+            with make_one(name) as one:
+                for number in range(20):
+                    one.broadcast("jungle", "news", number)
+                one.broadcast("jungle", "news", durable={is_saved}).result()
+    except BaseException as error:
+        failures.append(error)
+threads = [threading.Thread(target=churn, args=(f"thread {{number}}",)) for number in range(2)]
+for thread in threads:
+    thread.start()
+def work():
+    with make_one(f"child {{next(names)}}") as own:
+        assert serves(own)
+try:
+    for _ in range(100):
+        in_child(work)
+        next(names)
+finally:
+    stop.set()
+    for thread in threads:
+        thread.join()
+assert not failures, failures
 """)
 
 

@@ -15,6 +15,8 @@ __all__ = [
     "Messenger",
     "__version__",
     "after_fork_in_child",
+    "after_fork_in_parent",
+    "before_fork",
     "setting_table",
     "wait_for_threads",
 ]
@@ -29,6 +31,13 @@ def setting_table() -> list[tuple[str, str, Any, str]]:
 
     A default of None means that it is derived from other settings; `help` says how.
     """
+
+def before_fork() -> None:
+    """Wait, without the interpreter lock, until nothing is under way that a fork must not cut: a start, a commit.
+    Nothing of the kind begins until one of the next two is called, on the same thread."""
+
+def after_fork_in_parent() -> None:
+    """Tell the module that the fork is done, in the parent."""
 
 def after_fork_in_child() -> None:
     """Tell the module that this process is a fresh fork: what was started before is not ours."""

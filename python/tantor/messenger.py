@@ -301,7 +301,11 @@ def _prepare_process() -> None:
         _prepared = True
         atexit.register(_stop_all)
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=_after_fork_in_child)
+            os.register_at_fork(
+                before=_tantor.before_fork,
+                after_in_parent=_tantor.after_fork_in_parent,
+                after_in_child=_after_fork_in_child,
+            )
 
 
 def _stop_all() -> None:

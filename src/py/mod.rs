@@ -22,7 +22,9 @@ mod _tantor {
     #[pymodule_export]
     use super::messenger::Messenger;
     #[pymodule_export]
-    use super::{after_fork_in_child, setting_table, wait_for_threads};
+    use super::{
+        after_fork_in_child, after_fork_in_parent, before_fork, setting_table, wait_for_threads,
+    };
 
     #[pymodule_export]
     #[allow(non_upper_case_globals)]
@@ -52,6 +54,16 @@ fn setting_table(py: Python<'_>) -> PyResult<Vec<SettingRow>> {
 fn wait_for_threads(py: Python<'_>, timeout: f64) -> bool {
     let timeout = Duration::try_from_secs_f64(timeout).unwrap_or_default();
     py.detach(|| crate::fork::wait_for_threads(timeout))
+}
+
+#[pyfunction]
+fn before_fork(py: Python<'_>) {
+    py.detach(crate::fork::before);
+}
+
+#[pyfunction]
+fn after_fork_in_parent() {
+    crate::fork::in_parent();
 }
 
 #[pyfunction]

@@ -2,6 +2,7 @@
 
 use super::file::DatabaseFile;
 use super::queue::{Batch, Item};
+use crate::fork::Whole;
 use crate::store::{SavedClient, StreamKey};
 use rusqlite::{ErrorCode, OptionalExtension, params};
 use std::collections::HashMap;
@@ -26,6 +27,7 @@ impl DatabaseFile {
             error,
             culprit: None,
         };
+        let _whole = Whole::new();
         self.synchronize(is_durable)
             .and_then(|()| self.begin())
             .map_err(whole)?;
@@ -41,6 +43,7 @@ impl DatabaseFile {
     ///
     /// Errors: the file cannot be written.
     pub fn probe(&mut self) -> rusqlite::Result<()> {
+        let _whole = Whole::new();
         let result = self.begin().and_then(|()| {
             self.connection
                 .prepare_cached("INSERT OR REPLACE INTO state VALUES ('probe', zeroblob(8192))")?

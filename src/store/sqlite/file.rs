@@ -4,7 +4,7 @@ use super::Limits;
 use super::lock::cannot_open;
 use super::own_locks;
 use super::schema::{APPLICATION_ID, MIGRATIONS};
-use crate::fork::ParentsOwn;
+use crate::fork::{ParentsOwn, Whole};
 use crate::random::random_u64;
 use crate::store::{StoreError, StreamKey};
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, params};
@@ -14,6 +14,8 @@ use std::time::Duration;
 
 /// An open database. Only its writer uses it.
 pub(super) struct DatabaseFile {
+    // let go of before they are closed
+    parents_own: Vec<ParentsOwn>,
     pub(super) connection: Connection,
     path: PathBuf,
     /// The rows of streams that were opened.
@@ -71,6 +73,7 @@ impl DatabaseFile {
             StoreError(cannot_open(path, &format!("{error}{advice}")))
         })?;
         let mut file = Self {
+            parents_own: Vec::new(),
             connection: file,
             path: path.to_owned(),
             streams: HashMap::new(),
@@ -87,11 +90,12 @@ impl DatabaseFile {
             .and_then(|()| file.begin_use())
             .map_err(|error| StoreError(cannot_open(path, &error.to_string())))?;
         file.identities = file.identify();
+        file.parents_own = file.descriptors();
         Ok(file)
     }
 
     /// What forks have to close.
-    pub fn descriptors(&self) -> Vec<ParentsOwn> {
+    fn descriptors(&self) -> Vec<ParentsOwn> {
         let real = |path: PathBuf| path.canonicalize().ok();
         let [file, log] = self.files();
         let index = self.beside("-shm");
@@ -154,6 +158,7 @@ impl DatabaseFile {
 
     /// Gives some of what was deleted back to the system.
     pub fn shrink(&self) -> rusqlite::Result<()> {
+        let _whole = Whole::new();
         let free: i64 = self
             .connection
             .pragma_query_value(None, "freelist_count", |row| row.get(0))?;

@@ -3,6 +3,7 @@
 use super::file::DatabaseFile;
 use super::load::unsigned;
 use crate::broker::StreamPosition;
+use crate::fork::Whole;
 use crate::protocol::{Stamp, now_micros};
 use crate::store::{KeyResult, UsedKey};
 use rusqlite::{Row, params};
@@ -58,6 +59,7 @@ impl DatabaseFile {
         if !self.has_keys {
             return Ok(false);
         }
+        let _whole = Whole::new();
         let expired = self
             .connection
             .prepare_cached(

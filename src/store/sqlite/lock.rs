@@ -1,12 +1,17 @@
 //! Who may use a database: one Tantor at a time.
 
+use crate::fork::ParentsOwn;
 use crate::store::StoreError;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 /// Keeps other processes, and other Tantors of this one, from using a database at the same time.
-pub(super) struct FileLock(File);
+pub(super) struct FileLock {
+    // let go of before the file is closed
+    _parents_own: ParentsOwn,
+    file: File,
+}
 
 impl FileLock {
     /// Errors: somebody else has it; the folder cannot be written to.
@@ -53,11 +58,17 @@ impl FileLock {
             .and_then(|()| file.rewind())
             .and_then(|()| file.write_all(holder.as_bytes()))
             .map_err(failed)?;
-        Ok(Self(file))
+        Ok(Self {
+            _parents_own: ParentsOwn::register(&file),
+            file,
+        })
     }
+}
 
-    pub fn file(&self) -> &File {
-        &self.0
+impl Drop for FileLock {
+    fn drop(&mut self) {
+        // not left to the closing: a fork may have the file open yet for a moment
+        let _ = self.file.unlock();
     }
 }
 

@@ -14,7 +14,7 @@ mod schema;
 mod writer;
 
 use super::{Change, Committed, Health, Saved, Store, StoreError};
-use crate::fork::{self, ParentsOwn};
+use crate::fork::{self, Whole};
 use crate::sync::Mutex;
 use file::DatabaseFile;
 use lock::FileLock;
@@ -51,7 +51,6 @@ struct Open {
     writer: thread::ThreadId,
     generation: u32,
     _lock: FileLock,
-    _parents_own: Vec<ParentsOwn>,
 }
 
 /// What the writer tells of itself.
@@ -81,6 +80,8 @@ impl SqliteStore {
 impl Store for SqliteStore {
     fn open(&self) -> Result<Saved, StoreError> {
         let mut open = self.open.lock();
+        // a child would keep the lock, and find SQLite's own locks held by nobody
+        let _whole = Whole::new();
         // one that took longer than `close` could wait may have come to its end since
         open.take_if(|running| running.ended.is_disconnected());
         if open.is_some() {
@@ -93,8 +94,6 @@ impl Store for SqliteStore {
         let lock = FileLock::take(&self.path)?;
         let mut file = DatabaseFile::open(&self.path, self.limits)?;
         let saved = file.load()?;
-        let mut parents_own = file.descriptors();
-        parents_own.push(ParentsOwn::register(lock.file()));
         self.gauges.begin(&file);
         self.queue.open();
         let (tell_ended, ended) = flume::bounded::<()>(1);
@@ -113,7 +112,6 @@ impl Store for SqliteStore {
             ended,
             writer: thread.thread().id(),
             generation: fork::generation(),
-            _parents_own: parents_own,
             _lock: lock,
         });
         Ok(saved)
@@ -166,6 +164,7 @@ impl Store for SqliteStore {
                 Err(flume::RecvTimeoutError::Disconnected)
             );
         if has_ended {
+            let _whole = Whole::new();
             *open = None;
         }
     }

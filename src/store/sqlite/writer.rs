@@ -4,6 +4,7 @@ use super::Gauges;
 use super::changes::Failure;
 use super::file::DatabaseFile;
 use super::queue::{Batch, Gather, Queue, Taken};
+use crate::fork::Whole;
 use crate::store::StoreError;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -112,10 +113,12 @@ impl Writer {
             self.measure();
             self.forget_old_keys();
         }
+        let _whole = Whole::new();
         let is_complete = self.gauges.lost.load(Ordering::Relaxed) == 0;
         if let Err(error) = self.file.end_use(is_complete) {
             self.degrade(&error.to_string());
         }
+        drop(self);
     }
 
     fn save_backlog(&mut self) {
