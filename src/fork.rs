@@ -1,30 +1,38 @@
 //! What a forked child must not keep: it has this process's memory and descriptors, but none of its threads.
 
-use crate::sync::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::cell::{Cell, RefCell};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use crate::sync::Mutex;
+use std::cell::Cell;
+use std::marker::PhantomData;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 static FORKS: AtomicU32 = AtomicU32::new(0);
 
-/// Locked by whoever does what a fork must not cut in two, and for writing while this process forks.
-static WHOLE: RwLock<()> = RwLock::new(());
-
-/// This process is a fork that was not announced by `before`: `WHOLE` may be locked for good.
-static IS_LOST: AtomicBool = AtomicBool::new(false);
+/// Threads that do what a fork must not cut in two, and threads that fork. No lock: a child could find it locked.
+static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
+static FORKING: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
     /// How often this thread has said that it is not to be cut.
     static DEPTH: Cell<u32> = const { Cell::new(0) };
     /// This thread forks.
-    static FORKING: RefCell<Option<RwLockWriteGuard<'static, ()>>> = const { RefCell::new(None) };
+    static FORKS_HERE: Cell<bool> = const { Cell::new(false) };
 }
 
+/// The longest that a fork waits for what is under way, and the longest that the like of it waits for a fork. Both have
+/// an end, because a fork also waits for locks of the application and of the interpreter, behind which anything may be
+/// waited for; past it, a child may be cut off in the middle.
+pub const MAX_WAIT: Duration = Duration::from_secs(2);
+const MAX_HOLD: Duration = Duration::from_millis(200);
+
 /// While it lives, this process forks on no other thread: a child would have what is under way as it is, and nobody to
-/// end it. Threads and what has locks of its own (SQLite, the C library's threads) are started, used and ended under
-/// one; nobody waits under it for a thread that may want one.
+/// end it. What has locks of its own (SQLite), or is known to forks only once it is done (a database's lock, a
+/// listener), is begun, used and ended under one; servers' threads are started under one.
 #[derive(Debug)]
-pub struct Whole(#[expect(dead_code, reason = "held")] Option<RwLockReadGuard<'static, ()>>);
+pub struct Whole {
+    is_counted: bool,
+    _of_one_thread: PhantomData<*const ()>,
+}
 
 impl Whole {
     #[expect(
@@ -33,33 +41,65 @@ impl Whole {
     )]
     pub fn new() -> Self {
         // a thread that has one already must not wait for a fork that waits for it
-        let is_outermost = DEPTH.replace(DEPTH.get() + 1) == 0;
-        Self((is_outermost && locks()).then(|| WHOLE.read()))
+        let is_counted = DEPTH.replace(DEPTH.get() + 1) == 0 && !FORKS_HERE.get();
+        if is_counted {
+            begin();
+        }
+        Self {
+            is_counted,
+            _of_one_thread: PhantomData,
+        }
+    }
+}
+
+fn begin() {
+    let mut left = MAX_HOLD;
+    loop {
+        // counted before it is looked: of two that look at each other, one sees the other
+        UNDER_WAY.fetch_add(1, Ordering::SeqCst);
+        if FORKING.load(Ordering::SeqCst) == 0 || left.is_zero() {
+            return;
+        }
+        UNDER_WAY.fetch_sub(1, Ordering::SeqCst);
+        std::thread::sleep(POLL);
+        left = left.saturating_sub(POLL);
     }
 }
 
 impl Drop for Whole {
     fn drop(&mut self) {
         DEPTH.set(DEPTH.get() - 1);
+        if self.is_counted {
+            UNDER_WAY.fetch_sub(1, Ordering::SeqCst);
+        }
     }
 }
 
-/// False on a thread that forks, and where a lock may be held by a thread that is not there.
-fn locks() -> bool {
-    !IS_LOST.load(Ordering::Relaxed) && FORKING.with_borrow(Option::is_none)
+/// To be called before a fork, by the thread that forks: nothing more is begun that must not be cut. False while
+/// something is under way: `wait` for it, and look again.
+pub fn before() -> bool {
+    if !FORKS_HERE.replace(true) {
+        FORKING.fetch_add(1, Ordering::SeqCst);
+    }
+    DEPTH.get() > 0 || UNDER_WAY.load(Ordering::SeqCst) == 0
 }
 
-/// To be called before a fork, by the thread that forks: waits until nothing is under way that must not be cut.
-pub fn before() {
-    if DEPTH.get() == 0 && locks() {
-        let guard = WHOLE.write();
-        FORKING.set(Some(guard));
+/// Blocks for a moment, and until nothing is under way or `most` has passed; returns for how long, about.
+pub fn wait(most: Duration) -> Duration {
+    let mut waited = POLL;
+    std::thread::sleep(POLL);
+    while UNDER_WAY.load(Ordering::SeqCst) > 0 && waited < most {
+        std::thread::sleep(POLL);
+        waited += POLL;
     }
+    waited
 }
 
 /// To be called by the thread that has forked, in the parent.
 pub fn in_parent() {
-    FORKING.set(None);
+    if FORKS_HERE.replace(false) {
+        FORKING.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 /// Descriptors that a child closes.
@@ -108,7 +148,7 @@ pub fn wait_for_threads(timeout: Duration) -> bool {
     true
 }
 
-const POLL: Duration = Duration::from_millis(1);
+const POLL: Duration = Duration::from_micros(500);
 
 /// How often this process is a fork, counted from the first that loaded this library. What was started under
 /// another number is not this process's.
@@ -116,15 +156,16 @@ pub fn generation() -> u32 {
     FORKS.load(Ordering::Relaxed)
 }
 
-/// To be called first thing in a forked child, by its only thread: the parent's listeners and locks are closed here, so that its port and
-/// its files are its own.
+/// To be called first thing in a forked child, by its only thread: the parent's listeners and locks are closed here, so
+/// that its port and its files are its own.
 pub fn in_child() {
     FORKS.fetch_add(1, Ordering::Relaxed);
     THREADS.store(0, Ordering::Relaxed);
-    if FORKING.take().is_none() {
-        IS_LOST.store(true, Ordering::Relaxed);
-    }
-    // after such a fork it may be locked for good: then the descriptors are left open
+    // of the other threads nothing goes on here
+    UNDER_WAY.store(usize::from(DEPTH.get() > 0), Ordering::SeqCst);
+    FORKING.store(0, Ordering::SeqCst);
+    FORKS_HERE.set(false);
+    // a fork that was not announced may find it locked for good: then the descriptors are left open
     if let Some(mut descriptors) = PARENTS_OWN.try_lock() {
         for descriptor in descriptors.drain(..) {
             close(descriptor);
@@ -132,16 +173,26 @@ pub fn in_child() {
     }
 }
 
-/// A descriptor that a child is to close, for as long as this value lives.
+/// Has forks close a descriptor. To be called under a `Whole`, from before it is opened.
+pub fn note_opened(descriptor: Descriptor) {
+    PARENTS_OWN.lock().push(descriptor);
+}
+
+/// Has forks close a descriptor no more. To be called under a `Whole`, until after it is closed: its number may be given
+/// to another file.
+pub fn note_closing(descriptor: Descriptor) {
+    PARENTS_OWN.lock().retain(|known| *known != descriptor);
+}
+
+/// A descriptor that a child is to close, for as long as this value lives; as `note_opened` and `note_closing`.
 #[derive(Debug)]
 pub struct ParentsOwn(Option<Descriptor>);
 
 impl ParentsOwn {
     #[cfg(unix)]
-    /// To be called under a `Whole`, from before the descriptor is opened.
     pub fn register(file: &impl std::os::fd::AsRawFd) -> Self {
         let descriptor = file.as_raw_fd();
-        PARENTS_OWN.lock().push(descriptor);
+        note_opened(descriptor);
         Self(Some(descriptor))
     }
 
@@ -153,7 +204,9 @@ impl ParentsOwn {
 
 impl Drop for ParentsOwn {
     fn drop(&mut self) {
-        PARENTS_OWN.lock().retain(|known| Some(*known) != self.0);
+        if let Some(descriptor) = self.0 {
+            note_closing(descriptor);
+        }
     }
 }
 
@@ -174,13 +227,21 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(20);
 
+    /// What the hook before a fork does, but for the interpreter lock.
+    fn prepare(patience: Duration) {
+        let mut left = patience;
+        while !before() && !left.is_zero() {
+            left = left.saturating_sub(wait(left));
+        }
+    }
+
     #[test]
     fn a_fork_waits_for_what_is_under_way_and_holds_up_what_is_not() {
         let whole = Whole::new();
         let (tell, told) = mpsc::channel();
         let (go_on, may_go_on) = mpsc::channel::<()>();
         let forking = std::thread::spawn(move || {
-            before();
+            prepare(PATIENCE);
             tell.send("forks").unwrap();
             may_go_on.recv().unwrap();
             // what is called before the fork is over, on the same thread
@@ -202,5 +263,16 @@ mod tests {
         assert_eq!(told.recv_timeout(PATIENCE), Ok("began"));
         forking.join().unwrap();
         held_up.join().unwrap();
+        // whatever each of them waits for besides, neither waits for ever
+        let whole = Whole::new();
+        std::thread::spawn(|| {
+            prepare(Duration::from_millis(20));
+            let began = std::thread::spawn(|| drop(Whole::new()));
+            began.join().unwrap();
+            in_parent();
+        })
+        .join()
+        .unwrap();
+        drop(whole);
     }
 }

@@ -13,15 +13,11 @@ type Key = Arc<(Box<str>, Box<str>)>;
 
 /// Results of type `T`, the oldest forgotten first.
 pub struct Idempotency<T> {
+    /// How long a key is known, by the caller's clock.
+    ttl: u64,
+    /// Keys that are known at once.
+    limit: usize,
     results: Mutex<Results<T>>,
-}
-
-impl<T> Default for Idempotency<T> {
-    fn default() -> Self {
-        Self {
-            results: Mutex::default(),
-        }
-    }
 }
 
 struct Results<T> {
@@ -43,6 +39,9 @@ enum State<T> {
     Saved,
     /// It was published, and is being saved.
     Saving(T, Vec<Committed>),
+    /// It was published, and nobody waited for its saving.
+    Published(T),
+    /// It is saved.
     Done(T),
 }
 
@@ -65,24 +64,36 @@ pub enum Known<T> {
 }
 
 impl<T: Copy> Idempotency<T> {
+    pub fn new(ttl: u64, limit: usize) -> Self {
+        Self {
+            ttl,
+            limit,
+            results: Mutex::default(),
+        }
+    }
+
     /// Looks a key up, and takes it when it is free. `committed` hears when the first publication is saved, if this
-    /// is a repeat. Keys that are older than `ttl`, or too many for `limit`, are forgotten. `None` while another
-    /// thread publishes the same.
+    /// is a repeat; it is given to `mark` where nobody waited for that. `None` while another thread publishes the same.
     pub fn begin(
         &self,
         scope: Scope<'_>,
         key: &str,
         now: u64,
-        ttl: u64,
-        limit: usize,
         committed: &mut dyn FnMut() -> Option<Committed>,
+        mark: &dyn Fn(Committed),
     ) -> Option<Known<T>> {
         let key = Key::new((scope.into(), key.into()));
         let mut results = self.results.lock();
-        results.forget(now, ttl, usize::MAX);
+        results.forget(now, self.ttl, usize::MAX);
         if let Some(entry) = results.by_key.get_mut(&key) {
             return match &mut entry.state {
                 State::Begun | State::Saved => None,
+                State::Published(result) => {
+                    let result = *result;
+                    drop(results);
+                    committed().into_iter().for_each(mark);
+                    Some(Known::Repeat(result))
+                }
                 State::Done(result) => {
                     let result = *result;
                     drop(results);
@@ -99,20 +110,25 @@ impl<T: Copy> Idempotency<T> {
         }
         let number = results.next_number;
         results.next_number += 1;
-        if ttl == 0 || limit == 0 {
+        if self.ttl == 0 || self.limit == 0 {
             return Some(Known::Nothing(number));
         }
-        results.forget(now, ttl, limit);
+        results.forget(now, self.ttl, self.limit);
         results.by_age.push_back((now, number, Arc::clone(&key)));
         let state = State::Begun;
         results.by_key.insert(key, Entry { number, state });
         Some(Known::Nothing(number))
     }
 
-    /// Takes a key in that was used at `begun`, before all that are in use; one that is in use stays as it is.
-    pub fn restore(&self, scope: Scope<'_>, key: &str, begun: u64, result: T) {
+    /// Takes a key in that was saved, and is known for the time `left`; one that is known already stays as it is.
+    pub fn restore(&self, scope: Scope<'_>, key: &str, now: u64, left: u64, result: T) {
+        if self.limit == 0 {
+            return;
+        }
         let key = Key::new((scope.into(), key.into()));
+        let begun = now.saturating_sub(self.ttl.saturating_sub(left));
         let mut results = self.results.lock();
+        results.forget(now, self.ttl, usize::MAX);
         if results.by_key.contains_key(&key) {
             return;
         }
@@ -134,6 +150,7 @@ impl<T: Copy> Idempotency<T> {
         if let Some(entry) = results.entry(scope, key, number) {
             entry.state = match entry.state {
                 State::Begun if is_saving => State::Saving(result, Vec::new()),
+                State::Begun => State::Published(result),
                 _ => State::Done(result),
             };
         }
@@ -152,7 +169,7 @@ impl<T: Copy> Idempotency<T> {
             return;
         };
         let before = std::mem::replace(&mut entry.state, State::Saved);
-        if let State::Saving(result, _) | State::Done(result) = &before {
+        if let State::Saving(result, _) | State::Published(result) | State::Done(result) = &before {
             entry.state = State::Done(*result);
         }
         if outcome.is_err() {
@@ -201,7 +218,7 @@ mod tests {
     const SCOPE: Scope<'static> = "jungle";
 
     fn begin(keys: &Idempotency<u32>, key: &str, now: u64) -> Result<u64, Option<u32>> {
-        match keys.begin(SCOPE, key, now, 100, 3, &mut || None) {
+        match keys.begin(SCOPE, key, now, &mut || None, &|_| ()) {
             Some(Known::Nothing(number)) => Ok(number),
             None => Err(None),
             Some(Known::Repeat(result)) => Err(Some(result)),
@@ -210,13 +227,13 @@ mod tests {
 
     #[test]
     fn a_repeat_gets_the_first_result_until_the_key_is_old() {
-        let keys = Idempotency::default();
+        let keys = Idempotency::new(100, 3);
         let number = begin(&keys, "a", 0).expect("free");
         assert_eq!(begin(&keys, "a", 1), Err(None));
         keys.published(SCOPE, "a", number, 7, false);
         assert_eq!(begin(&keys, "a", 99), Err(Some(7)));
         assert!(matches!(
-            keys.begin("other", "a", 99, 100, 3, &mut || None),
+            keys.begin("other", "a", 99, &mut || None, &|_| ()),
             Some(Known::Nothing(_))
         ));
         assert!(begin(&keys, "a", 100).is_ok());
@@ -224,7 +241,7 @@ mod tests {
 
     #[test]
     fn the_oldest_keys_go_first() {
-        let keys = Idempotency::default();
+        let keys = Idempotency::new(100, 3);
         for key in ["a", "b", "c"] {
             let number = begin(&keys, key, 0).expect("free");
             keys.published(SCOPE, key, number, 1, false);
@@ -237,7 +254,7 @@ mod tests {
 
     #[test]
     fn repeats_wait_for_the_first_to_be_saved() {
-        let keys = Idempotency::default();
+        let keys = Idempotency::new(100, 3);
         let number = begin(&keys, "a", 0).expect("free");
         keys.published(SCOPE, "a", number, 1, true);
         let failures = Arc::new(AtomicUsize::new(0));
@@ -250,7 +267,9 @@ mod tests {
         };
         for _ in 0..2 {
             assert!(matches!(
-                keys.begin(SCOPE, "a", 1, 100, 3, &mut waiting),
+                keys.begin(SCOPE, "a", 1, &mut waiting, &|_| panic!(
+                    "it is being saved"
+                )),
                 Some(Known::Repeat(1))
             ));
         }
@@ -260,13 +279,43 @@ mod tests {
     }
 
     #[test]
+    fn repeats_of_what_nobody_waited_for_wait_for_all_before_them_to_be_saved() {
+        let keys = Idempotency::new(100, 3);
+        let number = begin(&keys, "a", 0).expect("free");
+        keys.published(SCOPE, "a", number, 1, false);
+        let marks = AtomicUsize::new(0);
+        let mut waiting = || {
+            let committed: Committed = Box::new(|_| -> () { panic!("it may not be saved") });
+            Some(committed)
+        };
+        let mark = |_| {
+            marks.fetch_add(1, Ordering::Relaxed);
+        };
+        for _ in 0..2 {
+            assert!(matches!(
+                keys.begin(SCOPE, "a", 1, &mut waiting, &mark),
+                Some(Known::Repeat(1))
+            ));
+        }
+        assert_eq!(marks.load(Ordering::Relaxed), 2);
+        keys.restore(SCOPE, "b", 0, 100, 2);
+        let mut told = false;
+        let mut committed = || {
+            told = true;
+            Some(Box::new(|outcome: Result<(), StoreError>| outcome.unwrap()) as Committed)
+        };
+        let known = keys.begin(SCOPE, "b", 1, &mut committed, &|_| panic!("it is saved"));
+        assert!(matches!(known, Some(Known::Repeat(2))) && told);
+    }
+
+    #[test]
     fn what_is_taken_in_grows_old_as_it_would_have() {
-        let keys = Idempotency::default();
+        let keys = Idempotency::new(100, 3);
         let number = begin(&keys, "used", 1000).expect("free");
         keys.published(SCOPE, "used", number, 1, false);
-        keys.restore(SCOPE, "b", 960, 3);
-        keys.restore(SCOPE, "a", 950, 2);
-        keys.restore(SCOPE, "used", 940, 9);
+        keys.restore(SCOPE, "b", 1000, 60, 3);
+        keys.restore(SCOPE, "a", 1000, 50, 2);
+        keys.restore(SCOPE, "used", 1000, 40, 9);
         assert_eq!(begin(&keys, "used", 1001), Err(Some(1)));
         assert_eq!(begin(&keys, "a", 1049), Err(Some(2)));
         assert_eq!(begin(&keys, "b", 1050), Err(Some(3)));
@@ -275,7 +324,7 @@ mod tests {
 
     #[test]
     fn saved_may_come_before_published() {
-        let keys = Idempotency::default();
+        let keys = Idempotency::new(100, 3);
         let number = begin(&keys, "a", 0).expect("free");
         keys.saved(SCOPE, "a", number, &Ok(()));
         assert_eq!(begin(&keys, "a", 1), Err(None));

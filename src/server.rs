@@ -5,7 +5,7 @@ use crate::config::Config;
 use crate::database_url::parse_database_url;
 use crate::error::Error;
 use crate::events::LogLevel;
-use crate::fork::Whole;
+use crate::fork::{ParentsOwn, Whole};
 use crate::node::{Delivery, Door, Node};
 use crate::shard::{Acceptor, Shard};
 use crate::store::{Limits, MemoryStore, SqliteStore, Store};
@@ -130,8 +130,9 @@ impl Server {
         }
         let config = &self.node.config;
         self.node.restore()?;
+        let addresses = resolve(&config.host, config.port)?;
         let _whole = Whole::new();
-        let listener = bind(&config.host, config.port)?;
+        let listener = Listener::bind(&addresses, &config.host, config.port)?;
         let doors: Vec<_> = (0..config.shards)
             .map(|_| Arc::new(Door::new(config.inbox_bytes)))
             .collect();
@@ -200,7 +201,7 @@ impl Server {
 
     fn start_threads(
         self: &Arc<Self>,
-        listener: TcpListener,
+        listener: Listener,
         doors: &[Arc<Door>],
         timeout: Option<Duration>,
     ) -> io::Result<Running> {
@@ -286,7 +287,7 @@ impl Server {
     /// What the server's own thread does, from the first accept to the last farewell.
     async fn serve(
         &self,
-        listener: TcpListener,
+        listener: Listener,
         ready: flume::Sender<io::Result<(SocketAddr, Waiting)>>,
         stopped: flume::Receiver<()>,
         shards: Shards,
@@ -298,8 +299,8 @@ impl Server {
             ended,
             guards: Arc::clone(&guards),
         };
-        let registered = crate::fork::ParentsOwn::register(&listener);
-        let acceptor = match Acceptor::new(listener, Arc::clone(&self.node)) {
+        let Listener { registered, socket } = listener;
+        let acceptor = match Acceptor::new(socket, Arc::clone(&self.node)) {
             Ok(acceptor) => acceptor,
             Err(error) => {
                 let _ = ready.send(Err(error));
@@ -311,7 +312,13 @@ impl Server {
             .send(acceptor.address().map(|address| (address, waiting)))
             .is_ok();
         drop(ready);
+        let close = |acceptor: Acceptor| {
+            let _whole = Whole::new();
+            drop(registered);
+            acceptor.close();
+        };
         if !is_wanted {
+            close(acceptor);
             return;
         }
         tokio::select! {
@@ -324,11 +331,7 @@ impl Server {
             () = acceptor.run() => {}
             () = shards.all_drained() => {}
         }
-        {
-            let _whole = Whole::new();
-            drop(registered);
-            acceptor.close();
-        }
+        close(acceptor);
         self.finish_shards();
         shards.all_ended().await;
         self.node.detach();
@@ -383,7 +386,9 @@ fn store_of(config: &Config) -> Arc<dyn Store> {
             let limits = Limits {
                 file_bytes: config.database_bytes,
                 queue_bytes: config.database_queue_bytes,
-                keys: config.max_idempotency_keys,
+                keys: config
+                    .max_idempotency_keys
+                    .min(keys_in(config.database_bytes)),
             };
             Arc::new(SqliteStore::new(&path, limits))
         }
@@ -391,19 +396,50 @@ fn store_of(config: &Config) -> Arc<dyn Store> {
     }
 }
 
-fn bind(host: &str, port: u16) -> Result<TcpListener, Error> {
-    let failed = |source| Error::Bind {
+/// Keys of one kind that a file of this size has room for, beside what it is for.
+fn keys_in(bytes: u64) -> usize {
+    usize::try_from(bytes / BYTES_PER_KEY).unwrap_or(usize::MAX)
+}
+
+/// Many times what a key takes, because keys are to take a small part of the file.
+const BYTES_PER_KEY: u64 = 8192;
+
+fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, Error> {
+    let addresses = (host, port).to_socket_addrs();
+    let addresses = addresses.map_err(|source| cannot_bind(host, port, source))?;
+    Ok(addresses.collect())
+}
+
+fn cannot_bind(host: &str, port: u16, source: io::Error) -> Error {
+    Error::Bind {
         address: format!("{host}:{port}"),
         source,
-    };
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for address in (host, port).to_socket_addrs().map_err(failed)? {
-        match bind_address(address) {
-            Ok(listener) => return Ok(listener),
-            Err(error) => last = error,
-        }
     }
-    Err(failed(last))
+}
+
+/// Where connections come in. To be made and closed under a `Whole`.
+struct Listener {
+    // let go of before the socket is closed
+    registered: ParentsOwn,
+    socket: TcpListener,
+}
+
+impl Listener {
+    fn bind(addresses: &[SocketAddr], host: &str, port: u16) -> Result<Self, Error> {
+        let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+        for address in addresses {
+            match bind_address(*address) {
+                Ok(socket) => {
+                    return Ok(Self {
+                        registered: ParentsOwn::register(&socket),
+                        socket,
+                    });
+                }
+                Err(error) => last = error,
+            }
+        }
+        Err(cannot_bind(host, port, last))
+    }
 }
 
 fn bind_address(address: SocketAddr) -> io::Result<TcpListener> {

@@ -5,6 +5,7 @@ import contextlib
 import json
 import logging
 import sqlite3
+import sys
 import textwrap
 import threading
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 from flask import Flask
 from stored import history_of, locked_by_another, numbers, rows, stop
-from support import WebSocketClient, eventually, http_request, lose, run_python, script
+from support import QUIET_FORK, WebSocketClient, eventually, http_request, lose, run_python, script
 from tantor import Pending, StorageError, Tantor, init_tantor
 
 Connect = Callable[..., WebSocketClient]
@@ -440,6 +441,45 @@ def test_forked_children_have_their_own_or_an_error(tmp_path: Path) -> None:
     *children, kept = ended.stdout.splitlines()
     assert children == ["forked,in use,own 0"] * 30
     assert kept == str(list(range(31)))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it looks into /proc")
+def test_a_fork_closes_none_of_the_application_s_files(tmp_path: Path) -> None:
+    """Though Python's own SQLite had the database open, and its descriptors were given to other files since."""
+    source = f"""
+        import os, sqlite3
+        from tantor import Tantor
+        file = "{tmp_path}/tantor.db"
+        tantor = Tantor(port=0, database=f"sqlite:///{{file}}")
+        tantor.broadcast("jungle", "news", 1)
+        tantor.close_storage(10)
+        connection, kept = sqlite3.connect(file), sqlite3.connect(file)
+        for one in (connection, kept):
+            one.execute("SELECT count(*) FROM streams").fetchall()
+        tantor.broadcast("jungle", "news", 2, durable=True).result()
+        connection.close()
+        files = [open(__file__ if "__file__" in globals() else os.devnull) for _ in range(8)]
+        pid = os.fork()
+        if pid == 0:
+            for one in files:
+                os.fstat(one.fileno())
+            kept.execute("SELECT count(*) FROM streams").fetchall()
+            assert not [name for name in os.listdir("/proc/self/fd") if is_the_lock(name)]
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+    """
+    source = source.replace(
+        "        from tantor",
+        """        def is_the_lock(name):
+            try:
+                return os.readlink(f"/proc/self/fd/{name}").endswith("-lock")
+            except OSError:
+                return False
+        from tantor""",
+        1,
+    )
+    ended = run_python(textwrap.dedent(source), options=QUIET_FORK)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_a_file_is_free_once_its_process_was_killed_though_a_fork_of_it_lives(tmp_path: Path, database: str) -> None:

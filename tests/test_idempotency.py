@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stored import locked_by_another, stop
 from stored import numbers as numbers_of
-from stored import stop
 from support import WebSocketClient, eventually, script
 from tantor import StorageError, Tantor
 
@@ -299,3 +299,35 @@ def test_a_key_whose_publication_could_not_be_saved_is_free(make_server: MakeSer
     again = make_server(database=database)
     assert again.broadcast("jungle", "news", {"n": 2}, idempotency_key="key").result() == 0
     assert numbers_of(again, "jungle") == [1]
+
+
+def test_a_durable_repeat_of_what_nobody_waited_for_is_told_what_is_true(
+    make_server: MakeServer, tmp_path: Path
+) -> None:
+    file = tmp_path / "tantor.db"
+    server = make_server(database=f"sqlite:///{file}")
+    server.broadcast("jungle", "news", {"n": 0}, durable=True).result()
+    with locked_by_another(file, tmp_path):
+        server.broadcast("jungle", "news", {"n": 1}, idempotency_key="key")
+        repeat = server.broadcast("jungle", "news", {"n": 1}, durable=True, idempotency_key="key")
+        with pytest.raises(StorageError, match="locked"):
+            repeat.result()
+    eventually(lambda: not server.stats()["storage"]["degraded"], "the file can be written again")
+    server.broadcast("jungle", "news", {"n": 1}, durable=True, idempotency_key="key").result()
+    stop(server)
+    assert numbers_of(make_server(database=f"sqlite:///{file}"), "jungle") == [0, 1]
+
+
+def test_keys_leave_room_in_the_file_for_what_it_is_for(make_server: MakeServer, database: str) -> None:
+    server = make_server(database=database, database_bytes=1 << 20, history_size=10)
+    for number in range(20_000):
+        waits = number % 200 == 0
+        published = server.broadcast(
+            "jungle", "news", {"n": number}, durable=waits, idempotency_key=f"{number} {'x' * 200}"
+        )
+        if waits:
+            published.result()
+    storage = server.stats()["storage"]
+    assert (storage["degraded"], storage["changes_lost"]) == (False, 0)
+    assert server.broadcast("jungle", "news", {"n": 0}, idempotency_key=f"19999 {'x' * 200}").result() == 0
+    assert server.history("jungle").result().offset == 20_000

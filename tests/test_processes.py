@@ -469,6 +469,62 @@ assert not failures, failures
 """)
 
 
+@needs_fork
+def test_forks_while_servers_are_looked_at_start_and_are_let_go(tmp_path: Path) -> None:
+    """Whoever has the interpreter's lock waits for nobody who waits for a fork."""
+    works(f"""{CHILD}
+import gc
+current = make()
+stop = threading.Event()
+def look():
+    while not stop.is_set():
+        current.port, current.is_running, current.stats()
+def fork():
+    while not stop.is_set():
+        in_child(lambda: None)
+threads = [threading.Thread(target=look), threading.Thread(target=fork)]
+for thread in threads:
+    thread.start()
+try:
+    for number in range(60):
+        name = f"{tmp_path}/{{number % 3}}.db"
+        current = Tantor(port=0, host="127.0.0.1", drain_timeout=0.1, database=f"sqlite:///{{name}}")
+        with current:
+            current.broadcast("jungle", "news", number, durable=True).result()
+        current.broadcast("jungle", "news", number)
+        current = make()
+        gc.collect()
+finally:
+    stop.set()
+    for thread in threads:
+        thread.join()
+""")
+
+
+@needs_fork
+def test_a_lock_of_the_application_may_be_taken_before_a_fork_and_held_over_a_commit(tmp_path: Path) -> None:
+    works(f"""
+import os, threading
+lock = threading.Lock()
+os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
+{CHILD}
+tantor = Tantor(port=0, database="sqlite:///{tmp_path}/tantor.db")
+stop = threading.Event()
+def publish():
+    while not stop.is_set():
+        with lock:
+            tantor.broadcast("jungle", "news", durable=True).result()
+thread = threading.Thread(target=publish)
+thread.start()
+try:
+    for _ in range(5):
+        in_child(lambda: None)
+finally:
+    stop.set()
+    thread.join()
+""")
+
+
 @pytest.mark.parametrize("method", [pytest.param("fork", marks=needs_fork), "spawn"])
 def test_multiprocessing(method: str, tmp_path: Path) -> None:
     source = f"""

@@ -124,6 +124,8 @@ const KEPT_SCRATCH: usize = 64 << 10;
 
 impl Node {
     pub fn new(config: Arc<Config>, broker: Arc<dyn Broker>, store: Arc<dyn Store>) -> Self {
+        let key_ttl = config.idempotency_ttl.as_micros() as u64;
+        let max_keys = config.max_idempotency_keys;
         let node = Self {
             events: EventQueue::new(config.event_queue_bytes),
             config,
@@ -147,9 +149,9 @@ impl Node {
             was_degraded: AtomicBool::new(false),
             known_lost: AtomicU64::new(0),
             receipts: Receipts::new(KNOWN_RECEIPTS),
-            published_once: Idempotency::default(),
-            clients_published_once: Idempotency::default(),
-            sent_once: Idempotency::default(),
+            published_once: Idempotency::new(key_ttl, max_keys),
+            clients_published_once: Idempotency::new(key_ttl, max_keys),
+            sent_once: Idempotency::new(key_ttl, max_keys),
             history_tended: AtomicU64::new(0),
             empty_channels: Mutex::default(),
             noticed: Mutex::default(),

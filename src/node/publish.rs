@@ -192,11 +192,10 @@ impl Node {
         key: &str,
         committed: &mut dyn FnMut() -> Option<Committed>,
     ) -> Known<T> {
-        let ttl = self.config.idempotency_ttl.as_micros() as u64;
-        let limit = self.config.max_idempotency_keys;
         loop {
             let now = protocol::monotonic_micros();
-            if let Some(known) = results.begin(scope, key, now, ttl, limit, committed) {
+            let mark = |committed| self.store.save(Change::Mark, Some(committed));
+            if let Some(known) = results.begin(scope, key, now, committed, &mark) {
                 return known;
             }
             std::thread::yield_now();
@@ -205,14 +204,9 @@ impl Node {
 
     /// Takes in keys that were saved.
     pub(super) fn restore_keys(&self, used_keys: Vec<UsedKey>) {
-        if self.config.max_idempotency_keys == 0 {
-            return;
-        }
-        let ttl = self.config.idempotency_ttl.as_micros() as u64;
         let (now, steady_now) = (protocol::now_micros(), protocol::monotonic_micros());
         for used in used_keys {
-            let age = ttl.saturating_sub(used.expires.saturating_sub(now));
-            let (begun, scope, key) = (steady_now.saturating_sub(age), &used.scope, &used.key);
+            let (scope, key, left) = (&used.scope, &used.key, used.expires.saturating_sub(now));
             match used.result {
                 KeyResult::Published {
                     by_client,
@@ -225,9 +219,11 @@ impl Node {
                         is_duplicate: false,
                     };
                     self.published_once(by_client)
-                        .restore(scope, key, begun, published);
+                        .restore(scope, key, steady_now, left, published);
                 }
-                KeyResult::Sent(stamp) => self.sent_once.restore(scope, key, begun, stamp),
+                KeyResult::Sent(stamp) => {
+                    self.sent_once.restore(scope, key, steady_now, left, stamp);
+                }
             }
         }
     }
@@ -241,7 +237,8 @@ impl Node {
     ) -> Option<Box<UsedKey>> {
         let key = options.idempotency_key?;
         let ttl = self.config.idempotency_ttl.as_micros() as u64;
-        self.store.is_durable().then(|| {
+        let is_known = ttl > 0 && self.config.max_idempotency_keys > 0;
+        (is_known && self.store.is_durable()).then(|| {
             Box::new(UsedKey {
                 scope: scope.into(),
                 key: key.into(),

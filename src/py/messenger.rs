@@ -94,9 +94,18 @@ impl Drop for Configured {
     fn drop(&mut self) {
         // of another process's server nothing is touched, for its locks may be held for ever
         if !self.server.is_inherited() {
-            self.server.begin_stop();
-            // SAFETY: this is the only place that drops it, and nothing uses it after its owner's drop.
-            unsafe { ManuallyDrop::drop(&mut self.server) };
+            // SAFETY: this is the only place that takes it, and nothing uses it after its owner's drop.
+            let server = unsafe { ManuallyDrop::take(&mut self.server) };
+            let mut last = Some(server);
+            let mut end = || {
+                if let Some(server) = last.take() {
+                    server.begin_stop();
+                }
+            };
+            // what is waited for may wait for somebody who wants the interpreter
+            if Python::try_attach(|py| py.detach(&mut end)).is_none() {
+                end();
+            }
         }
     }
 }
@@ -146,10 +155,10 @@ impl Messenger {
     }
 
     #[getter]
-    fn port(&self) -> PyResult<u16> {
+    fn port(&self, py: Python<'_>) -> PyResult<u16> {
         let server = self.server()?;
-        Ok(server
-            .address()
+        Ok(py
+            .detach(|| server.address())
             .map_or(server.node().config.port, |address| address.port()))
     }
 
@@ -159,8 +168,9 @@ impl Messenger {
     }
 
     #[getter]
-    fn is_running(&self) -> PyResult<bool> {
-        Ok(self.server()?.address().is_some())
+    fn is_running(&self, py: Python<'_>) -> PyResult<bool> {
+        let server = self.server()?;
+        Ok(py.detach(|| server.address()).is_some())
     }
 
     fn setting(&self, py: Python<'_>, name: &str) -> PyResult<Py<PyAny>> {
@@ -206,7 +216,8 @@ impl Messenger {
     }
 
     fn stopped<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        if let Some((waiting, _guard)) = self.server()?.waiting() {
+        let server = self.server()?;
+        if let Some((waiting, _guard)) = py.detach(|| server.waiting()) {
             return bridge::ended(py, &waiting);
         }
         let future = py

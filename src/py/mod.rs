@@ -58,7 +58,11 @@ fn wait_for_threads(py: Python<'_>, timeout: f64) -> bool {
 
 #[pyfunction]
 fn before_fork(py: Python<'_>) {
-    py.detach(crate::fork::before);
+    let mut left = crate::fork::MAX_WAIT;
+    // looked at with the interpreter held: what is not under way now is not when it forks
+    while !crate::fork::before() && !left.is_zero() {
+        left = left.saturating_sub(py.detach(|| crate::fork::wait(left)));
+    }
 }
 
 #[pyfunction]

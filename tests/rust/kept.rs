@@ -142,7 +142,7 @@ proptest! {
         uses in prop::collection::vec((0_usize..6, 0_u64..30), 1..60), limit in 1_usize..5,
     ) {
         const TTL: u64 = 50;
-        let keys = Idempotency::default();
+        let keys = Idempotency::new(TTL, limit);
         // key, when it was first used, its result; oldest first
         let mut model: Vec<(usize, u64, usize)> = Vec::new();
         let mut now = 0;
@@ -150,7 +150,7 @@ proptest! {
             now += later;
             model.retain(|(_, begun, _)| now - begun < TTL);
             let name = key.to_string();
-            let known = keys.begin("scope", &name, now, TTL, limit, &mut || None);
+            let known = keys.begin("scope", &name, now, &mut || None, &|_| ());
             match (known, model.iter().find(|(known, ..)| *known == key)) {
                 (Some(Known::Repeat(result)), Some((_, _, first))) => prop_assert_eq!(result, *first),
                 (Some(Known::Nothing(token)), None) => {

@@ -31,9 +31,11 @@ impl DatabaseFile {
         self.synchronize(is_durable)
             .and_then(|()| self.begin())
             .map_err(whole)?;
+        let key_counts = self.key_counts;
         let result = self.apply_all(batch, count);
         if result.is_err() {
             self.undo();
+            self.key_counts = key_counts;
         }
         self.opened.clear();
         result.and_then(|()| self.check_identity().map_err(whole))

@@ -1,10 +1,10 @@
 //! The file itself: how it is opened, brought up to date, and closed.
 
 use super::Limits;
+use super::keys::KeyCounts;
 use super::lock::cannot_open;
-use super::own_locks;
 use super::schema::{APPLICATION_ID, MIGRATIONS};
-use crate::fork::{ParentsOwn, Whole};
+use crate::fork::Whole;
 use crate::random::random_u64;
 use crate::store::{StoreError, StreamKey};
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, params};
@@ -14,8 +14,6 @@ use std::time::Duration;
 
 /// An open database. Only its writer uses it.
 pub(super) struct DatabaseFile {
-    // let go of before they are closed
-    parents_own: Vec<ParentsOwn>,
     pub(super) connection: Connection,
     path: PathBuf,
     /// The rows of streams that were opened.
@@ -26,8 +24,8 @@ pub(super) struct DatabaseFile {
     pub(super) trims: HashMap<i64, u64>,
     /// Streams whose publications are to go.
     pub(super) orphans: Vec<i64>,
-    /// There may be idempotency keys.
-    pub(super) has_keys: bool,
+    /// Idempotency keys that there are.
+    pub(super) key_counts: KeyCounts,
     /// Idempotency keys that are kept of one kind.
     pub(super) max_keys: usize,
     is_synchronous: Option<bool>,
@@ -73,14 +71,13 @@ impl DatabaseFile {
             StoreError(cannot_open(path, &format!("{error}{advice}")))
         })?;
         let mut file = Self {
-            parents_own: Vec::new(),
             connection: file,
             path: path.to_owned(),
             streams: HashMap::new(),
             opened: Vec::new(),
             trims: HashMap::new(),
             orphans: Vec::new(),
-            has_keys: false,
+            key_counts: KeyCounts::default(),
             max_keys: limits.keys,
             is_synchronous: None,
             identities: [None; 2],
@@ -90,18 +87,7 @@ impl DatabaseFile {
             .and_then(|()| file.begin_use())
             .map_err(|error| StoreError(cannot_open(path, &error.to_string())))?;
         file.identities = file.identify();
-        file.parents_own = file.descriptors();
         Ok(file)
-    }
-
-    /// What forks have to close.
-    fn descriptors(&self) -> Vec<ParentsOwn> {
-        let real = |path: PathBuf| path.canonicalize().ok();
-        let [file, log] = self.files();
-        let index = self.beside("-shm");
-        let paths: Vec<_> = [file, log, index].into_iter().filter_map(real).collect();
-        let paths: Vec<_> = paths.iter().map(PathBuf::as_path).collect();
-        own_locks::descriptors_of(&paths)
     }
 
     /// Errors: what was committed went to a file, or a log, that is not there any more.
@@ -268,7 +254,9 @@ impl DatabaseFile {
             .prepare("UPDATE streams SET epoch = ?2 WHERE id = ?1")?;
         self.begin()?;
         for id in ids {
-            renew.execute(params![id, random_u64().cast_signed()])?;
+            let epoch = random_u64();
+            self.move_keys(id, epoch)?;
+            renew.execute(params![id, epoch.cast_signed()])?;
         }
         self.connection.prepare_cached("COMMIT")?.execute([])?;
         Ok(())

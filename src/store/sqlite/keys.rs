@@ -9,13 +9,20 @@ use crate::store::{KeyResult, UsedKey};
 use rusqlite::{Row, params};
 
 /// Rows of one kind are bounded apart, so that clients cannot have the application's forgotten.
-const KINDS: [i64; 3] = [PUBLISHED, PUBLISHED_BY_CLIENT, SENT];
+const KINDS: usize = 3;
 
-const PUBLISHED: i64 = 0;
-const PUBLISHED_BY_CLIENT: i64 = 1;
-const SENT: i64 = 2;
+const PUBLISHED: usize = 0;
+const PUBLISHED_BY_CLIENT: usize = 1;
+const SENT: usize = 2;
+
+/// Rows of each kind.
+pub(super) type KeyCounts = [usize; KINDS];
+
+/// Rows beyond the bound that are let go of together.
+const TOO_MANY: usize = 32;
 
 impl DatabaseFile {
+    /// Puts a key in, and the oldest of its kind out where there are too many.
     pub(super) fn save_key(&mut self, used: &UsedKey) -> rusqlite::Result<()> {
         let (kind, position, recipients, stamp) = match used.result {
             KeyResult::Published {
@@ -32,15 +39,18 @@ impl DatabaseFile {
             }
             KeyResult::Sent(stamp) => (SENT, None, None, Some(stamp)),
         };
-        self.has_keys = true;
+        let known = self
+            .connection
+            .prepare_cached(
+                "DELETE FROM idempotency_keys WHERE kind = ?1 AND scope = ?2 AND key = ?3",
+            )?
+            .execute(params![as_sql(kind), &*used.scope, &*used.key])?;
         self.connection
             .prepare_cached(
-                "INSERT OR REPLACE INTO idempotency_keys
-                    (kind, scope, key, expires, epoch, offset, recipients, message_id, at)
-                VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+                "INSERT INTO idempotency_keys VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
             )?
             .execute(params![
-                kind,
+                as_sql(kind),
                 &*used.scope,
                 &*used.key,
                 i64::try_from(used.expires).unwrap_or(i64::MAX),
@@ -49,51 +59,80 @@ impl DatabaseFile {
                 recipients.map(as_sql),
                 stamp.map(|stamp| stamp.id.cast_signed()),
                 stamp.map(|stamp| stamp.micros.cast_signed()),
-            ])
-            .map(drop)
+            ])?;
+        self.key_counts[kind] = (self.key_counts[kind] + 1).saturating_sub(known);
+        if self.key_counts[kind] >= self.max_keys.saturating_add(TOO_MANY) {
+            self.forget_keys(kind, i64::MAX, self.key_counts[kind] - self.max_keys)?;
+        }
+        Ok(())
     }
 
-    /// Lets go of keys that have expired and, of each kind, of the oldest beyond the bound; of each at most `budget`.
-    /// True while there may be more.
-    pub(super) fn forget_old_keys(&self, budget: u32) -> rusqlite::Result<bool> {
-        if !self.has_keys {
-            return Ok(false);
-        }
-        let _whole = Whole::new();
-        let expired = self
-            .connection
-            .prepare_cached(
-                "DELETE FROM idempotency_keys WHERE expires <= ?1
-                AND id IN (SELECT id FROM idempotency_keys ORDER BY id LIMIT ?2)",
-            )?
-            .execute(params![now_micros().cast_signed(), budget])?;
-        let mut has_more = expired == budget as usize;
-        for kind in KINDS {
-            let deleted = self
-                .connection
-                .prepare_cached(
-                    "DELETE FROM idempotency_keys WHERE id IN (
-                        SELECT id FROM idempotency_keys WHERE kind = ?1 ORDER BY id DESC LIMIT ?2 OFFSET ?3
-                    )",
-                )?
-                .execute(params![kind, budget, as_sql(self.max_keys)])?;
-            has_more |= deleted == budget as usize;
+    /// Lets go of keys that have expired, of each kind at most `budget`. True while there may be more.
+    pub(super) fn forget_old_keys(&mut self, budget: usize) -> rusqlite::Result<bool> {
+        let mut has_more = false;
+        for kind in 0..KINDS {
+            if self.key_counts[kind] > 0 {
+                let _whole = Whole::new();
+                has_more |= self.forget_keys(kind, now_micros().cast_signed(), budget)? == budget;
+            }
         }
         Ok(has_more)
     }
 
-    /// Those that have not expired, oldest first. Positions are told in the epochs that their streams have now.
+    /// Those that have not expired, the oldest of each kind first.
     pub(super) fn read_keys(&mut self) -> rusqlite::Result<Vec<UsedKey>> {
-        let keys = {
-            let mut select = self.connection.prepare(
-                "SELECT keys.kind, scope, key, expires, coalesce(streams.epoch, keys.epoch), offset, recipients, message_id, at
-                FROM idempotency_keys AS keys LEFT JOIN streams ON keys.kind <> ?1 AND channel = scope ORDER BY keys.id",
-            )?;
-            let keys = select.query_map([SENT], used_key)?;
-            keys.collect::<rusqlite::Result<Vec<_>>>()?
-        };
-        self.has_keys = !keys.is_empty();
+        let mut select = self
+            .connection
+            .prepare("SELECT * FROM idempotency_keys ORDER BY kind, expires")?;
+        let mut counts = KeyCounts::default();
+        let mut keys = Vec::new();
+        let mut rows = select.query([])?;
+        while let Some(row) = rows.next()? {
+            let kind = row.get::<_, i64>(0)?;
+            if let Some(count) = usize::try_from(kind)
+                .ok()
+                .and_then(|kind| counts.get_mut(kind))
+            {
+                *count += 1;
+                keys.push(used_key(row)?);
+            }
+        }
+        drop(rows);
+        drop(select);
+        self.key_counts = counts;
         Ok(keys)
+    }
+
+    /// A stream has another epoch: the positions that its keys tell are in that one now.
+    pub(super) fn move_keys(&self, stream: i64, epoch: u64) -> rusqlite::Result<()> {
+        self.connection
+            .prepare_cached(
+                "UPDATE idempotency_keys SET epoch = ?2 FROM streams
+                WHERE streams.id = ?1 AND idempotency_keys.kind IN (?3, ?4) AND scope = channel
+                    AND idempotency_keys.epoch = streams.epoch",
+            )?
+            .execute(params![
+                stream,
+                epoch.cast_signed(),
+                as_sql(PUBLISHED),
+                as_sql(PUBLISHED_BY_CLIENT)
+            ])
+            .map(drop)
+    }
+
+    /// Lets go of the oldest keys of a kind, up to `count` of them, that expire at `through` or before.
+    fn forget_keys(&mut self, kind: usize, through: i64, count: usize) -> rusqlite::Result<usize> {
+        let forgotten = self
+            .connection
+            .prepare_cached(
+                "DELETE FROM idempotency_keys WHERE (kind, scope, key) IN (
+                    SELECT kind, scope, key FROM idempotency_keys
+                    WHERE kind = ?1 AND expires <= ?2 ORDER BY expires LIMIT ?3
+                )",
+            )?
+            .execute(params![as_sql(kind), through, as_sql(count)])?;
+        self.key_counts[kind] = self.key_counts[kind].saturating_sub(forgotten);
+        Ok(forgotten)
     }
 }
 
@@ -103,14 +142,14 @@ fn as_sql(count: usize) -> i64 {
 
 fn used_key(row: &Row<'_>) -> rusqlite::Result<UsedKey> {
     let kind: i64 = row.get(0)?;
-    let result = if kind == SENT {
+    let result = if kind == as_sql(SENT) {
         KeyResult::Sent(Stamp {
             id: unsigned(row, 7)?,
             micros: unsigned(row, 8)?,
         })
     } else {
         KeyResult::Published {
-            by_client: kind == PUBLISHED_BY_CLIENT,
+            by_client: kind == as_sql(PUBLISHED_BY_CLIENT),
             position: StreamPosition {
                 epoch: unsigned(row, 4)?,
                 offset: unsigned(row, 5)?,

@@ -50,7 +50,6 @@ struct Open {
     ended: flume::Receiver<()>,
     writer: thread::ThreadId,
     generation: u32,
-    _lock: FileLock,
 }
 
 /// What the writer tells of itself.
@@ -83,7 +82,7 @@ impl Store for SqliteStore {
         // a child would keep the lock, and find SQLite's own locks held by nobody
         let _whole = Whole::new();
         // one that took longer than `close` could wait may have come to its end since
-        open.take_if(|running| running.ended.is_disconnected());
+        open.take_if(|running| running.is_here() && running.ended.is_disconnected());
         if open.is_some() {
             return Err(StoreError(format!(
                 "{} is still being closed; try again",
@@ -97,10 +96,17 @@ impl Store for SqliteStore {
         self.gauges.begin(&file);
         self.queue.open();
         let (tell_ended, ended) = flume::bounded::<()>(1);
-        let writer = Writer::new(file, Arc::clone(&self.queue), Arc::clone(&self.gauges));
+        let (tell_running, is_running) = flume::bounded::<()>(0);
+        let writer = Writer::new(
+            file,
+            lock,
+            Arc::clone(&self.queue),
+            Arc::clone(&self.gauges),
+        );
         let spawned = thread::Builder::new()
             .name("tantor-store".to_owned())
             .spawn(move || {
+                drop(tell_running);
                 writer.run();
                 drop(tell_ended);
             });
@@ -108,11 +114,12 @@ impl Store for SqliteStore {
             self.queue.close();
             StoreError(format!("cannot start a thread for the database: {error}"))
         })?;
+        // a fork would find a thread that has only begun
+        let _ = is_running.recv();
         *open = Some(Open {
             ended,
             writer: thread.thread().id(),
             generation: fork::generation(),
-            _lock: lock,
         });
         Ok(saved)
     }
@@ -150,8 +157,8 @@ impl Store for SqliteStore {
     fn close(&self, within: Duration) {
         let mut open = self.open.lock();
         let Some(running) = &*open else { return };
-        if running.generation != fork::generation() {
-            // a fork has the file's lock no more, and its writer never had
+        if !running.is_here() {
+            // a fork has no writer, and what it was told by may be locked for good
             std::mem::forget(open.take());
             return;
         }
@@ -164,9 +171,15 @@ impl Store for SqliteStore {
                 Err(flume::RecvTimeoutError::Disconnected)
             );
         if has_ended {
-            let _whole = Whole::new();
             *open = None;
         }
+    }
+}
+
+impl Open {
+    /// False in a child of the process that opened it.
+    fn is_here(&self) -> bool {
+        self.generation == fork::generation()
     }
 }
 

@@ -84,11 +84,10 @@ FROM clients;
 /// Of the resume token before the latest, while it is still good.
 const PREVIOUS_TOKENS: &str = "ALTER TABLE clients ADD COLUMN previous INTEGER;";
 
-/// With what they gave: `offset` and `recipients` of a publication, `message_id` and `at` of a message to a client. A kind
-/// is a number of `keys.rs`.
+/// With what they gave: `epoch`, `offset` and `recipients` of a publication, `message_id` and `at` of a message to a
+/// client. A kind is a number of `keys.rs`.
 const IDEMPOTENCY_KEYS: &str = "
 CREATE TABLE idempotency_keys (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
     kind INTEGER NOT NULL,
     scope TEXT NOT NULL,
     key TEXT NOT NULL,
@@ -98,7 +97,7 @@ CREATE TABLE idempotency_keys (
     recipients INTEGER,
     message_id INTEGER,
     at INTEGER,
-    UNIQUE (kind, scope, key)
-);
-CREATE INDEX idempotency_keys_by_kind ON idempotency_keys (kind);
+    PRIMARY KEY (kind, scope, key)
+) WITHOUT ROWID;
+CREATE INDEX idempotency_keys_by_age ON idempotency_keys (kind, expires);
 ";

@@ -3,6 +3,7 @@
 use super::Gauges;
 use super::changes::Failure;
 use super::file::DatabaseFile;
+use super::lock::FileLock;
 use super::queue::{Batch, Gather, Queue, Taken};
 use crate::fork::Whole;
 use crate::store::StoreError;
@@ -13,6 +14,8 @@ use std::time::{Duration, Instant};
 
 pub(super) struct Writer {
     file: DatabaseFile,
+    // let go of after the file
+    _lock: FileLock,
     queue: Arc<Queue>,
     gauges: Arc<Gauges>,
     /// Taken from the queue and not yet saved.
@@ -49,15 +52,16 @@ const MEASURE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How often old idempotency keys are let go of, and how many together.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
-const SWEPT_TOGETHER: u32 = 4096;
+const SWEPT_TOGETHER: usize = 4096;
 
 /// Tries to save what is left, at the end.
 const LAST_TRIES: u32 = 3;
 
 impl Writer {
-    pub fn new(file: DatabaseFile, queue: Arc<Queue>, gauges: Arc<Gauges>) -> Self {
+    pub fn new(file: DatabaseFile, lock: FileLock, queue: Arc<Queue>, gauges: Arc<Gauges>) -> Self {
         Self {
             file,
+            _lock: lock,
             queue,
             gauges,
             backlog: VecDeque::new(),
@@ -75,7 +79,7 @@ impl Writer {
             let is_behind = !self.backlog.is_empty();
             let timeout = if is_behind {
                 RETRY_INTERVAL
-            } else if self.file.has_leftovers() {
+            } else if self.file.has_leftovers() || self.swept.is_none() {
                 TIDY_INTERVAL
             } else {
                 IDLE
