@@ -3,7 +3,7 @@
 use crate::sync::Mutex;
 use std::cell::Cell;
 use std::marker::PhantomData;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 static FORKS: AtomicU32 = AtomicU32::new(0);
@@ -75,6 +75,39 @@ impl Drop for Whole {
     }
 }
 
+/// Says of something with locks that it is being worked on: a child that is forked meanwhile finds them locked for good,
+/// and is not to touch it.
+#[derive(Debug, Default)]
+pub struct InWork {
+    workers: AtomicUsize,
+    generation: AtomicU32,
+}
+
+/// While it lives, the work goes on.
+#[derive(Debug)]
+pub struct Worker<'a>(&'a InWork);
+
+impl InWork {
+    /// To be called before the locks are taken.
+    pub fn begin(&self) -> Worker<'_> {
+        self.generation.store(generation(), Ordering::SeqCst);
+        self.workers.fetch_add(1, Ordering::SeqCst);
+        Worker(self)
+    }
+
+    /// True in a child that was forked in the middle of it.
+    pub fn was_cut(&self) -> bool {
+        self.workers.load(Ordering::SeqCst) > 0
+            && self.generation.load(Ordering::SeqCst) != generation()
+    }
+}
+
+impl Drop for Worker<'_> {
+    fn drop(&mut self) {
+        self.0.workers.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 /// To be called before a fork, by the thread that forks: nothing more is begun that must not be cut. False while
 /// something is under way: `wait` for it, and look again.
 pub fn before() -> bool {
@@ -109,6 +142,9 @@ static PARENTS_OWN: Mutex<Vec<Descriptor>> = Mutex::new(Vec::new());
 type Descriptor = std::os::fd::RawFd;
 #[cfg(not(unix))]
 type Descriptor = usize;
+
+/// `PARENTS_OWN` is locked for good, by a thread that is not there.
+static IS_LOST: AtomicBool = AtomicBool::new(false);
 
 /// Threads of servers that may yet call into Python.
 static THREADS: AtomicUsize = AtomicUsize::new(0);
@@ -165,23 +201,26 @@ pub fn in_child() {
     UNDER_WAY.store(usize::from(DEPTH.get() > 0), Ordering::SeqCst);
     FORKING.store(0, Ordering::SeqCst);
     FORKS_HERE.set(false);
-    // a fork that was not announced may find it locked for good: then the descriptors are left open
-    if let Some(mut descriptors) = PARENTS_OWN.try_lock() {
-        for descriptor in descriptors.drain(..) {
-            close(descriptor);
-        }
+    // a fork that was not announced may find it locked: then the descriptors are left open
+    match PARENTS_OWN.try_lock() {
+        Some(mut descriptors) => descriptors.drain(..).for_each(close),
+        None => IS_LOST.store(true, Ordering::Relaxed),
     }
 }
 
 /// Has forks close a descriptor. To be called under a `Whole`, from before it is opened.
 pub fn note_opened(descriptor: Descriptor) {
-    PARENTS_OWN.lock().push(descriptor);
+    if !IS_LOST.load(Ordering::Relaxed) {
+        PARENTS_OWN.lock().push(descriptor);
+    }
 }
 
 /// Has forks close a descriptor no more. To be called under a `Whole`, until after it is closed: its number may be given
 /// to another file.
 pub fn note_closing(descriptor: Descriptor) {
-    PARENTS_OWN.lock().retain(|known| *known != descriptor);
+    if !IS_LOST.load(Ordering::Relaxed) {
+        PARENTS_OWN.lock().retain(|known| *known != descriptor);
+    }
 }
 
 /// A descriptor that a child is to close, for as long as this value lives; as `note_opened` and `note_closing`.

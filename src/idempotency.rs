@@ -1,6 +1,6 @@
 //! Results of publications by the key that their publishers gave them, so that a repeat publishes nothing.
 
-use crate::store::{Committed, StoreError};
+use crate::store::{Committed, Fate, StoreError};
 use crate::sync::Mutex;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -29,6 +29,7 @@ struct Results<T> {
 
 struct Entry<T> {
     number: u64,
+    fate: Fate,
     state: State<T>,
 }
 
@@ -57,8 +58,8 @@ impl<T> Default for Results<T> {
 
 /// What is known of a key.
 pub enum Known<T> {
-    /// Nothing: the caller is to publish, and to say `published` with this number.
-    Nothing(u64),
+    /// Nothing: the caller is to publish, and to say `published` with this number; the store tells this fate.
+    Nothing(u64, Fate),
     /// The first result; the caller's `committed` is kept until that is saved.
     Repeat(T),
 }
@@ -89,9 +90,11 @@ impl<T: Copy> Idempotency<T> {
             return match &mut entry.state {
                 State::Begun | State::Saved => None,
                 State::Published(result) => {
-                    let result = *result;
+                    let (result, fate) = (*result, entry.fate.clone());
                     drop(results);
-                    committed().into_iter().for_each(mark);
+                    if let Some(committed) = committed() {
+                        mark(unless_lost(fate, committed));
+                    }
                     Some(Known::Repeat(result))
                 }
                 State::Done(result) => {
@@ -110,14 +113,19 @@ impl<T: Copy> Idempotency<T> {
         }
         let number = results.next_number;
         results.next_number += 1;
+        let fate = Fate::default();
         if self.ttl == 0 || self.limit == 0 {
-            return Some(Known::Nothing(number));
+            return Some(Known::Nothing(number, fate));
         }
         results.forget(now, self.ttl, self.limit);
         results.by_age.push_back((now, number, Arc::clone(&key)));
-        let state = State::Begun;
-        results.by_key.insert(key, Entry { number, state });
-        Some(Known::Nothing(number))
+        let entry = Entry {
+            number,
+            fate: fate.clone(),
+            state: State::Begun,
+        };
+        results.by_key.insert(key, entry);
+        Some(Known::Nothing(number, fate))
     }
 
     /// Takes a key in that was saved, and is known for the time `left`; one that is known already stays as it is.
@@ -140,8 +148,12 @@ impl<T: Copy> Idempotency<T> {
         results
             .by_age
             .insert(place, (begun, number, Arc::clone(&key)));
-        let state = State::Done(result);
-        results.by_key.insert(key, Entry { number, state });
+        let entry = Entry {
+            number,
+            fate: Fate::default(),
+            state: State::Done(result),
+        };
+        results.by_key.insert(key, entry);
     }
 
     /// It is published; with `is_saving`, `saved` is called too, before or after.
@@ -184,6 +196,14 @@ impl<T: Copy> Idempotency<T> {
     }
 }
 
+/// What a repeat hears when all before it is saved.
+fn unless_lost(fate: Fate, committed: Committed) -> Committed {
+    Box::new(move |outcome| {
+        let lost = || StoreError("what was first published under this key was lost".to_owned());
+        committed(outcome.and_then(|()| if fate.is_lost() { Err(lost()) } else { Ok(()) }));
+    })
+}
+
 impl<T> Results<T> {
     fn entry(&mut self, scope: Scope<'_>, key: &str, number: u64) -> Option<&mut Entry<T>> {
         self.by_key
@@ -219,7 +239,7 @@ mod tests {
 
     fn begin(keys: &Idempotency<u32>, key: &str, now: u64) -> Result<u64, Option<u32>> {
         match keys.begin(SCOPE, key, now, &mut || None, &|_| ()) {
-            Some(Known::Nothing(number)) => Ok(number),
+            Some(Known::Nothing(number, _)) => Ok(number),
             None => Err(None),
             Some(Known::Repeat(result)) => Err(Some(result)),
         }
@@ -234,7 +254,7 @@ mod tests {
         assert_eq!(begin(&keys, "a", 99), Err(Some(7)));
         assert!(matches!(
             keys.begin("other", "a", 99, &mut || None, &|_| ()),
-            Some(Known::Nothing(_))
+            Some(Known::Nothing(..))
         ));
         assert!(begin(&keys, "a", 100).is_ok());
     }

@@ -5,11 +5,12 @@ use crate::config::Config;
 use crate::database_url::parse_database_url;
 use crate::error::Error;
 use crate::events::LogLevel;
-use crate::fork::{ParentsOwn, Whole};
+use crate::fork::{InWork, ParentsOwn, Whole};
 use crate::node::{Delivery, Door, Node};
 use crate::shard::{Acceptor, Shard};
 use crate::store::{Limits, MemoryStore, SqliteStore, Store};
 use crate::sync::{Condvar, Mutex};
+use arc_swap::ArcSwapOption;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
@@ -33,6 +34,9 @@ const MAX_STORE_WAIT: Duration = Duration::from_secs(30);
 pub struct Server {
     node: Arc<Node>,
     running: Mutex<Option<Running>>,
+    /// Of what is running.
+    address: ArcSwapOption<SocketAddr>,
+    start_in_work: InWork,
     ended: Condvar,
     /// The fork generation it was started in, or `NOT_STARTED`.
     started_in: AtomicU32,
@@ -103,6 +107,8 @@ impl Server {
         Arc::new(Self {
             node,
             running: Mutex::new(None),
+            address: ArcSwapOption::empty(),
+            start_in_work: InWork::default(),
             ended: Condvar::new(),
             started_in,
         })
@@ -117,13 +123,14 @@ impl Server {
     pub fn is_inherited(&self) -> bool {
         let started_in = self.started_in.load(Ordering::Relaxed);
         let was_started = started_in != NOT_STARTED && started_in != crate::fork::generation();
-        was_started || self.node.has_inherited_store()
+        was_started || self.start_in_work.was_cut() || self.node.has_inherited_store()
     }
 
     /// Binds and starts the shards; returns once connections are accepted. False when it is started already.
     ///
     /// Errors: storage that cannot be opened; an address that is taken or is none; a thread that cannot be started; `timeout` passed.
     pub fn start(self: &Arc<Self>, timeout: Option<Duration>) -> Result<bool, Error> {
+        let _worker = self.start_in_work.begin();
         let mut running = self.running.lock();
         if running.is_some() {
             return Ok(false);
@@ -143,6 +150,7 @@ impl Server {
                 self.started_in
                     .store(crate::fork::generation(), Ordering::Relaxed);
                 self.tell_of_start(started.address);
+                self.address.store(Some(Arc::new(started.address)));
                 *running = Some(started);
                 Ok(true)
             }
@@ -196,7 +204,8 @@ impl Server {
 
     /// Where it listens; `None` when it is not running.
     pub fn address(&self) -> Option<SocketAddr> {
-        self.running.lock().as_ref().map(|running| running.address)
+        // without the lock, which a start has for as long as it takes
+        self.address.load().as_deref().copied()
     }
 
     fn start_threads(
@@ -300,9 +309,11 @@ impl Server {
             guards: Arc::clone(&guards),
         };
         let Listener { registered, socket } = listener;
+        // whoever started this has a `Whole` until it is told
         let acceptor = match Acceptor::new(socket, Arc::clone(&self.node)) {
             Ok(acceptor) => acceptor,
             Err(error) => {
+                drop(registered);
                 let _ = ready.send(Err(error));
                 return;
             }
@@ -341,8 +352,10 @@ impl Server {
             .log(LogLevel::Info, "server", || "stopped".to_owned());
         self.node.events.close();
         {
+            let _worker = self.start_in_work.begin();
             let mut running = self.running.lock();
             *running = None;
+            self.address.store(None);
             self.started_in.store(NOT_STARTED, Ordering::Relaxed);
         }
         self.ended.notify_all();
@@ -386,6 +399,7 @@ fn store_of(config: &Config) -> Arc<dyn Store> {
             let limits = Limits {
                 file_bytes: config.database_bytes,
                 queue_bytes: config.database_queue_bytes,
+                key_ttl: config.idempotency_ttl.as_micros() as u64,
                 keys: config
                     .max_idempotency_keys
                     .min(keys_in(config.database_bytes)),

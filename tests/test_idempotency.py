@@ -331,3 +331,20 @@ def test_keys_leave_room_in_the_file_for_what_it_is_for(make_server: MakeServer,
     assert (storage["degraded"], storage["changes_lost"]) == (False, 0)
     assert server.broadcast("jungle", "news", {"n": 0}, idempotency_key=f"19999 {'x' * 200}").result() == 0
     assert server.history("jungle").result().offset == 20_000
+
+
+def test_a_durable_repeat_of_what_was_lost_is_told_so(make_server: MakeServer, tmp_path: Path) -> None:
+    file = tmp_path / "tantor.db"
+    server = make_server(database=f"sqlite:///{file}", database_queue_bytes=1 << 20)
+    server.broadcast("jungle", "news", {"n": 0}, durable=True).result()
+    with locked_by_another(file, tmp_path):
+        while not server.stats()["storage"]["changes_lost"]:
+            server.broadcast("other", "filler", "x" * 30_000)
+        server.broadcast("jungle", "news", {"n": 1, "text": "x" * 30_000}, idempotency_key="key")
+    eventually(lambda: not server.stats()["storage"]["queued_changes"], "the rest is saved")
+    repeat = server.broadcast("jungle", "news", {"n": 1}, durable=True, idempotency_key="key")
+    with pytest.raises(StorageError, match="lost"):
+        repeat.result()
+    # who does not ask for more than that it was published is told that it was
+    assert server.broadcast("jungle", "news", {"n": 1}, idempotency_key="key").result() == 0
+    assert server.broadcast("jungle", "news", {"n": 2}, durable=True, idempotency_key="another").result() == 0

@@ -474,14 +474,14 @@ def test_forks_while_servers_are_looked_at_start_and_are_let_go(tmp_path: Path) 
     """Whoever has the interpreter's lock waits for nobody who waits for a fork."""
     works(f"""{CHILD}
 import gc
-current = make()
+current = idle = make()
 stop = threading.Event()
 def look():
     while not stop.is_set():
-        current.port, current.is_running, current.stats()
+        current.port, current.is_running, current.stats(), idle.is_running
 def fork():
     while not stop.is_set():
-        in_child(lambda: None)
+        in_child(lambda: idle.is_running)
 threads = [threading.Thread(target=look), threading.Thread(target=fork)]
 for thread in threads:
     thread.start()
@@ -498,6 +498,74 @@ finally:
     stop.set()
     for thread in threads:
         thread.join()
+""")
+
+
+@needs_fork
+@pytest.mark.parametrize("begin", ["t.start_background()", "t.broadcast('jungle', 'news')"])
+def test_a_fork_in_the_middle_of_a_beginning_hangs_in_no_call_and_at_no_end(begin: str, tmp_path: Path) -> None:
+    works(f"""{CHILD}
+from tantor import ForkedError
+database = "sqlite:///{tmp_path}/tantor.db"
+def make_one():
+    return Tantor(port=0, host="127.0.0.1", drain_timeout=0.1, database=database)
+t = make_one()
+for number in range(20_000):
+    t.broadcast("jungle", "news", number, idempotency_key=str(number))
+t.close_storage(30)
+told = 0
+for number in range(24):
+    t = make_one()
+    thread = threading.Thread(target=lambda: {begin})
+    thread.start()
+    time.sleep(number * 0.003)
+    read, write = os.pipe()
+    def work():
+        for call in (lambda: t.port, lambda: t.is_running, lambda: t.broadcast("jungle", "news"), t.stats):
+            try:
+                call()
+            except ForkedError:
+                os.write(write, b"x")
+    in_child(work, sys.exit)
+    os.close(write)
+    told += len(os.read(read, 10))
+    os.close(read)
+    thread.join()
+    t.begin_stop()
+    assert t.wait_stopped(15)
+    t.close_storage(15)
+assert told > 0, "some were forked in the middle of it"
+""")
+
+
+@needs_fork
+def test_an_application_s_own_hook_may_start_a_server_in_the_child() -> None:
+    works(f"""{CHILD}
+own = None
+def begin():
+    global own
+    own = make()
+    own.start_background()
+os.register_at_fork(after_in_child=begin)
+with make() as tantor:
+    in_child(lambda: serves(own))
+    assert serves(tantor)
+""")
+
+
+@needs_fork
+def test_a_child_keeps_its_standard_streams(tmp_path: Path) -> None:
+    """Though SQLite has plugged those that were closed at the start."""
+    works(f"""
+import os
+os.close(0)
+os.close(1)
+{CHILD}
+tantor = Tantor(port=0, database="sqlite:///{tmp_path}/tantor.db")
+tantor.broadcast("jungle", "news", durable=True).result()
+os.dup2(os.open("{tmp_path}/log", os.O_CREAT | os.O_WRONLY), 1)
+in_child(lambda: os.write(1, b"still open"))
+assert open("{tmp_path}/log").read() == "still open"
 """)
 
 

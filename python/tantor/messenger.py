@@ -300,12 +300,6 @@ def _prepare_process() -> None:
     if not _prepared:
         _prepared = True
         atexit.register(_stop_all)
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(
-                before=_tantor.before_fork,
-                after_in_parent=_tantor.after_fork_in_parent,
-                after_in_child=_after_fork_in_child,
-            )
 
 
 def _stop_all() -> None:
@@ -328,3 +322,12 @@ def _stop_all() -> None:
 def _after_fork_in_child() -> None:
     _tantor.after_fork_in_child()
     _running.clear()
+
+
+# from the import on: what an application registers later comes before it before a fork, and behind it in the child
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_tantor.before_fork,
+        after_in_parent=_tantor.after_fork_in_parent,
+        after_in_child=_after_fork_in_child,
+    )

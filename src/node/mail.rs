@@ -11,7 +11,7 @@ use crate::mailbox::{Mail, Mailbox};
 use crate::outbound::Unwritten;
 use crate::priority::Priority;
 use crate::protocol::{self, Body, Stamp};
-use crate::store::{Change, Committed, KeyResult, StoreError, UsedKey};
+use crate::store::{Change, Committed, Fate, KeyResult, StoreError, UsedKey};
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -81,7 +81,7 @@ impl Node {
             self.wait_for_room();
         }
         let Some(key) = options.idempotency_key else {
-            let stamp = self.send_now(client_id, channel, body, options, commit);
+            let stamp = self.send_now(client_id, channel, body, options, None, commit);
             return Ok(Sent {
                 stamp,
                 is_duplicate: false,
@@ -92,12 +92,13 @@ impl Node {
             options.durable.then(&mut *commit)
         });
         match known {
-            Known::Nothing(number) => {
+            Known::Nothing(number, fate) => {
                 let mut is_saving = false;
-                let stamp = self.send_now(client_id, channel, body, options, &mut || {
-                    is_saving = true;
-                    self.settle_sent(commit(), client_id, key, number)
-                });
+                let stamp =
+                    self.send_now(client_id, channel, body, options, Some(&fate), &mut || {
+                        is_saving = true;
+                        self.settle_sent(commit(), client_id, key, number)
+                    });
                 self.sent_once
                     .published(scope, key, number, stamp, is_saving);
                 Ok(Sent {
@@ -261,6 +262,7 @@ impl Node {
         channel: &str,
         body: Body<'_>,
         options: &PublishOptions<'_>,
+        fate: Option<&Fate>,
         commit: &mut dyn FnMut() -> Committed,
     ) -> Stamp {
         let stamp = self.stamp();
@@ -294,7 +296,7 @@ impl Node {
                     ttl,
                     is_emergency: options.priority == Priority::Emergency,
                     is_handed_over: place.is_some(),
-                    used_key: self.used_key(client_id, options, KeyResult::Sent(stamp)),
+                    used_key: self.used_key(client_id, options, fate, KeyResult::Sent(stamp)),
                 };
                 let committed = options.durable.then(&mut *commit);
                 self.keep(&client, &mut state, letter, committed);

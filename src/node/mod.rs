@@ -32,6 +32,7 @@ use crate::broker::{Broker, Stream};
 use crate::config::Config;
 use crate::error::{Disconnect, Error, Refusal};
 use crate::events::{Detail, Event, EventQueue, LogLevel};
+use crate::fork::InWork;
 use crate::frame::EncodedFrame;
 use crate::hub::ChannelKey;
 use crate::idempotency::Idempotency;
@@ -60,6 +61,7 @@ pub struct Node {
     restored_in: AtomicU32,
     /// Held by whoever opens or closes the store.
     restoring: Mutex<()>,
+    store_in_work: InWork,
     channels: RwLock<HashMap<Arc<str>, Arc<Channel>>>,
     clients: RwLock<HashMap<Arc<str>, Arc<Client>>>,
     /// Clients of `clients` that are connected.
@@ -134,6 +136,7 @@ impl Node {
             store,
             restored_in: AtomicU32::new(NOT_RESTORED),
             restoring: Mutex::new(()),
+            store_in_work: InWork::default(),
             channels: RwLock::default(),
             clients: RwLock::default(),
             connected: AtomicUsize::new(0),
@@ -174,6 +177,7 @@ impl Node {
         if self.restored_in.load(Ordering::Acquire) != NOT_RESTORED {
             return Ok(());
         }
+        let _worker = self.store_in_work.begin();
         let _only_one = self.restoring.lock();
         if self.restored_in.load(Ordering::Acquire) != NOT_RESTORED {
             return Ok(());
@@ -197,16 +201,19 @@ impl Node {
         Ok(())
     }
 
-    /// True in a child of the process that opened the storage: its writer is a thread that the child does not have.
+    /// True in a child of the process that opened the storage, or was about to: its writer is a thread that the child does
+    /// not have.
     pub fn has_inherited_store(&self) -> bool {
         let restored_in = self.restored_in.load(Ordering::Relaxed);
-        self.store.is_durable()
+        let was_opened = self.store.is_durable()
             && restored_in != NOT_RESTORED
-            && restored_in != crate::fork::generation()
+            && restored_in != crate::fork::generation();
+        was_opened || self.store_in_work.was_cut()
     }
 
     /// Has everything saved that is still to be, and lets go of the storage until it is needed again.
     pub fn close_store(&self, within: Duration) {
+        let _worker = self.store_in_work.begin();
         let _only_one = self.restoring.lock();
         if self.restored_in.swap(NOT_RESTORED, Ordering::AcqRel) != NOT_RESTORED {
             self.store.close(within);

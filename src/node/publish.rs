@@ -11,7 +11,7 @@ use crate::frame::EncodedFrame;
 use crate::idempotency::{Idempotency, Known, Scope};
 use crate::priority::Priority;
 use crate::protocol::{self, Publication, Stamp};
-use crate::store::{Change, Committed, KeyResult, StoreError, UsedKey};
+use crate::store::{Change, Committed, Fate, KeyResult, StoreError, UsedKey};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -162,18 +162,18 @@ impl Node {
         let is_durable = new.options.durable || self.waits_for_saving(&channel);
         let Some(key) = new.options.idempotency_key else {
             let committed = is_durable.then(&mut *commit);
-            return self.publish_now(new, committed);
+            return self.publish_now(new, committed, None);
         };
         let (once, scope) = (self.published_once(new.from.is_some()), new.channel);
         match self.begin_once(once, scope, key, &mut || is_durable.then(&mut *commit)) {
-            Known::Nothing(number) if is_durable => {
+            Known::Nothing(number, fate) if is_durable => {
                 let committed = self.settle_once(commit(), new, key, number);
-                let published = self.publish_now(new, Some(committed));
+                let published = self.publish_now(new, Some(committed), Some(&fate));
                 once.published(scope, key, number, published, true);
                 published
             }
-            Known::Nothing(number) => {
-                let published = self.publish_now(new, None);
+            Known::Nothing(number, fate) => {
+                let published = self.publish_now(new, None, Some(&fate));
                 once.published(scope, key, number, published, false);
                 published
             }
@@ -233,9 +233,10 @@ impl Node {
         &self,
         scope: Scope<'_>,
         options: &PublishOptions<'_>,
+        fate: Option<&Fate>,
         result: KeyResult,
     ) -> Option<Box<UsedKey>> {
-        let key = options.idempotency_key?;
+        let (key, fate) = (options.idempotency_key?, fate?);
         let ttl = self.config.idempotency_ttl.as_micros() as u64;
         let is_known = ttl > 0 && self.config.max_idempotency_keys > 0;
         (is_known && self.store.is_durable()).then(|| {
@@ -244,17 +245,23 @@ impl Node {
                 key: key.into(),
                 expires: protocol::now_micros().saturating_add(ttl),
                 result,
+                fate: fate.clone(),
             })
         })
     }
 
-    fn used_key_of(&self, new: &NewPublication<'_>, published: &Published) -> Option<Box<UsedKey>> {
+    fn used_key_of(
+        &self,
+        new: &NewPublication<'_>,
+        fate: Option<&Fate>,
+        published: &Published,
+    ) -> Option<Box<UsedKey>> {
         let result = KeyResult::Published {
             by_client: new.from.is_some(),
             position: published.position?,
             recipients: published.recipients,
         };
-        self.used_key(new.channel, new.options, result)
+        self.used_key(new.channel, new.options, fate, result)
     }
 
     fn published_once(&self, is_client: bool) -> &Idempotency<Published> {
@@ -342,6 +349,7 @@ impl Node {
         self: &Arc<Self>,
         new: &NewPublication<'_>,
         mut committed: Option<Committed>,
+        fate: Option<&Fate>,
     ) -> Published {
         let mut published = Published {
             recipients: 0,
@@ -361,7 +369,7 @@ impl Node {
                         published.recipients = channel.members.lock().interest.total();
                         Encoded {
                             frame: self.encode_publication(&new.at(position)),
-                            used_key: self.used_key_of(new, &published),
+                            used_key: self.used_key_of(new, fate, &published),
                         }
                     },
                     &mut hand_over,
@@ -392,7 +400,7 @@ impl Node {
                         );
                         Encoded {
                             frame,
-                            used_key: self.used_key_of(new, &published),
+                            used_key: self.used_key_of(new, fate, &published),
                         }
                     },
                     &mut committed,

@@ -155,10 +155,10 @@ impl Messenger {
     }
 
     #[getter]
-    fn port(&self, py: Python<'_>) -> PyResult<u16> {
+    fn port(&self) -> PyResult<u16> {
         let server = self.server()?;
-        Ok(py
-            .detach(|| server.address())
+        Ok(server
+            .address()
             .map_or(server.node().config.port, |address| address.port()))
     }
 
@@ -168,9 +168,8 @@ impl Messenger {
     }
 
     #[getter]
-    fn is_running(&self, py: Python<'_>) -> PyResult<bool> {
-        let server = self.server()?;
-        Ok(py.detach(|| server.address()).is_some())
+    fn is_running(&self) -> PyResult<bool> {
+        Ok(self.server()?.address().is_some())
     }
 
     fn setting(&self, py: Python<'_>, name: &str) -> PyResult<Py<PyAny>> {

@@ -31,7 +31,7 @@ pub fn stats<'py>(
     dict.set_item("queued_messages", queued_messages)?;
     dict.set_item("queued_bytes", queued_bytes)?;
     dict.set_item("uptime", created.elapsed().as_secs_f64())?;
-    let is_running = py.detach(|| server.address()).is_some();
+    let is_running = server.address().is_some();
     dict.set_item("status", if is_running { "listening" } else { "sleeping" })?;
     let is_anxious = connections > CALM_CONNECTIONS;
     dict.set_item("mood", if is_anxious { "anxious" } else { "calm" })?;

@@ -13,6 +13,7 @@ use crate::protocol::Stamp;
 use bytes::Bytes;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// A log of changes, in the order in which they are given, that is read once when it is opened. What the process knows
@@ -127,7 +128,31 @@ pub struct UsedKey {
     /// Microseconds since 1970.
     pub expires: u64,
     pub result: KeyResult,
+    pub fate: Fate,
 }
+
+/// Whether a change was lost that nobody waited for; shared by the store and whoever may ask later.
+#[derive(Clone, Debug, Default)]
+pub struct Fate(Arc<AtomicBool>);
+
+impl Fate {
+    pub fn lose(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    pub fn is_lost(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// It is no part of what is saved.
+impl PartialEq for Fate {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Fate {}
 
 /// What the publisher was told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

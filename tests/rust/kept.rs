@@ -153,7 +153,7 @@ proptest! {
             let known = keys.begin("scope", &name, now, &mut || None, &|_| ());
             match (known, model.iter().find(|(known, ..)| *known == key)) {
                 (Some(Known::Repeat(result)), Some((_, _, first))) => prop_assert_eq!(result, *first),
-                (Some(Known::Nothing(token)), None) => {
+                (Some(Known::Nothing(token, _)), None) => {
                     keys.published("scope", &name, token, number, false);
                     if model.len() == limit {
                         model.remove(0);

@@ -4,7 +4,7 @@ use crate::sqlite::{killed, query, wait_until};
 use crate::stores::{LATE, LIMITS, PATIENCE, frame, key, opened, reopen, save, sqlite, trimmed};
 use _tantor::broker::StreamPosition;
 use _tantor::protocol::{Stamp, now_micros};
-use _tantor::store::{Change, KeyResult, Limits, SqliteStore, Store, UsedKey};
+use _tantor::store::{Change, Fate, KeyResult, Limits, SqliteStore, Store, UsedKey};
 
 fn published(name: &str, by_client: bool, offset: u64, expires: u64) -> UsedKey {
     UsedKey {
@@ -16,6 +16,7 @@ fn published(name: &str, by_client: bool, offset: u64, expires: u64) -> UsedKey 
             position: StreamPosition { epoch: 1, offset },
             recipients: 7,
         },
+        fate: Fate::default(),
     }
 }
 
@@ -28,6 +29,7 @@ fn sent(name: &str) -> UsedKey {
             id: u64::MAX - 1,
             micros: 5,
         }),
+        fate: Fate::default(),
     }
 }
 
@@ -262,5 +264,26 @@ fn positions_are_told_in_the_epoch_that_the_stream_has_now() {
     };
     assert_eq!(position.epoch, 1);
     left.close(PATIENCE);
+    store.close(PATIENCE);
+}
+
+/// Else keys of a time in which they were known for longer would push out those of now.
+#[test]
+fn keys_are_known_for_no_longer_than_keys_are_now() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tantor.db");
+    let store = sqlite(folder.path());
+    store.open().unwrap();
+    store.save(opened("a", 1, true), None);
+    let used = published("old", false, 1, LATE);
+    publication(1, used, |change| store.save(change, None));
+    store.close(PATIENCE);
+    let limits = Limits {
+        key_ttl: 60_000_000,
+        ..LIMITS
+    };
+    let store = SqliteStore::new(&path, limits);
+    let expires = store.open().unwrap().used_keys[0].expires;
+    assert!((now_micros()..=now_micros() + 60_000_000).contains(&expires));
     store.close(PATIENCE);
 }

@@ -17,6 +17,7 @@ pub const LIMITS: Limits = Limits {
     file_bytes: 1 << 30,
     queue_bytes: 64 << 20,
     keys: 1000,
+    key_ttl: u64::MAX,
 };
 
 /// Expires in the year 2106.

@@ -28,6 +28,8 @@ pub(super) struct DatabaseFile {
     pub(super) key_counts: KeyCounts,
     /// Idempotency keys that are kept of one kind.
     pub(super) max_keys: usize,
+    /// Microseconds for which they are known.
+    pub(super) key_ttl: u64,
     is_synchronous: Option<bool>,
     /// The file and its log, as they were when they were opened.
     identities: [Option<Identity>; 2],
@@ -79,6 +81,7 @@ impl DatabaseFile {
             orphans: Vec::new(),
             key_counts: KeyCounts::default(),
             max_keys: limits.keys,
+            key_ttl: limits.key_ttl,
             is_synchronous: None,
             identities: [None; 2],
         };

@@ -5,7 +5,7 @@ use super::load::unsigned;
 use crate::broker::StreamPosition;
 use crate::fork::Whole;
 use crate::protocol::{Stamp, now_micros};
-use crate::store::{KeyResult, UsedKey};
+use crate::store::{Fate, KeyResult, UsedKey};
 use rusqlite::{Row, params};
 
 /// Rows of one kind are bounded apart, so that clients cannot have the application's forgotten.
@@ -81,6 +81,12 @@ impl DatabaseFile {
 
     /// Those that have not expired, the oldest of each kind first.
     pub(super) fn read_keys(&mut self) -> rusqlite::Result<Vec<UsedKey>> {
+        // what was used when they were known for longer would outlive what is used now
+        let latest = now_micros().saturating_add(self.key_ttl);
+        self.connection.execute(
+            "UPDATE idempotency_keys SET expires = ?1 WHERE expires > ?1",
+            [i64::try_from(latest).unwrap_or(i64::MAX)],
+        )?;
         let mut select = self
             .connection
             .prepare("SELECT * FROM idempotency_keys ORDER BY kind, expires")?;
@@ -162,5 +168,6 @@ fn used_key(row: &Row<'_>) -> rusqlite::Result<UsedKey> {
         key: row.get::<_, String>(2)?.into(),
         expires: unsigned(row, 3)?,
         result,
+        fate: Fate::default(),
     })
 }

@@ -41,8 +41,9 @@ pub struct Limits {
     pub file_bytes: u64,
     /// Bytes of changes that may wait to be saved.
     pub queue_bytes: usize,
-    /// Idempotency keys of one kind.
+    /// Idempotency keys of one kind, and microseconds for which they are known.
     pub keys: usize,
+    pub key_ttl: u64,
 }
 
 /// What there is while the file is open.
@@ -81,8 +82,11 @@ impl Store for SqliteStore {
         let mut open = self.open.lock();
         // a child would keep the lock, and find SQLite's own locks held by nobody
         let _whole = Whole::new();
+        if open.as_ref().is_some_and(|running| !running.is_here()) {
+            std::mem::forget(open.take());
+        }
         // one that took longer than `close` could wait may have come to its end since
-        open.take_if(|running| running.is_here() && running.ended.is_disconnected());
+        open.take_if(|running| running.ended.is_disconnected());
         if open.is_some() {
             return Err(StoreError(format!(
                 "{} is still being closed; try again",

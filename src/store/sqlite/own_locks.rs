@@ -82,7 +82,8 @@ mod linux {
         let _whole = Whole::new();
         // SAFETY: passed on as it came.
         let descriptor = unsafe { libc::open(path, flags, mode.cast_unsigned()) };
-        if descriptor >= 0 {
+        // SQLite keeps off the standard streams, and only plugs such numbers
+        if descriptor > 2 {
             note_opened(descriptor);
         }
         descriptor

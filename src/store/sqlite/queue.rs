@@ -172,6 +172,11 @@ impl Queue {
         let weight = change.weight();
         let mut state = self.state.lock();
         if !state.is_open || (change.adds() && state.weight + weight > self.limit) {
+            if let Change::Published { used_key, .. } | Change::Mailed { used_key, .. } = change
+                && let Some(used) = used_key
+            {
+                used.fate.lose();
+            }
             return Err(committed);
         }
         state.urgent += usize::from(committed.is_some());

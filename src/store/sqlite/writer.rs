@@ -4,7 +4,7 @@ use super::Gauges;
 use super::changes::Failure;
 use super::file::DatabaseFile;
 use super::lock::FileLock;
-use super::queue::{Batch, Gather, Queue, Taken};
+use super::queue::{Batch, Entry, Gather, Queue, Taken};
 use crate::fork::Whole;
 use crate::store::StoreError;
 use std::collections::VecDeque;
@@ -229,6 +229,7 @@ impl Writer {
             self.backlog.pop_front();
         }
         self.gauges.lost.fetch_add(1, Ordering::Relaxed);
+        lose(&entry);
         self.queue.release(1, entry.weight);
         *self.gauges.error.lock() = Some(error.0.clone());
         if let Some(committed) = entry.committed {
@@ -239,6 +240,7 @@ impl Writer {
     fn give_up(&mut self) {
         let entries = self.backlog.drain(..).flat_map(|batch| batch.entries);
         let (count, weight) = entries.fold((0, 0), |(count, weight), entry| {
+            lose(&entry);
             (count + 1, weight + entry.weight)
         });
         self.gauges.lost.fetch_add(count as u64, Ordering::Relaxed);
@@ -283,5 +285,12 @@ impl Writer {
             "the database {} cannot be written: {problem}",
             self.file.path().display()
         ))
+    }
+}
+
+/// Tells whoever may ask later under its key that it will not be saved.
+fn lose(entry: &Entry) {
+    if let Some(used) = entry.item.used_key() {
+        used.fate.lose();
     }
 }
