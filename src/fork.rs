@@ -108,13 +108,17 @@ impl Drop for Worker<'_> {
     }
 }
 
-/// To be called before a fork, by the thread that forks: nothing more is begun that must not be cut. False while
-/// something is under way: `wait` for it, and look again.
-pub fn before() -> bool {
+/// To be called before a fork, by the thread that forks: nothing more is begun that must not be cut, and up to `most` is
+/// waited for what is under way. `pause` is to call `wait`, and may let go of something meanwhile; it is looked again
+/// after it.
+pub fn before(most: Duration, mut pause: impl FnMut(Duration) -> Duration) {
     if !FORKS_HERE.replace(true) {
         FORKING.fetch_add(1, Ordering::SeqCst);
     }
-    DEPTH.get() > 0 || UNDER_WAY.load(Ordering::SeqCst) == 0
+    let mut left = most;
+    while DEPTH.get() == 0 && UNDER_WAY.load(Ordering::SeqCst) > 0 && !left.is_zero() {
+        left = left.saturating_sub(pause(left));
+    }
 }
 
 /// Blocks for a moment, and until nothing is under way or `most` has passed; returns for how long, about.
@@ -266,21 +270,13 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(20);
 
-    /// What the hook before a fork does, but for the interpreter lock.
-    fn prepare(patience: Duration) {
-        let mut left = patience;
-        while !before() && !left.is_zero() {
-            left = left.saturating_sub(wait(left));
-        }
-    }
-
     #[test]
     fn a_fork_waits_for_what_is_under_way_and_holds_up_what_is_not() {
         let whole = Whole::new();
         let (tell, told) = mpsc::channel();
         let (go_on, may_go_on) = mpsc::channel::<()>();
         let forking = std::thread::spawn(move || {
-            prepare(PATIENCE);
+            before(PATIENCE, wait);
             tell.send("forks").unwrap();
             may_go_on.recv().unwrap();
             // what is called before the fork is over, on the same thread
@@ -305,7 +301,7 @@ mod tests {
         // whatever each of them waits for besides, neither waits for ever
         let whole = Whole::new();
         std::thread::spawn(|| {
-            prepare(Duration::from_millis(20));
+            before(Duration::from_millis(20), wait);
             let began = std::thread::spawn(|| drop(Whole::new()));
             began.join().unwrap();
             in_parent();

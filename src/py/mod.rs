@@ -58,11 +58,10 @@ fn wait_for_threads(py: Python<'_>, timeout: f64) -> bool {
 
 #[pyfunction]
 fn before_fork(py: Python<'_>) {
-    let mut left = crate::fork::MAX_WAIT;
-    // looked at with the interpreter held: what is not under way now is not when it forks
-    while !crate::fork::before() && !left.is_zero() {
-        left = left.saturating_sub(py.detach(|| crate::fork::wait(left)));
-    }
+    // looked at with the interpreter held: what is not under way then is not when it forks
+    crate::fork::before(crate::fork::MAX_WAIT, |left| {
+        py.detach(|| crate::fork::wait(left))
+    });
 }
 
 #[pyfunction]
