@@ -5,6 +5,15 @@ use crate::stores::{LATE, LIMITS, PATIENCE, frame, key, opened, reopen, save, sq
 use _tantor::broker::StreamPosition;
 use _tantor::protocol::{Stamp, now_micros};
 use _tantor::store::{Change, Fate, KeyResult, Limits, SqliteStore, Store, UsedKey};
+use std::path::Path;
+
+/// An empty store that is open, with a durable stream "a".
+fn opened_store(folder: &Path, limits: Limits) -> SqliteStore {
+    let store = SqliteStore::new(&folder.join("tantor.db"), limits);
+    assert!(store.open().unwrap().used_keys.is_empty());
+    store.save(opened("a", 1, true), None);
+    store
+}
 
 fn published(name: &str, by_client: bool, offset: u64, expires: u64) -> UsedKey {
     UsedKey {
@@ -82,9 +91,7 @@ fn keys_come_back_with_what_they_gave() {
 #[test]
 fn a_key_that_is_used_again_has_its_latest_result() {
     let folder = tempfile::tempdir().unwrap();
-    let store = sqlite(folder.path());
-    store.open().unwrap();
-    store.save(opened("a", 1, true), None);
+    let store = opened_store(folder.path(), LIMITS);
     for offset in 1..=3 {
         let used = published("one", false, offset, LATE + offset);
         publication(offset, used, |change| store.save(change, None));
@@ -101,9 +108,7 @@ fn a_key_that_is_used_again_has_its_latest_result() {
 #[test]
 fn a_kill_leaves_a_key_and_its_publication_or_neither() {
     let folder = tempfile::tempdir().unwrap();
-    let store = sqlite(folder.path());
-    store.open().unwrap();
-    store.save(opened("a", 1, true), None);
+    let store = opened_store(folder.path(), LIMITS);
     let mut seen = std::collections::BTreeSet::new();
     std::thread::scope(|scope| {
         // few enough for the log not to be moved to the file while it is copied
@@ -145,12 +150,7 @@ fn a_kill_leaves_a_key_and_its_publication_or_neither() {
 #[test]
 fn old_keys_go_while_the_file_is_open() {
     let folder = tempfile::tempdir().unwrap();
-    let store = SqliteStore::new(
-        &folder.path().join("tantor.db"),
-        Limits { keys: 3, ..LIMITS },
-    );
-    store.open().unwrap();
-    store.save(opened("a", 1, true), None);
+    let store = opened_store(folder.path(), Limits { keys: 3, ..LIMITS });
     let soon = now_micros() + 100_000;
     for offset in 1..=5 {
         let used = published(&format!("short {offset}"), false, offset, soon);
@@ -180,12 +180,7 @@ fn old_keys_go_while_the_file_is_open() {
 #[test]
 fn keys_of_one_kind_are_bounded_by_number() {
     let folder = tempfile::tempdir().unwrap();
-    let store = SqliteStore::new(
-        &folder.path().join("tantor.db"),
-        Limits { keys: 3, ..LIMITS },
-    );
-    store.open().unwrap();
-    store.save(opened("a", 1, true), None);
+    let store = opened_store(folder.path(), Limits { keys: 3, ..LIMITS });
     publication(
         1,
         published("the application's", false, 1, LATE),
@@ -218,9 +213,7 @@ fn keys_of_one_kind_are_bounded_by_number() {
 #[test]
 fn keys_that_have_expired_are_not_opened() {
     let folder = tempfile::tempdir().unwrap();
-    let store = sqlite(folder.path());
-    store.open().unwrap();
-    store.save(opened("a", 1, true), None);
+    let store = opened_store(folder.path(), LIMITS);
     for (offset, expires) in [(1, 2), (2, LATE)] {
         let used = published(&format!("key {offset}"), false, offset, expires);
         publication(offset, used, |change| store.save(change, None));
@@ -272,9 +265,7 @@ fn positions_are_told_in_the_epoch_that_the_stream_has_now() {
 fn keys_are_known_for_no_longer_than_keys_are_now() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("tantor.db");
-    let store = sqlite(folder.path());
-    store.open().unwrap();
-    store.save(opened("a", 1, true), None);
+    let store = opened_store(folder.path(), LIMITS);
     let used = published("old", false, 1, LATE);
     publication(1, used, |change| store.save(change, None));
     store.close(PATIENCE);
