@@ -7,7 +7,7 @@ SOURCES := Cargo.toml $(wildcard Cargo.lock) pyproject.toml README.md LICENSE $(
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help demo test bench wheel lint format clean
+.PHONY: help demo test bench attack wheel lint format clean
 .DELETE_ON_ERROR:
 
 help:  ## Show this list
@@ -22,6 +22,9 @@ test: $(VENV)/installed $(VENV)/test-tools  ## Lint, and test Rust and Python (R
 
 bench: $(VENV)/installed $(VENV)/test-tools  ## Measure the promises of benches/README.md
 	$(BIN)/python benches/run.py
+
+attack: $(VENV)/installed $(VENV)/test-tools  ## Flood a server, and measure what others notice of it
+	$(BIN)/python benches/attack.py
 
 wheel: dist/built  ## Build the wheel into dist/
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::target::Target;
-use crate::{bare, connect, fanout, flood, latency, listen, recover, resume, sys};
+use crate::{attack, bare, connect, fanout, flood, latency, listen, recover, resume, sys};
 
 const USAGE: &str = "\
 usage: tantor-bench bare --port PORT
@@ -18,6 +18,7 @@ usage: tantor-bench bare --port PORT
                             [--payload 300]
        tantor-bench connect --target T [--count 10000] [--round 0]
        tantor-bench flood   --target T [--connections 8] [--seconds 3] [--text '{\"action\":\"chat\"}']
+       tantor-bench attack  --target T --flood NAME [--seconds 3]
        tantor-bench listen  --target T [--subscribers 1]
        tantor-bench recover --target T [--publications 300] [--joins 200] [--rounds 1]
        tantor-bench resume  --target T [--clients 10000] [--mailed 100] [--missed 20] [--at-once 4000] [--round 0]
@@ -73,6 +74,13 @@ pub fn run(arguments: impl Iterator<Item = String>) -> Result<(), String> {
             let text = options.value("text", r#"{"action":"chat"}"#.to_owned())?;
             options.end()?;
             flood::run(&target, connections, duration, &text, &mut report)
+        }
+        "attack" => {
+            let target = options.target()?;
+            let flood: String = options.required("flood")?;
+            let duration = options.seconds()?;
+            options.end()?;
+            attack::run(&target, &flood, duration, &mut report)
         }
         "listen" => {
             let target = options.target()?;

@@ -13,6 +13,8 @@
 #[cfg(target_os = "linux")]
 mod arguments;
 #[cfg(target_os = "linux")]
+mod attack;
+#[cfg(target_os = "linux")]
 mod audience;
 #[cfg(target_os = "linux")]
 mod bare;
@@ -26,6 +28,8 @@ mod fanout;
 mod flood;
 #[cfg(target_os = "linux")]
 mod frame;
+#[cfg(target_os = "linux")]
+mod histogram;
 #[cfg(target_os = "linux")]
 mod latency;
 #[cfg(target_os = "linux")]
