@@ -219,6 +219,22 @@ def test_a_broadcast_under_way_is_repeated_as_it_was_and_a_command_is_not() -> N
     assert [event.ref for event in wire.events()] == [ref]
 
 
+def test_a_broadcast_under_way_is_uncertain_once_the_server_has_forgotten_the_client() -> None:
+    wire = Wire()
+    wire.welcome()
+    sent = wire.session.command("broadcast", {"channel": "c", "idempotency_key": "sent"})
+    history = wire.session.command("history", {"channel": "c"})
+    wire.sent()
+    wire.session.disconnected(1006)
+    unsent = wire.session.command("broadcast", {"channel": "c", "idempotency_key": "unsent"})
+    wire.welcome(resumed=False, client_id="client_2", reason="expired")
+    failed = [event for event in wire.events() if isinstance(event, Failed)]
+    assert [event.ref for event in failed] == [sent]
+    assert isinstance(failed[0].error, CommandLostError)
+    assert "uncertain" in str(failed[0].error)
+    assert [frame["ref"] for frame in wire.sent()] == [history, unsent]
+
+
 def test_a_command_with_which_connections_end_in_complaints_is_given_up() -> None:
     wire = Wire()
     wire.welcome()

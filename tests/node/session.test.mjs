@@ -390,6 +390,42 @@ test("a broadcast that may have been published is not repeated when the server h
   assert.deepEqual([ping, unsent], [{}, {}]);
 });
 
+test("a broadcast that may have been published is not repeated by a client that the server takes for a new one", () => {
+  const talk = new Talk();
+  talk.welcome();
+  const sent = talk.ask("command", { action: "broadcast", event: "n", idempotency_key: "key" });
+  talk.frames();
+  talk.lose();
+  const unsent = talk.ask("command", { action: "broadcast", event: "m", idempotency_key: "other" });
+  const again = talk.welcome({ resumed: false, client_id: "client_2", reason: "expired" });
+  assert.deepEqual(again.map(frame => frame.event), ["m"]);
+  assert.equal(sent.error.code, "uncertain");
+  assert.match(sent.error.message, /new one/);
+  assert.deepEqual(unsent, {});
+});
+
+test("channels may be named like members of every object", () => {
+  const names = ["constructor", "toString", "valueOf", "__proto__", "hasOwnProperty"];
+  const talk = new Talk();
+  talk.welcome();
+  for (const name of names) {
+    const joined = talk.join(name);
+    const ask = talk.frame();
+    assert.deepEqual([ask.action, ask.channel, ask.recover], ["join_channel", name, undefined]);
+    talk.receive(reply(ask, { offset: 3, subscribers: 1 }));
+    assert.equal(joined.value.offset, 3);
+    talk.receive(publication(4, { channel: name }));
+    assert.equal(talk.shown.at(-1).channel, name);
+  }
+  const saved = JSON.parse(JSON.stringify(talk.session.snapshot()));
+  const next = new Talk({ saved });
+  next.welcome({ resumed: true });
+  for (const name of names) {
+    next.join(name);
+    assert.deepEqual(next.frame().recover, { epoch: EPOCH, offset: 4 });
+  }
+});
+
 test("only so many commands wait", () => {
   const talk = new Talk({ maxPending: 2 });
   talk.ask("command", { action: "ping" });

@@ -64,7 +64,10 @@ class _Command:
     text: str
     # may be sent again on another connection
     is_repeatable: bool
+    # sent on the connection that stands
     is_sent: bool = False
+    # sent on any connection
+    was_sent: bool = False
     # connections that ended with a complaint after it was sent
     complaints: int = 0
 
@@ -154,7 +157,7 @@ class Session:
         if not self.is_welcome or not self._outgoing:
             return None
         command = self._outgoing.popleft()
-        command.is_sent = True
+        command.is_sent = command.was_sent = True
         return command.text
 
     # The application
@@ -305,6 +308,7 @@ class Session:
             logger.info("connected as a new client, %s: %s", self.client_id, message.get("reason"))
             # nothing waits for the new one's acknowledgement
             self._untaken.clear()
+            self._give_up_uncertain()
             self.tell(Gap(None, None, None, None, None, "new_client"))
         elif message.get("dropped"):
             self.tell(Gap(None, None, None, None, message["dropped"], "mailbox"))
@@ -413,6 +417,17 @@ class Session:
             del self._commands[command.ref]
             self._fail(command.ref, CommandLostError(f"{command.action}: {problem}"))
         command.is_sent = False
+
+    def _give_up_uncertain(self) -> None:
+        """Fail the broadcasts that the client sent under its former identity.
+
+        The server scopes idempotency keys by client: it would publish a repeat a second time.
+        """
+        for command in list(self._commands.values()):
+            if command.action == "broadcast" and command.was_sent:
+                del self._commands[command.ref]
+                problem = "uncertain: the server took this client for a new one, so a repeat could publish it twice"
+                self._fail(command.ref, CommandLostError(f"broadcast: {problem}"))
 
     def _fail(self, ref: str, error: CommandError | CommandLostError) -> None:
         self._joiners.pop(ref, None)

@@ -612,7 +612,7 @@ class Session {
   #isCareful = false;
   /** Subscriptions that are still to ask. @type {Subscription[]} */
   #turns = [];
-  /** Positions from storage, of channels that were not joined yet. @type {Record<string, Api.Position>} */
+  /** Positions from storage, of channels that were not joined yet. A map: channels may be named like members of every object. @type {Map<string, Api.Position>} */
   #saved;
 
   /** @param {{maxPending?: number, clock?: () => number, saved?: any}} [options] */
@@ -621,14 +621,14 @@ class Session {
     this.#clock = clock;
     this.token = saved?.token ?? null;
     this.clientId = saved?.clientId ?? null;
-    this.#saved = saved?.positions ?? {};
+    this.#saved = new Map(Object.entries(saved?.positions ?? {}));
   }
 
   /** What a later session can go on from. */
   snapshot() {
-    const positions = { ...this.#saved };
-    for (const { channel, position } of this.#subscriptions.values()) if (position) positions[channel] = position;
-    return { token: this.token, clientId: this.clientId, positions };
+    const positions = new Map(this.#saved);
+    for (const { channel, position } of this.#subscriptions.values()) if (position) positions.set(channel, position);
+    return { token: this.token, clientId: this.clientId, positions: Object.fromEntries(positions) };
   }
 
   /** @param {string} channel @returns {Api.Position | null} */
@@ -679,8 +679,8 @@ class Session {
         command.resolve({ channel });
       }
     }
-    const subscription = known ?? new Subscription(this, channel, recover ?? this.#saved[channel] ?? null);
-    delete this.#saved[channel];
+    const subscription = known ?? new Subscription(this, channel, recover ?? this.#saved.get(channel) ?? null);
+    this.#saved.delete(channel);
     this.#subscriptions.set(channel, subscription);
     subscription.waiting.push(settle);
     if (this.isOpen && !subscription.isBusy) subscription.ask();
@@ -692,7 +692,7 @@ class Session {
     const subscription = this.#subscriptions.get(channel);
     this.#subscriptions.delete(channel);
     subscription?.refuse(new TantorError("left", `channel ${shown(channel)} was left before it was joined`));
-    delete this.#saved[channel];
+    this.#saved.delete(channel);
     this.#left.add(channel);
     if (this.#left.size > MOST_LEFT) this.#left.delete(first(this.#left.keys()));
   }
@@ -807,7 +807,8 @@ class Session {
     if (welcome.heartbeat_interval > 0) this.heartbeat = welcome.heartbeat_interval;
     this.tell("welcome", welcome);
     const gap = { channel: null, epoch: null, from: null, to: null };
-    if (before !== null && !welcome.resumed) {
+    const isNew = before !== null && !welcome.resumed;
+    if (isNew) {
       this.tell("gap", { ...gap, reason: "new_client", message: welcome.reason ?? "the server keeps no sessions", clientId: before });
       this.#known.clear();
     } else if (welcome.dropped > 0) {
@@ -819,9 +820,10 @@ class Session {
     while (this.#turns.length && !this.#isCareful);
     if (!welcome.resumed) for (const channel of this.#left) this.#frames.push(JSON.stringify({ action: "leave_channel", channel }));
     for (const [ref, command] of [...this.#pending]) {
-      if (command.sent && command.fields.action === "broadcast" && this.#clock() - command.sent > REPEAT_WITHIN) {
+      const doubt = command.sent && command.fields.action === "broadcast" && this.#whyNotRepeated(command, isNew);
+      if (doubt) {
         this.#pending.delete(ref);
-        command.reject(new TantorError("uncertain", "the connection broke for so long that repeating the broadcast could publish it twice; it may have been published"));
+        command.reject(new TantorError("uncertain", `the broadcast may have been published, and repeating it could publish it twice: ${doubt}`));
       } else {
         this.#submit(command);
       }
@@ -829,6 +831,12 @@ class Session {
     this.acknowledge();
     // shows the server that the new token has arrived
     if (welcome.resumed && !this.#frames.length) this.#frames.push(JSON.stringify({ action: "ping" }));
+  }
+
+  /** Why the server may not know the key of a broadcast that was sent before. @param {Command} command @param {boolean} isNew */
+  #whyNotRepeated(command, isNew) {
+    if (isNew) return "the server took this client for a new one, and keys count for one client";
+    return this.#clock() - command.sent > REPEAT_WITHIN ? "the connection was away for longer than the server knows keys" : null;
   }
 
   /** @param {Command} command */
