@@ -163,6 +163,7 @@ pub struct Config {
     pub ack_timeout: Duration,
     pub idempotency_ttl: Duration,
     pub max_idempotency_keys: usize,
+    pub max_client_keys: usize,
     /// Empty: nothing is saved.
     pub database: String,
     pub database_bytes: u64,
@@ -219,6 +220,7 @@ impl Default for Config {
             ack_timeout: Duration::from_secs(10),
             idempotency_ttl: Duration::from_secs(300),
             max_idempotency_keys: 100_000,
+            max_client_keys: 1000,
             database: String::new(),
             database_bytes: 1 << 30,
             database_queue_bytes: 64 << 20,
@@ -457,7 +459,8 @@ settings! {
     mailboxes_bytes: integer(0, 64 * GIB), GIVEN, "bytes kept for all clients that are away; the oldest go first";
     ack_timeout: seconds(0.05, DAY), GIVEN, "seconds after which an emergency is sent again to a client that acknowledges and has not";
     idempotency_ttl: seconds(0.0, DAY), GIVEN, "seconds in which an idempotency key is known";
-    max_idempotency_keys: integer(0, 10_000_000), GIVEN, "idempotency keys known at once; the oldest go first";
+    max_idempotency_keys: integer(0, 10_000_000), GIVEN, "idempotency keys known at once, of the application and of all clients each; beyond it the client with the most loses its oldest";
+    max_client_keys: integer(1, 10_000_000), GIVEN, "idempotency keys of one client known at once; beyond it the client loses its oldest";
     database: read("text", "sqlite:/// and a path, or nothing", read_database, String::clone), GIVEN, "where history, mailboxes and clients are saved: sqlite:///tantor.db (default: nowhere)";
     database_bytes: integer(1 << 20, 1024 * GIB), GIVEN, "bytes that the database's file may take; beyond it nothing more is saved until something has expired";
     database_queue_bytes: integer(1 << 16, 64 * GIB), GIVEN, "bytes of changes that may wait to be saved; beyond it they are not, and counted";

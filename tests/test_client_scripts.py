@@ -2,14 +2,18 @@
 
 import asyncio
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from fenced_blocks import read_blocks
-from support import run_python
+from support import WebSocketClient, eventually, run_python
 from tantor import DataError, SettingError, Tantor
-from tantor.client import CommandError, ConnectError, DisconnectedError, connect, send
+from tantor.client import CommandError, CommandLostError, ConnectError, DisconnectedError, send
+from tantor.client import connect as connect_client
 from websockets.asyncio.server import ServerConnection, serve
+
+Connect = Callable[..., WebSocketClient]
 
 
 def test_a_script_publishes_in_one_call(server: Tantor) -> None:
@@ -21,11 +25,38 @@ def test_a_script_publishes_in_one_call(server: Tantor) -> None:
     assert [(one["event"], one["data"]) for one in kept] == [("number", 7), ("hello", {})]
 
 
-def test_a_script_that_tries_again_with_its_key_publishes_once(server: Tantor) -> None:
-    url = f"ws://127.0.0.1:{server.port}/any?path=1"
-    first = send(url, "news", "number", 7, idempotency_key="once")
-    again = send(url, "news", "number", 7, idempotency_key="once")
-    assert (again["offset"], again["duplicate"]) == (first["offset"], True)
+def test_a_script_that_tries_again_as_the_same_client_publishes_once(server: Tantor, connect: Connect) -> None:
+    first = connect(server)
+    token = first.welcome["resume"]
+    offset = first.ask("broadcast", channel="news", event="number", data=7, idempotency_key="once")["offset"]
+    first.reset()
+    eventually(lambda: server.stats()["away"] == 1, "the first attempt is lost")
+    again = send(f"ws://127.0.0.1:{server.port}/?path=1", "news", "number", 7, idempotency_key="once", resume=token)
+    assert (again["offset"], again["duplicate"]) == (offset, True)
+    assert send(f"ws://127.0.0.1:{server.port}", "news", "number", 8, idempotency_key="once")["offset"] == offset + 1
+
+
+def test_the_error_of_an_attempt_without_an_answer_has_the_token_for_the_next() -> None:
+    async def main() -> None:
+        async def lose(connection: ServerConnection) -> None:
+            await connection.send('{"event": "welcome", "channel": "system", "client_id": "c", "resume": "token"}')
+            await connection.recv()
+            connection.transport.abort()
+
+        async with serve(lose, "127.0.0.1", 0) as server:
+            port = next(iter(server.sockets)).getsockname()[1]
+            with pytest.raises(CommandLostError) as lost:
+                await asyncio.to_thread(send, f"ws://127.0.0.1:{port}", "news", "number", 7)
+            assert lost.value.resume == "token"
+
+    asyncio.run(main())
+
+
+def test_a_script_whose_client_is_forgotten_is_told_that_the_outcome_is_uncertain(server: Tantor) -> None:
+    url = f"ws://127.0.0.1:{server.port}"
+    with pytest.raises(CommandLostError, match="uncertain: the server took this client for a new one"):
+        send(url, "news", "number", 7, idempotency_key="once", resume="client_1.unknown")
+    assert server.history("news").result().publications == []
 
 
 def test_a_script_leaves_as_it_came(server: Tantor) -> None:
@@ -119,6 +150,6 @@ def test_a_server_that_is_no_tantor_is_named() -> None:
         async with serve(hello, "127.0.0.1", 0) as other:
             port = next(iter(other.sockets)).getsockname()[1]
             with pytest.raises(DisconnectedError, match=r"does not speak as a Tantor does: a frame was no JSON"):
-                await connect(f"ws://127.0.0.1:{port}").open()
+                await connect_client(f"ws://127.0.0.1:{port}").open()
 
     asyncio.run(main())

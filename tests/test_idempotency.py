@@ -73,14 +73,37 @@ def test_a_client_that_repeats_is_told_so(server: Tantor, connect: Connect) -> N
     assert numbers(listener.settle(server)) == [1]
 
 
-def test_clients_share_the_keys_of_a_channel_and_the_applications_are_apart(server: Tantor, connect: Connect) -> None:
-    client, other = connect(server), connect(server)
-    client.action("broadcast", event="news", data={"n": 1}, idempotency_key="key", ref=1)
-    client.receive_until(ref=1)
-    other.action("broadcast", event="news", data={"n": 2}, idempotency_key="key", ref=2)
-    assert other.receive_until(ref=2)["duplicate"] is True
-    assert server.broadcast("jungle", "news", {"n": 3}, idempotency_key="key").result() == 2
-    assert numbers(other.settle(server)) == [3]
+def test_a_key_counts_for_one_client_and_the_applications_are_apart(server: Tantor, connect: Connect) -> None:
+    client, stranger = connect(server), connect(server)
+    stranger.ask("broadcast", event="news", data={"n": 0}, idempotency_key="order-7")
+    reply = client.ask("broadcast", event="news", data={"n": 1}, idempotency_key="order-7")
+    assert "duplicate" not in reply
+    assert client.ask("broadcast", event="news", data={"n": 2}, idempotency_key="order-7")["duplicate"] is True
+    assert server.broadcast("jungle", "news", {"n": 3}, idempotency_key="order-7").result() == 2
+    assert numbers(stranger.settle(server)) == [1, 3]
+
+
+def test_a_client_has_only_its_own_keys_forgotten(make_server: MakeServer, connect: Connect) -> None:
+    server = make_server(max_client_keys=100, max_idempotency_keys=1000)
+    client, flood = connect(server), connect(server)
+    client.ask("broadcast", channel="jungle", event="news", data={"n": 1}, idempotency_key="order-7")
+    for number in range(5000):
+        flood.action("broadcast", channel="other", event="flood", idempotency_key=f"{number}")
+    flood.ask("ping")
+    repeat = client.ask("broadcast", channel="jungle", event="news", data={"n": 2}, idempotency_key="order-7")
+    assert repeat["duplicate"] is True
+    assert flood.ask("broadcast", channel="other", event="flood", idempotency_key="4999")["duplicate"] is True
+    assert "duplicate" not in flood.ask("broadcast", channel="other", event="flood", idempotency_key="0")
+    stats = server.stats()
+    assert (stats["idempotency_keys"], stats["idempotency_keys_displaced"]) == (101, 4901)
+
+
+def test_the_keys_of_a_client_end_with_it(server: Tantor, connect: Connect) -> None:
+    client = connect(server)
+    client.ask("broadcast", event="news", idempotency_key="key")
+    assert server.stats()["idempotency_keys"] == 1
+    client.say_goodbye()
+    eventually(lambda: server.stats()["idempotency_keys"] == 0, server.stats)
 
 
 def test_clients_cannot_have_the_applications_keys_forgotten(make_server: MakeServer, connect: Connect) -> None:
@@ -219,11 +242,13 @@ def test_keys_of_what_is_saved_outlive_a_stop(make_server: MakeServer, database:
     first.broadcast("jungle", "news", {"n": 1}, idempotency_key="key")
     reply = client.ask("broadcast", channel="jungle", event="news", data={"n": 2}, idempotency_key="key")
     assert (reply["recipients"], reply["offset"]) == (1, 2)
+    token = client.welcome["resume"]
     stop(first)
     second = make_server(database=database)
     assert second.broadcast("jungle", "news", {"n": 3}, idempotency_key="key").result() == 1
     assert second.send("user-7", "hello", idempotency_key="key").result() == sent
-    again = connect(second).ask("broadcast", channel="jungle", event="news", data={"n": 4}, idempotency_key="key")
+    returned = connect(second, path=f"/?resume={token}")
+    again = returned.ask("broadcast", channel="jungle", event="news", data={"n": 4}, idempotency_key="key")
     assert {field: again[field] for field in ("recipients", "epoch", "offset")} == {
         field: reply[field] for field in ("recipients", "epoch", "offset")
     }

@@ -6,7 +6,7 @@ use super::{Node, PublishOptions, argument, encode};
 use crate::error::{Error, ErrorCode, Refusal};
 use crate::events::LogLevel;
 use crate::frame::EncodedFrame;
-use crate::idempotency::Known;
+use crate::idempotency::{Known, Scope};
 use crate::mailbox::{Mail, Mailbox};
 use crate::outbound::Unwritten;
 use crate::priority::Priority;
@@ -87,7 +87,7 @@ impl Node {
                 is_duplicate: false,
             });
         };
-        let scope = client_id;
+        let scope = sent_scope(client_id);
         let known = self.begin_once(&self.sent_once, scope, key, &mut || {
             options.durable.then(&mut *commit)
         });
@@ -296,7 +296,12 @@ impl Node {
                     ttl,
                     is_emergency: options.priority == Priority::Emergency,
                     is_handed_over: place.is_some(),
-                    used_key: self.used_key(client_id, options, fate, KeyResult::Sent(stamp)),
+                    used_key: self.used_key(
+                        sent_scope(client_id),
+                        options,
+                        fate,
+                        KeyResult::Sent(stamp),
+                    ),
                 };
                 let committed = options.durable.then(&mut *commit);
                 self.keep(&client, &mut state, letter, committed);
@@ -357,7 +362,8 @@ impl Node {
         let node = Arc::clone(self);
         let (client_id, key) = (client_id.to_owned(), key.to_owned());
         Box::new(move |outcome| {
-            node.sent_once.saved(&client_id, &key, number, &outcome);
+            node.sent_once
+                .saved(sent_scope(&client_id), &key, number, &outcome);
             committed(outcome);
         })
     }
@@ -458,5 +464,13 @@ impl Node {
                 .waiting
                 .fetch_add(change.cast_unsigned(), Ordering::Relaxed);
         }
+    }
+}
+
+/// Where the idempotency key of a message to a client counts.
+fn sent_scope(client_id: &str) -> Scope<'_> {
+    Scope {
+        client: None,
+        target: client_id,
     }
 }

@@ -35,7 +35,7 @@ use crate::events::{Detail, Event, EventQueue, LogLevel};
 use crate::fork::InWork;
 use crate::frame::EncodedFrame;
 use crate::hub::ChannelKey;
-use crate::idempotency::Idempotency;
+use crate::idempotency::{self, Idempotency};
 use crate::outbound::Shed;
 use crate::priority::Priority;
 use crate::protocol::{self, Stamp};
@@ -127,7 +127,10 @@ const KEPT_SCRATCH: usize = 64 << 10;
 impl Node {
     pub fn new(config: Arc<Config>, broker: Arc<dyn Broker>, store: Arc<dyn Store>) -> Self {
         let key_ttl = config.idempotency_ttl.as_micros() as u64;
-        let max_keys = config.max_idempotency_keys;
+        let key_limits = idempotency::Limits {
+            total: config.max_idempotency_keys,
+            of_one_client: config.max_client_keys,
+        };
         let node = Self {
             events: EventQueue::new(config.event_queue_bytes),
             config,
@@ -152,9 +155,9 @@ impl Node {
             was_degraded: AtomicBool::new(false),
             known_lost: AtomicU64::new(0),
             receipts: Receipts::new(KNOWN_RECEIPTS),
-            published_once: Idempotency::new(key_ttl, max_keys),
-            clients_published_once: Idempotency::new(key_ttl, max_keys),
-            sent_once: Idempotency::new(key_ttl, max_keys),
+            published_once: Idempotency::new(key_ttl, key_limits),
+            clients_published_once: Idempotency::new(key_ttl, key_limits),
+            sent_once: Idempotency::new(key_ttl, key_limits),
             history_tended: AtomicU64::new(0),
             empty_channels: Mutex::default(),
             noticed: Mutex::default(),
@@ -309,7 +312,7 @@ impl Node {
         self.tend_away();
         self.tend_mail();
         self.watch_store();
-        self.remove_empty_channels(0) * CHANNEL_SIZE + self.tend_history()
+        self.remove_empty_channels(0) * CHANNEL_SIZE + self.expire_kept()
     }
 
     /// Logs when what is to be saved cannot be, and when it can be again.
@@ -340,12 +343,16 @@ impl Node {
         }
     }
 
-    fn tend_history(&self) -> usize {
+    /// Forgets publications and idempotency keys that have expired. Returns the approximate number of bytes freed.
+    fn expire_kept(&self) -> usize {
         let now = protocol::monotonic_micros();
         if now.saturating_sub(self.history_tended.load(Ordering::Relaxed)) < HISTORY_TEND_INTERVAL {
             return 0;
         }
         self.history_tended.store(now, Ordering::Relaxed);
+        self.published_once.expire(now);
+        self.clients_published_once.expire(now);
+        self.sent_once.expire(now);
         self.broker.expire()
     }
 

@@ -164,7 +164,7 @@ impl Node {
             let committed = is_durable.then(&mut *commit);
             return self.publish_now(new, committed, None);
         };
-        let (once, scope) = (self.published_once(new.from.is_some()), new.channel);
+        let (once, scope) = (self.published_once(new.from.is_some()), new.scope());
         match self.begin_once(once, scope, key, &mut || is_durable.then(&mut *commit)) {
             Known::Nothing(number, fate) if is_durable => {
                 let committed = self.settle_once(commit(), new, key, number);
@@ -206,10 +206,13 @@ impl Node {
     pub(super) fn restore_keys(&self, used_keys: Vec<UsedKey>) {
         let (now, steady_now) = (protocol::now_micros(), protocol::monotonic_micros());
         for used in used_keys {
-            let (scope, key, left) = (&used.scope, &used.key, used.expires.saturating_sub(now));
+            let (key, left) = (&used.key, used.expires.saturating_sub(now));
+            let scope = Scope {
+                client: used.client.as_deref(),
+                target: &used.target,
+            };
             match used.result {
                 KeyResult::Published {
-                    by_client,
                     position,
                     recipients,
                 } => {
@@ -218,7 +221,7 @@ impl Node {
                         position: Some(position),
                         is_duplicate: false,
                     };
-                    self.published_once(by_client)
+                    self.published_once(used.client.is_some())
                         .restore(scope, key, steady_now, left, published);
                 }
                 KeyResult::Sent(stamp) => {
@@ -241,7 +244,8 @@ impl Node {
         let is_known = ttl > 0 && self.config.max_idempotency_keys > 0;
         (is_known && self.store.is_durable()).then(|| {
             Box::new(UsedKey {
-                scope: scope.into(),
+                client: scope.client.map(Into::into),
+                target: scope.target.into(),
                 key: key.into(),
                 expires: protocol::now_micros().saturating_add(ttl),
                 result,
@@ -257,11 +261,10 @@ impl Node {
         published: &Published,
     ) -> Option<Box<UsedKey>> {
         let result = KeyResult::Published {
-            by_client: new.from.is_some(),
             position: published.position?,
             recipients: published.recipients,
         };
-        self.used_key(new.channel, new.options, fate, result)
+        self.used_key(new.scope(), new.options, fate, result)
     }
 
     fn published_once(&self, is_client: bool) -> &Idempotency<Published> {
@@ -270,6 +273,18 @@ impl Node {
         } else {
             &self.published_once
         }
+    }
+
+    /// How many idempotency keys are known, and how many were forgotten before their time to make room.
+    pub fn idempotency_size(&self) -> (usize, u64) {
+        let sizes = [
+            self.published_once.size(),
+            self.clients_published_once.size(),
+            self.sent_once.size(),
+        ];
+        sizes
+            .into_iter()
+            .fold((0, 0), |sum, size| (sum.0 + size.0, sum.1 + size.1))
     }
 
     /// Publishes on the channel of this name, which is made if there is none.
@@ -466,11 +481,15 @@ impl Node {
         number: u64,
     ) -> Committed {
         let node = Arc::clone(self);
-        let (is_client, channel) = (new.from.is_some(), new.channel.to_owned());
-        let key = key.to_owned();
+        let client = new.from.map(|client| Arc::clone(&client.id));
+        let (channel, key) = (new.channel.to_owned(), key.to_owned());
         Box::new(move |outcome| {
-            let once = node.published_once(is_client);
-            once.saved(&channel, &key, number, &outcome);
+            let once = node.published_once(client.is_some());
+            let scope = Scope {
+                client: client.as_deref(),
+                target: &channel,
+            };
+            once.saved(scope, &key, number, &outcome);
             committed(outcome);
         })
     }
@@ -488,6 +507,14 @@ pub(super) struct NewPublication<'a> {
 }
 
 impl<'a> NewPublication<'a> {
+    /// Where its idempotency key counts.
+    fn scope(&self) -> Scope<'a> {
+        Scope {
+            client: self.from.map(|client| &*client.id),
+            target: self.channel,
+        }
+    }
+
     fn at(&self, position: Option<StreamPosition>) -> Publication<'a> {
         Publication {
             channel: self.channel,

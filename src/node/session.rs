@@ -537,6 +537,8 @@ impl Node {
         if is_gone {
             self.clients.write().remove(&client.id);
         }
+        // nobody can repeat what a client has published that will not be back
+        self.clients_published_once.forget_client(&client.id);
         self.tell_left(client, left);
     }
 

@@ -72,6 +72,9 @@ fn add_what_is_kept(py: Python<'_>, node: &Arc<Node>, dict: &Bound<'_, PyDict>) 
     dict.set_item("mailbox_messages", messages)?;
     dict.set_item("mailbox_bytes", bytes)?;
     dict.set_item("away", node.away_count())?;
+    let (known, displaced) = node.idempotency_size();
+    dict.set_item("idempotency_keys", known)?;
+    dict.set_item("idempotency_keys_displaced", displaced)?;
     let dropped = PyDict::new(py);
     for (reason, channel, count) in node.counters.dropped_by_reason() {
         let by_channel = if let Some(known) = dropped.get_item(reason)? {

@@ -122,8 +122,10 @@ pub struct SavedMail {
 /// An idempotency key, and what it gave. It is saved with what was published under it, all or none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UsedKey {
-    /// The channel or the client.
-    pub scope: Box<str>,
+    /// The client that published; `None` for the application.
+    pub client: Option<Box<str>>,
+    /// The channel that was published on, or the client that was sent to.
+    pub target: Box<str>,
     pub key: Box<str>,
     /// Microseconds since 1970.
     pub expires: u64,
@@ -158,7 +160,6 @@ impl Eq for Fate {}
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyResult {
     Published {
-        by_client: bool,
         position: StreamPosition,
         recipients: usize,
     },

@@ -5,7 +5,7 @@ use _tantor::broker::MemoryBroker;
 use _tantor::config::Config;
 use _tantor::error::Error;
 use _tantor::frame::EncodedFrame;
-use _tantor::idempotency::{Idempotency, Known};
+use _tantor::idempotency::{Idempotency, Known, Limits, Scope};
 use _tantor::mailbox::{Mail, Mailbox};
 use _tantor::node::{Delivery, Door, Greeting, Node, Place, PublishOptions};
 use _tantor::priority::Priority;
@@ -142,7 +142,8 @@ proptest! {
         uses in prop::collection::vec((0_usize..6, 0_u64..30), 1..60), limit in 1_usize..5,
     ) {
         const TTL: u64 = 50;
-        let keys = Idempotency::new(TTL, limit);
+        const SCOPE: Scope<'static> = Scope { client: None, target: "scope" };
+        let keys = Idempotency::new(TTL, Limits { total: limit, of_one_client: 1 });
         // key, when it was first used, its result; oldest first
         let mut model: Vec<(usize, u64, usize)> = Vec::new();
         let mut now = 0;
@@ -150,11 +151,11 @@ proptest! {
             now += later;
             model.retain(|(_, begun, _)| now - begun < TTL);
             let name = key.to_string();
-            let known = keys.begin("scope", &name, now, &mut || None, &|_| ());
+            let known = keys.begin(SCOPE, &name, now, &mut || None, &|_| ());
             match (known, model.iter().find(|(known, ..)| *known == key)) {
                 (Some(Known::Repeat(result)), Some((_, _, first))) => prop_assert_eq!(result, *first),
                 (Some(Known::Nothing(token, _)), None) => {
-                    keys.published("scope", &name, token, number, false);
+                    keys.published(SCOPE, &name, token, number, false);
                     if model.len() == limit {
                         model.remove(0);
                     }

@@ -17,11 +17,11 @@ fn opened_store(folder: &Path, limits: Limits) -> SqliteStore {
 
 fn published(name: &str, by_client: bool, offset: u64, expires: u64) -> UsedKey {
     UsedKey {
-        scope: "a".into(),
+        client: by_client.then(|| "client_1".into()),
+        target: "a".into(),
         key: name.into(),
         expires,
         result: KeyResult::Published {
-            by_client,
             position: StreamPosition { epoch: 1, offset },
             recipients: 7,
         },
@@ -31,7 +31,8 @@ fn published(name: &str, by_client: bool, offset: u64, expires: u64) -> UsedKey 
 
 fn sent(name: &str) -> UsedKey {
     UsedKey {
-        scope: "client_1".into(),
+        client: None,
+        target: "client_1".into(),
         key: name.into(),
         expires: LATE,
         result: KeyResult::Sent(Stamp {
@@ -207,6 +208,31 @@ fn keys_of_one_kind_are_bounded_by_number() {
         kept.last(),
         Some(&published("key 500", true, 500, LATE + 500))
     );
+    store.close(PATIENCE);
+}
+
+#[test]
+fn a_client_has_only_its_own_saved_keys_deleted() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = opened_store(folder.path(), Limits { keys: 3, ..LIMITS });
+    let of_client = |client: &str, offset| UsedKey {
+        client: Some(client.into()),
+        ..published(&format!("key {offset}"), true, offset, LATE + offset)
+    };
+    let publish = |used, offset| publication(offset, used, |change| store.save(change, None));
+    publish(of_client("honest", 1), 1);
+    publish(of_client("gone", 2), 2);
+    for offset in 3..=500 {
+        publish(of_client("flood", offset), offset);
+    }
+    store.save(Change::ClientForgotten { id: "gone".into() }, None);
+    let kept = reopen(&store).used_keys;
+    let of = |client: &str| {
+        let is_of = |used: &&UsedKey| used.client.as_deref() == Some(client);
+        kept.iter().filter(is_of).count()
+    };
+    assert_eq!((of("honest"), of("gone")), (1, 0));
+    assert!(of("flood") < 50);
     store.close(PATIENCE);
 }
 

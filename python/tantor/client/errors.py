@@ -43,10 +43,16 @@ class CommandError(ClientError):
         """The whole answer."""
 
 
-class CommandTimeoutError(ClientError, TimeoutError):
-    """A command was not answered in time; whether it was carried out is not known."""
+class UncertainError(ClientError):
+    """No answer came to a command; the server may have carried the command out."""
+
+    resume: str | None = None
+    """Of `send`: the token with which the next attempt connects as the same client; None if the server gave none."""
 
 
-class CommandLostError(ClientError, ConnectionError):
-    """The connection broke before a command was answered that must not be repeated; whether it was carried out is
-    not known."""
+class CommandTimeoutError(UncertainError, TimeoutError):
+    """No answer came to a command in time."""
+
+
+class CommandLostError(UncertainError, ConnectionError):
+    """The connection broke before the answer came, and repeating the command could carry it out twice."""

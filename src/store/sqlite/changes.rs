@@ -185,11 +185,12 @@ impl DatabaseFile {
                 Ok(())
             }
             Item::ClientSaved { client } => self.save_client(client),
-            Item::ClientForgotten { id } => self
-                .connection
-                .prepare_cached("DELETE FROM clients WHERE id = ?1")?
-                .execute([&**id])
-                .map(drop),
+            Item::ClientForgotten { id } => {
+                self.connection
+                    .prepare_cached("DELETE FROM clients WHERE id = ?1")?
+                    .execute([&**id])?;
+                self.forget_client_keys(id, usize::MAX)
+            }
             Item::Mark => Ok(()),
         }
     }

@@ -7,6 +7,7 @@ use crate::fork::Whole;
 use crate::protocol::{Stamp, now_micros};
 use crate::store::{Fate, KeyResult, UsedKey};
 use rusqlite::{Row, params};
+use std::borrow::Cow;
 
 /// Rows of one kind are bounded apart, so that clients cannot have the application's forgotten.
 const KINDS: usize = 3;
@@ -18,19 +19,21 @@ const SENT: usize = 2;
 /// Rows of each kind.
 pub(super) type KeyCounts = [usize; KINDS];
 
-/// Rows beyond the bound that are let go of together.
-const TOO_MANY: usize = 32;
+/// The least number of rows beyond the bound that are deleted together.
+const SURPLUS: usize = 32;
+
+/// Separates a client's id from the channel in a row's `scope`. Neither contains control characters.
+const SEPARATOR: char = '\n';
 
 impl DatabaseFile {
-    /// Puts a key in, and the oldest of its kind out where there are too many.
+    /// Saves a key. Where there are too many of its kind, its own client's oldest go, then the oldest of the kind.
     pub(super) fn save_key(&mut self, used: &UsedKey) -> rusqlite::Result<()> {
         let (kind, position, recipients, stamp) = match used.result {
             KeyResult::Published {
-                by_client,
                 position,
                 recipients,
             } => {
-                let kind = if by_client {
+                let kind = if used.client.is_some() {
                     PUBLISHED_BY_CLIENT
                 } else {
                     PUBLISHED
@@ -39,19 +42,20 @@ impl DatabaseFile {
             }
             KeyResult::Sent(stamp) => (SENT, None, None, Some(stamp)),
         };
+        let scope = scope_of(used);
         let known = self
             .connection
             .prepare_cached(
                 "DELETE FROM idempotency_keys WHERE kind = ?1 AND scope = ?2 AND key = ?3",
             )?
-            .execute(params![as_sql(kind), &*used.scope, &*used.key])?;
+            .execute(params![as_sql(kind), scope, &*used.key])?;
         self.connection
             .prepare_cached(
                 "INSERT INTO idempotency_keys VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
             )?
             .execute(params![
                 as_sql(kind),
-                &*used.scope,
+                scope,
                 &*used.key,
                 i64::try_from(used.expires).unwrap_or(i64::MAX),
                 position.map(|position| position.epoch.cast_signed()),
@@ -61,8 +65,13 @@ impl DatabaseFile {
                 stamp.map(|stamp| stamp.micros.cast_signed()),
             ])?;
         self.key_counts[kind] = (self.key_counts[kind] + 1).saturating_sub(known);
-        if self.key_counts[kind] >= self.max_keys.saturating_add(TOO_MANY) {
-            self.forget_keys(kind, i64::MAX, self.key_counts[kind] - self.max_keys)?;
+        let surplus = SURPLUS.max(self.max_keys / 16);
+        if self.key_counts[kind] >= self.max_keys.saturating_add(surplus) {
+            if let Some(client) = &used.client {
+                self.forget_client_keys(client, self.key_counts[kind] - self.max_keys)?;
+            }
+            let left = self.key_counts[kind].saturating_sub(self.max_keys);
+            self.forget_keys(kind, i64::MAX, left)?;
         }
         Ok(())
     }
@@ -100,7 +109,12 @@ impl DatabaseFile {
                 .and_then(|kind| counts.get_mut(kind))
             {
                 *count += 1;
-                keys.push(used_key(row)?);
+                let used = used_key(row)?;
+                // one of a version whose clients shared their keys
+                let is_ownerless = kind == as_sql(PUBLISHED_BY_CLIENT) && used.client.is_none();
+                if !is_ownerless {
+                    keys.push(used);
+                }
             }
         }
         drop(rows);
@@ -114,19 +128,47 @@ impl DatabaseFile {
         self.connection
             .prepare_cached(
                 "UPDATE idempotency_keys SET epoch = ?2 FROM streams
-                WHERE streams.id = ?1 AND idempotency_keys.kind IN (?3, ?4) AND scope = channel
+                WHERE streams.id = ?1 AND idempotency_keys.kind IN (?3, ?4) 
+                    AND channel = substr(scope, 1 + instr(scope, ?5))
                     AND idempotency_keys.epoch = streams.epoch",
             )?
             .execute(params![
                 stream,
                 epoch.cast_signed(),
                 as_sql(PUBLISHED),
-                as_sql(PUBLISHED_BY_CLIENT)
+                as_sql(PUBLISHED_BY_CLIENT),
+                SEPARATOR.to_string()
             ])
             .map(drop)
     }
 
-    /// Lets go of the oldest keys of a kind, up to `count` of them, that expire at `through` or before.
+    /// Deletes the oldest keys of a client, up to `count` of them.
+    pub(super) fn forget_client_keys(
+        &mut self,
+        client: &str,
+        count: usize,
+    ) -> rusqlite::Result<()> {
+        let after = |separator: char| format!("{client}{separator}");
+        let forgotten = self
+            .connection
+            .prepare_cached(
+                "DELETE FROM idempotency_keys WHERE (kind, scope, key) IN (
+                    SELECT kind, scope, key FROM idempotency_keys
+                    WHERE kind = ?1 AND scope >= ?2 AND scope < ?3 ORDER BY expires LIMIT ?4
+                )",
+            )?
+            .execute(params![
+                as_sql(PUBLISHED_BY_CLIENT),
+                after(SEPARATOR),
+                after('\u{b}'),
+                as_sql(count)
+            ])?;
+        let known = &mut self.key_counts[PUBLISHED_BY_CLIENT];
+        *known = known.saturating_sub(forgotten);
+        Ok(())
+    }
+
+    /// Deletes the oldest keys of a kind, up to `count` of them, that expire at `through` or before.
     fn forget_keys(&mut self, kind: usize, through: i64, count: usize) -> rusqlite::Result<usize> {
         let forgotten = self
             .connection
@@ -146,6 +188,14 @@ fn as_sql(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
 
+/// The channel, the client that was sent to, or the client that published and the channel.
+fn scope_of(used: &UsedKey) -> Cow<'_, str> {
+    match &used.client {
+        Some(client) => format!("{client}{SEPARATOR}{}", used.target).into(),
+        None => (&*used.target).into(),
+    }
+}
+
 fn used_key(row: &Row<'_>) -> rusqlite::Result<UsedKey> {
     let kind: i64 = row.get(0)?;
     let result = if kind == as_sql(SENT) {
@@ -155,7 +205,6 @@ fn used_key(row: &Row<'_>) -> rusqlite::Result<UsedKey> {
         })
     } else {
         KeyResult::Published {
-            by_client: kind == as_sql(PUBLISHED_BY_CLIENT),
             position: StreamPosition {
                 epoch: unsigned(row, 4)?,
                 offset: unsigned(row, 5)?,
@@ -163,8 +212,14 @@ fn used_key(row: &Row<'_>) -> rusqlite::Result<UsedKey> {
             recipients: usize::try_from(row.get::<_, i64>(6)?).unwrap_or_default(),
         }
     };
+    let scope: String = row.get(1)?;
+    let (client, target) = match scope.split_once(SEPARATOR) {
+        Some((client, channel)) => (Some(client.into()), channel),
+        None => (None, &*scope),
+    };
     Ok(UsedKey {
-        scope: row.get::<_, String>(1)?.into(),
+        client,
+        target: target.into(),
         key: row.get::<_, String>(2)?.into(),
         expires: unsigned(row, 3)?,
         result,

@@ -383,7 +383,10 @@ impl Change<'_> {
 
 fn key_weight(used: Option<&UsedKey>) -> usize {
     used.map_or(0, |used| {
-        size_of_val(used) + used.scope.len() + used.key.len()
+        size_of_val(used)
+            + used.client.as_deref().map_or(0, str::len)
+            + used.target.len()
+            + used.key.len()
     })
 }
 
