@@ -197,8 +197,36 @@ def test_a_file_that_has_its_fill_is_a_full_disk(make_server: MakeServer, databa
     for _ in range(100):
         server.broadcast("chat", "message", "x" * 50_000)
     with pytest.raises(StorageError, match="full"):
-        server.broadcast("chat", "message", durable=True).result(10)
+        server.broadcast("chat", "message", "x" * 50_000, durable=True).result(10)
     assert server.stats()["storage"]["file_bytes"] < 64 << 20
+
+
+def test_a_small_file_recovers_by_itself(make_server: MakeServer, database: str) -> None:
+    """More than fits passes through the file: what goes out of the history makes room, and nothing is left to do."""
+    server = make_server(database=database, database_bytes=4 << 20)
+    for number in range(20_000):
+        server.broadcast("chat", "message", {"n": number, "x": "x" * 400})
+    eventually(lambda: server.stats()["storage"]["queued_changes"] == 0, "everything is saved")
+    eventually(lambda: not server.stats()["storage"]["degraded"], "it is not degraded")
+    server.broadcast("chat", "message", {"n": 20_000}, durable=True).result(10)
+    assert server.stats()["storage"]["changes_lost"] == 0
+
+
+def test_a_full_file_names_its_setting_and_recovers_when_its_history_goes(
+    make_server: MakeServer, database: str
+) -> None:
+    server = make_server(database=database, database_bytes=1 << 20, history_size=100_000)
+
+    def fill() -> None:
+        for number in range(100):
+            server.broadcast(f"chat {number % 10}", "message", "x" * 20_000, durable=True).result(10)
+
+    with pytest.raises(StorageError, match="full; database_bytes is 1048576"):
+        fill()
+    for number in range(10):
+        del server.channels[f"chat {number}"]
+    eventually(lambda: not server.stats()["storage"]["degraded"], "it has room again")
+    server.broadcast("chat", "message", "x" * 20_000, durable=True).result(10)
 
 
 def test_a_lock_of_another_program_is_waited_out(make_server: MakeServer, database: str, tmp_path: Path) -> None:

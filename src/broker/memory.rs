@@ -138,8 +138,11 @@ impl Broker for MemoryBroker {
         state.is_closed = true;
         stream.release(&mut state, usize::MAX);
         if stream.saves {
-            let channel = Arc::clone(&stream.channel);
-            stream.store.save(Change::StreamForgotten { channel }, None);
+            let change = Change::StreamForgotten {
+                stream: stream.key,
+                channel: Arc::clone(&stream.channel),
+            };
+            stream.store.save(change, None);
         }
         true
     }
@@ -147,8 +150,14 @@ impl Broker for MemoryBroker {
     fn expire(&self) -> usize {
         let before = self.shared.budget.bytes.load(Ordering::Relaxed);
         let now = now_micros();
+        // a store without room needs to know of everything that is gone
+        let is_degraded = self.shared.store.health().is_degraded;
         for stream in self.shared.all() {
-            stream.trim(&mut stream.state.lock(), now);
+            let mut state = stream.state.lock();
+            stream.trim(&mut state, now);
+            if is_degraded {
+                stream.tell_trimmed(&mut state, 1);
+            }
         }
         before.saturating_sub(self.shared.budget.bytes.load(Ordering::Relaxed))
     }
@@ -431,13 +440,18 @@ impl MemoryStream {
         self.let_go(state, before, 1);
     }
 
-    /// Counts what is kept no longer, and tells the store once it is `together` or more.
+    /// Counts the publications that are kept no longer, and tells the store once there are `together` or more.
     fn let_go(&self, state: &mut StreamState, bytes_before: usize, together: u64) {
         let freed = bytes_before - state.history.bytes();
         if freed == 0 {
             return;
         }
         self.budget.bytes.fetch_sub(freed, Ordering::Relaxed);
+        self.tell_trimmed(state, together);
+    }
+
+    /// Tells the store which publications are gone, once there are `together` or more.
+    fn tell_trimmed(&self, state: &mut StreamState, together: u64) {
         let gone = state.history.gone();
         if self.saves && gone - state.trimmed >= together {
             state.trimmed = gone;

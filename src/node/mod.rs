@@ -346,7 +346,10 @@ impl Node {
     /// Forgets publications and idempotency keys that have expired. Returns the approximate number of bytes freed.
     fn expire_kept(&self) -> usize {
         let now = protocol::monotonic_micros();
-        if now.saturating_sub(self.history_tended.load(Ordering::Relaxed)) < HISTORY_TEND_INTERVAL {
+        let tended = self.history_tended.load(Ordering::Relaxed);
+        // a store without room needs the deletions soon
+        let is_urgent = self.was_degraded.load(Ordering::Relaxed);
+        if !is_urgent && now.saturating_sub(tended) < HISTORY_TEND_INTERVAL {
             return 0;
         }
         self.history_tended.store(now, Ordering::Relaxed);

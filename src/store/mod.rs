@@ -29,7 +29,8 @@ pub trait Store: Send + Sync {
     /// Takes a change; `committed` hears when it is saved and would outlive a power failure, or that it cannot be.
     ///
     /// Ordering: changes are saved, and heard of, in the order of the calls; those of a stream behind its
-    /// `StreamOpened`, since the store was opened. Errors: only `committed` hears of them; without it the store tries
+    /// `StreamOpened`, since the store was opened. While the store is full, a message that does not fit may be saved
+    /// after later changes, but never after its own deletion. Errors: only `committed` hears of them; without it the store tries
     /// again, and counts what it gave up in `health`. Blocking: no; `committed` may hear of an error (and, of a store that
     /// saves nothing, of success) before this returns, under the caller's locks, else on the store's thread, where it
     /// must not block.
@@ -191,6 +192,7 @@ pub enum Change<'a> {
         through: u64,
     },
     StreamForgotten {
+        stream: StreamKey,
         channel: Arc<str>,
     },
     Mailed {

@@ -4,6 +4,7 @@
 
 mod contract;
 mod counted;
+mod full;
 mod kept;
 mod lanes;
 mod layers;

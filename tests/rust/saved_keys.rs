@@ -272,6 +272,7 @@ fn positions_are_told_in_the_epoch_that_the_stream_has_now() {
     // what was published in an epoch that is over is not told in another
     store.save(
         Change::StreamForgotten {
+            stream: key("a"),
             channel: "a".into(),
         },
         None,

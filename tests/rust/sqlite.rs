@@ -208,6 +208,7 @@ fn large_streams_are_deleted_in_chunks_while_others_are_saved() {
     save(
         &store,
         Change::StreamForgotten {
+            stream: key("large"),
             channel: "large".into(),
         },
     )

@@ -267,7 +267,7 @@ proptest! {
                     let name = format!("channel {channel}");
                     streams.remove(&name);
                     announced.remove(&name);
-                    store.save(Change::StreamForgotten { channel: name.as_str().into() }, None);
+                    store.save(Change::StreamForgotten { stream: key(&name), channel: name.as_str().into() }, None);
                 }
                 Step::Mail { client } => {
                     let name = format!("client {client}");

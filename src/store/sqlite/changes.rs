@@ -6,50 +6,60 @@ use crate::fork::Whole;
 use crate::store::{SavedClient, StreamKey};
 use rusqlite::{ErrorCode, OptionalExtension, params};
 use std::collections::HashMap;
+use std::ops::Range;
 
-/// Changes that were not saved.
-pub(super) struct Failure {
-    pub error: rusqlite::Error,
-    /// The change that cannot be saved though the file can be written, by its place.
-    pub culprit: Option<usize>,
+/// Why changes were not saved.
+pub(super) enum Failure {
+    /// The file cannot be written.
+    File(rusqlite::Error),
+    /// The file has no room for them.
+    NoRoom(rusqlite::Error),
+    /// The change at this place cannot be saved though the file can be written.
+    Change(usize, rusqlite::Error),
 }
 
 /// Rows that one transaction deletes, at least as many as it may have put in.
 const DELETED_TOGETHER: usize = 1000;
 
 impl DatabaseFile {
-    /// Saves the first `count` changes of a batch in one transaction, all or none. With `is_durable` they outlive a power
-    /// failure.
+    /// Saves some changes of a batch in one transaction, all or none. With `is_durable` they outlive a power failure.
+    /// Deletions may use the pages that are reserved for them; a transaction that adds anything may not.
     ///
-    /// Errors: the file cannot be written, or one of the changes cannot be saved.
-    pub fn save(&mut self, batch: &Batch, count: usize, is_durable: bool) -> Result<(), Failure> {
-        let whole = |error| Failure {
-            error,
-            culprit: None,
-        };
+    /// Errors: the file cannot be written, or has no room, or one of the changes cannot be saved.
+    pub fn save(
+        &mut self,
+        batch: &Batch,
+        which: Range<usize>,
+        is_durable: bool,
+    ) -> Result<(), Failure> {
         let _whole = Whole::new();
         self.synchronize(is_durable)
             .and_then(|()| self.begin())
-            .map_err(whole)?;
+            .map_err(Failure::File)?;
         let key_counts = self.key_counts;
-        let result = self.apply_all(batch, count);
+        let mut result = self.apply_all(batch, which.clone());
         if result.is_err() {
             self.undo();
             self.key_counts = key_counts;
         }
+        if let Err(Failure::File(error)) = result {
+            result = Err(self.file_failure(error, batch, which));
+        }
         self.opened.clear();
-        result.and_then(|()| self.check_identity().map_err(whole))
+        result.and_then(|()| self.check_identity().map_err(Failure::File))
     }
 
     /// Writes something that takes room, and takes it back.
     ///
-    /// Errors: the file cannot be written.
+    /// Errors: the file cannot be written, or has no room.
     pub fn probe(&mut self) -> rusqlite::Result<()> {
         let _whole = Whole::new();
         let result = self.begin().and_then(|()| {
+            let used_pages = self.used_pages()?;
             self.connection
                 .prepare_cached("INSERT OR REPLACE INTO state VALUES ('probe', zeroblob(8192))")?
                 .execute([])?;
+            self.check_room(used_pages)?;
             self.connection.prepare_cached("COMMIT")?.execute([])?;
             self.connection
                 .prepare_cached("DELETE FROM state WHERE name = 'probe'")?
@@ -62,34 +72,82 @@ impl DatabaseFile {
         result.and_then(|()| self.check_identity())
     }
 
-    /// Notes what a change frees, so that room can be made before what it stands behind is saved.
-    pub fn note_freed(&mut self, item: &Item) {
-        if let Item::Trimmed { stream, through } = item {
-            self.note_trim(*stream, *through);
-        }
-    }
-
     /// True while rows are still to be deleted.
     pub fn has_leftovers(&self) -> bool {
         !self.trims.is_empty() || !self.orphans.is_empty()
     }
 
-    fn apply_all(&mut self, batch: &Batch, count: usize) -> Result<(), Failure> {
+    /// Tells a file without room from one that cannot be written.
+    fn file_failure(&self, error: rusqlite::Error, batch: &Batch, which: Range<usize>) -> Failure {
+        if error.sqlite_error_code() != Some(ErrorCode::DiskFull) {
+            return Failure::File(error);
+        }
+        let bytes = batch.entries[which].iter().map(|entry| entry.weight).sum();
+        if self.would_be_full(bytes) {
+            return Failure::NoRoom(self.no_room());
+        }
+        Failure::NoRoom(error)
+    }
+
+    fn apply_all(&mut self, batch: &Batch, which: Range<usize>) -> Result<(), Failure> {
+        let entries = &batch.entries[which.clone()];
+        let used_pages = self.used_pages().map_err(Failure::File)?;
+        // before the additions, so that those that are to go again are not put in
+        for entry in entries {
+            if let Item::Trimmed { stream, through } = &entry.item {
+                self.note_trim(*stream, *through);
+            }
+        }
         let mut tops = HashMap::new();
-        for (place, entry) in batch.entries.iter().take(count).enumerate() {
+        for (place, entry) in which.zip(entries) {
             let used_key = entry.item.used_key();
             let saved = used_key.map_or(Ok(()), |used| self.save_key(used));
             let applied = saved.and_then(|()| self.apply(batch, &entry.item, &mut tops));
             applied.map_err(|error| {
-                let culprit = (!is_of_the_file(&error)).then_some(place);
-                Failure { error, culprit }
+                if is_of_the_file(&error) {
+                    Failure::File(error)
+                } else {
+                    Failure::Change(place, error)
+                }
             })?;
         }
-        self.finish(&tops, DELETED_TOGETHER.max(2 * count))
-            .map_err(|error| Failure {
-                error,
-                culprit: None,
-            })
+        let has_additions = entries.iter().any(|entry| entry.item.adds());
+        let budget = DELETED_TOGETHER.max(2 * entries.len());
+        self.finish(&tops, budget, has_additions.then_some(used_pages))
+            .map_err(Failure::File)
+    }
+
+    /// What is due once for all changes of a transaction, and its end. One that adds something is given how many pages
+    /// were used before.
+    fn finish(
+        &mut self,
+        tops: &HashMap<i64, u64>,
+        budget: usize,
+        used_pages: Option<u64>,
+    ) -> rusqlite::Result<()> {
+        for (stream, top) in tops {
+            self.connection
+                .prepare_cached("UPDATE streams SET top = max(top, ?2) WHERE id = ?1")?
+                .execute(params![stream, top.cast_signed()])?;
+        }
+        let (trims, orphans) = self.delete_leftovers(budget)?;
+        if let Some(used_pages) = used_pages {
+            self.check_room(used_pages)?;
+        }
+        self.connection.prepare_cached("COMMIT")?.execute([])?;
+        for stream in trims {
+            self.trims.remove(&stream);
+        }
+        self.orphans.retain(|stream| !orphans.contains(stream));
+        for stream in &self.opened {
+            self.early_trims.remove(stream);
+        }
+        for row in std::mem::take(&mut self.forgotten) {
+            self.streams.retain(|_, known| *known != row);
+            self.trims.remove(&row);
+            self.orphans.push(row);
+        }
+        Ok(())
     }
 
     fn apply(
@@ -148,13 +206,19 @@ impl DatabaseFile {
                     )?;
                 self.streams.insert(*stream, id);
                 self.opened.push(*stream);
+                if let Some(through) = self.early_trims.get(stream).copied() {
+                    self.note_trim(*stream, through);
+                }
                 Ok(())
             }
             Item::Trimmed { stream, through } => {
                 self.note_trim(*stream, *through);
                 Ok(())
             }
-            Item::StreamForgotten { channel } => self.forget_stream(channel),
+            Item::StreamForgotten { stream, channel } => {
+                self.early_trims.remove(stream);
+                self.forget_stream(channel)
+            }
             Item::Mailed {
                 client,
                 number,
@@ -175,15 +239,7 @@ impl DatabaseFile {
                     text(batch.text(*message))
                 ])
                 .map(drop),
-            Item::Unmailed { client, numbers } => {
-                let mut delete = self
-                    .connection
-                    .prepare_cached("DELETE FROM mail WHERE client = ?1 AND number = ?2")?;
-                for number in numbers {
-                    delete.execute(params![&**client, number.cast_signed()])?;
-                }
-                Ok(())
-            }
+            Item::Unmailed { client, numbers } => self.delete_mail(client, numbers),
             Item::ClientSaved { client } => self.save_client(client),
             Item::ClientForgotten { id } => {
                 self.connection
@@ -191,8 +247,19 @@ impl DatabaseFile {
                     .execute([&**id])?;
                 self.forget_client_keys(id, usize::MAX)
             }
-            Item::Mark => Ok(()),
+            // the key was saved before
+            Item::KeyUsed { .. } | Item::Mark => Ok(()),
         }
+    }
+
+    fn delete_mail(&self, client: &str, numbers: &[u64]) -> rusqlite::Result<()> {
+        let mut delete = self
+            .connection
+            .prepare_cached("DELETE FROM mail WHERE client = ?1 AND number = ?2")?;
+        for number in numbers {
+            delete.execute(params![client, number.cast_signed()])?;
+        }
+        Ok(())
     }
 
     fn forget_stream(&mut self, channel: &str) -> rusqlite::Result<()> {
@@ -201,11 +268,7 @@ impl DatabaseFile {
             .prepare_cached("DELETE FROM streams WHERE channel = ?1 RETURNING id")?
             .query_row([channel], |row| row.get(0))
             .optional()?;
-        if let Some(row) = row {
-            self.streams.retain(|_, known| *known != row);
-            self.trims.remove(&row);
-            self.orphans.push(row);
-        }
+        self.forgotten.extend(row);
         Ok(())
     }
 
@@ -239,26 +302,11 @@ impl DatabaseFile {
     }
 
     fn note_trim(&mut self, stream: StreamKey, through: u64) {
-        if let Some(row) = self.streams.get(&stream) {
-            let trim = self.trims.entry(*row).or_default();
-            *trim = through.max(*trim);
-        }
-    }
-
-    /// What is due once for all changes of a transaction, and its end.
-    fn finish(&mut self, tops: &HashMap<i64, u64>, budget: usize) -> rusqlite::Result<()> {
-        for (stream, top) in tops {
-            self.connection
-                .prepare_cached("UPDATE streams SET top = max(top, ?2) WHERE id = ?1")?
-                .execute(params![stream, top.cast_signed()])?;
-        }
-        let (trims, orphans) = self.delete_leftovers(budget)?;
-        self.connection.prepare_cached("COMMIT")?.execute([])?;
-        for stream in trims {
-            self.trims.remove(&stream);
-        }
-        self.orphans.retain(|stream| !orphans.contains(stream));
-        Ok(())
+        let trim = match self.streams.get(&stream) {
+            Some(row) => self.trims.entry(*row).or_default(),
+            None => self.early_trims.entry(stream).or_default(),
+        };
+        *trim = through.max(*trim);
     }
 
     /// Deletes up to `budget` rows; returns which trims and which orphans are done with.

@@ -20,8 +20,12 @@ pub(super) struct DatabaseFile {
     pub(super) streams: HashMap<StreamKey, i64>,
     /// Streams that the transaction under way has opened.
     pub(super) opened: Vec<StreamKey>,
+    /// Rows of streams that the transaction under way has deleted.
+    pub(super) forgotten: Vec<i64>,
     /// By row: publications up to this offset are to go.
     pub(super) trims: HashMap<i64, u64>,
+    /// The same of streams whose opening is still to be saved.
+    pub(super) early_trims: HashMap<StreamKey, u64>,
     /// Streams whose publications are to go.
     pub(super) orphans: Vec<i64>,
     /// Idempotency keys that there are.
@@ -30,6 +34,11 @@ pub(super) struct DatabaseFile {
     pub(super) max_keys: usize,
     /// Microseconds for which they are known.
     pub(super) key_ttl: u64,
+    /// `database_bytes`, for messages.
+    max_bytes: u64,
+    page_size: u64,
+    /// Pages that additions may fill; those above are reserved for deletions.
+    open_pages: u64,
     is_synchronous: Option<bool>,
     /// The file and its log, as they were when they were opened.
     identities: [Option<Identity>; 2],
@@ -52,6 +61,10 @@ const CHECKPOINT_PAGES: i64 = 4000;
 
 /// Bytes of the log that are kept when it was moved.
 const KEPT_LOG_BYTES: i64 = 16 << 20;
+
+/// Pages that are reserved for deletions: so many, or this part of all if that is more.
+const RESERVED_PAGES: u64 = 64;
+const RESERVED_PART: u64 = 64;
 
 /// Free pages that are given back to the system at a time.
 const PAGES_GIVEN_BACK: u32 = 256;
@@ -77,16 +90,21 @@ impl DatabaseFile {
             path: path.to_owned(),
             streams: HashMap::new(),
             opened: Vec::new(),
+            forgotten: Vec::new(),
             trims: HashMap::new(),
+            early_trims: HashMap::new(),
             orphans: Vec::new(),
             key_counts: KeyCounts::default(),
             max_keys: limits.keys,
             key_ttl: limits.key_ttl,
+            max_bytes: limits.file_bytes,
+            page_size: 1,
+            open_pages: u64::MAX,
             is_synchronous: None,
             identities: [None; 2],
         };
         file.migrate()?;
-        file.bound(limits.file_bytes)
+        file.bound()
             .and_then(|()| file.begin_use())
             .map_err(|error| StoreError(cannot_open(path, &error.to_string())))?;
         file.identities = file.identify();
@@ -212,13 +230,51 @@ impl DatabaseFile {
         Ok(())
     }
 
-    fn bound(&self, max_bytes: u64) -> rusqlite::Result<()> {
-        let page: i64 = self
-            .connection
-            .pragma_query_value(None, "page_size", |row| row.get(0))?;
-        let pages = max_bytes.div_ceil(page.unsigned_abs().max(1));
+    /// Bounds the file by `database_bytes`, of which some pages are reserved for deletions. A file that is larger already
+    /// gets that reserve on top, so that deletions can make it smaller.
+    fn bound(&mut self) -> rusqlite::Result<()> {
+        self.page_size = self.number("page_size")?.max(1);
+        let pages = self.max_bytes.div_ceil(self.page_size);
+        let reserve = RESERVED_PAGES.max(pages / RESERVED_PART);
+        self.open_pages = pages.saturating_sub(reserve);
+        let most = pages.max(self.number("page_count")? + reserve);
         self.connection
-            .execute_batch(&format!("PRAGMA max_page_count = {pages}"))
+            .execute_batch(&format!("PRAGMA max_page_count = {most}"))
+    }
+
+    /// Errors: the transaction under way has taken pages that are reserved for deletions; `before` it, so many were used.
+    pub(super) fn check_room(&self, before: u64) -> rusqlite::Result<()> {
+        if self.used_pages()? > self.open_pages.max(before) {
+            return Err(self.no_room());
+        }
+        Ok(())
+    }
+
+    /// True when so many bytes more would use pages that are reserved for deletions.
+    pub(super) fn would_be_full(&self, bytes: usize) -> bool {
+        let pages = (bytes as u64).div_ceil(self.page_size);
+        self.used_pages()
+            .is_ok_and(|used| used + pages > self.open_pages)
+    }
+
+    pub(super) fn no_room(&self) -> rusqlite::Error {
+        failure(
+            rusqlite::ffi::SQLITE_FULL,
+            &format!("it is full; database_bytes is {}", self.max_bytes),
+        )
+    }
+
+    pub(super) fn used_pages(&self) -> rusqlite::Result<u64> {
+        Ok(self
+            .number("page_count")?
+            .saturating_sub(self.number("freelist_count")?))
+    }
+
+    fn number(&self, pragma: &str) -> rusqlite::Result<u64> {
+        self.connection
+            .prepare_cached(&format!("PRAGMA {pragma}"))?
+            .query_row([], |row| row.get::<_, i64>(0))
+            .map(i64::unsigned_abs)
     }
 
     /// From here on the file says that it is in use, until `end_use`.
@@ -280,6 +336,7 @@ impl DatabaseFile {
     }
 
     pub(super) fn undo(&mut self) {
+        self.forgotten.clear();
         for stream in self.opened.drain(..) {
             self.streams.remove(&stream);
         }

@@ -4,6 +4,7 @@
 //! fails at once, the rest waits in memory, bounded, and `health` says so; live delivery goes on.
 
 mod changes;
+mod deletions;
 mod file;
 mod keys;
 mod load;

@@ -48,6 +48,7 @@ pub(super) enum Item {
         through: u64,
     },
     StreamForgotten {
+        stream: StreamKey,
         channel: Arc<str>,
     },
     Mailed {
@@ -69,6 +70,10 @@ pub(super) enum Item {
     ClientForgotten {
         id: Arc<str>,
     },
+    /// What is left of a publication or of mail that was deleted before it was saved.
+    KeyUsed {
+        used_key: Box<UsedKey>,
+    },
     Mark,
 }
 
@@ -77,13 +82,35 @@ impl Item {
     pub fn used_key(&self) -> Option<&UsedKey> {
         match self {
             Item::Published { used_key, .. } | Item::Mailed { used_key, .. } => used_key.as_deref(),
+            Item::KeyUsed { used_key } => Some(used_key),
             _ => None,
         }
+    }
+
+    /// True for what takes room in the file.
+    pub fn adds(&self) -> bool {
+        !self.deletes() && !matches!(self, Item::Mark)
+    }
+
+    /// True for what makes room in the file.
+    pub fn deletes(&self) -> bool {
+        matches!(
+            self,
+            Item::Trimmed { .. }
+                | Item::StreamForgotten { .. }
+                | Item::Unmailed { .. }
+                | Item::ClientForgotten { .. }
+        )
+    }
+
+    /// True for what may be saved behind later changes that are no deletions.
+    pub fn may_be_passed(&self) -> bool {
+        matches!(self, Item::Published { .. } | Item::Mailed { .. })
     }
 }
 
 /// A part of a batch's bytes.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub(super) struct Span {
     start: usize,
     len: usize,
@@ -274,6 +301,14 @@ impl Queue {
 }
 
 impl Batch {
+    /// Entries without a message.
+    pub fn of(entries: Vec<Entry>) -> Self {
+        Self {
+            entries,
+            bytes: Vec::new(),
+        }
+    }
+
     pub fn text(&self, span: Span) -> &[u8] {
         self.bytes
             .get(span.start..span.start + span.len)
@@ -320,7 +355,9 @@ impl Batch {
                 durable,
             },
             Change::Trimmed { stream, through } => Item::Trimmed { stream, through },
-            Change::StreamForgotten { channel } => Item::StreamForgotten { channel },
+            Change::StreamForgotten { stream, channel } => {
+                Item::StreamForgotten { stream, channel }
+            }
             Change::Mailed {
                 client,
                 number,

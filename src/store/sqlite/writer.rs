@@ -2,6 +2,7 @@
 
 use super::Gauges;
 use super::changes::Failure;
+use super::deletions;
 use super::file::DatabaseFile;
 use super::lock::FileLock;
 use super::queue::{Batch, Entry, Gather, Queue, Taken};
@@ -20,6 +21,8 @@ pub(super) struct Writer {
     gauges: Arc<Gauges>,
     /// Taken from the queue and not yet saved.
     backlog: VecDeque<Batch>,
+    /// Changes that the next transaction may have: fewer while the file has little room.
+    together: usize,
     measured: Instant,
     /// When old idempotency keys were last let go of; `None` while there may be more.
     swept: Option<Instant>,
@@ -29,8 +32,25 @@ pub(super) struct Writer {
     told: (usize, Duration),
 }
 
+/// A change of the backlog: which batch, and which of its entries.
+#[derive(Clone, Copy, Default)]
+struct Place {
+    batch: usize,
+    entry: usize,
+}
+
+/// The smallest message that did not fit, and why.
+struct Misfit {
+    weight: usize,
+    problem: String,
+}
+
 /// Changes of one transaction: more would make those that are waited for wait too long.
 const TOGETHER: usize = 4096;
+
+/// A change that alone does not fit and is no larger than this, in bytes, shows that the file is full: no other change
+/// is tried.
+const SMALL: usize = 16 << 10;
 
 /// How long the thread waits for something to do before it looks at what is left to tidy.
 const IDLE: Duration = Duration::from_secs(1);
@@ -65,6 +85,7 @@ impl Writer {
             queue,
             gauges,
             backlog: VecDeque::new(),
+            together: TOGETHER,
             measured: Instant::now(),
             swept: Some(Instant::now()),
             busy: Instant::now(),
@@ -96,7 +117,10 @@ impl Writer {
                     self.busy = Instant::now();
                 }
                 Taken::Nothing if is_behind => self.save_backlog(),
-                Taken::Nothing if self.gauges.is_degraded.load(Ordering::Relaxed) => self.probe(),
+                Taken::Nothing if self.gauges.is_degraded.load(Ordering::Relaxed) => {
+                    self.tidy();
+                    self.probe();
+                }
                 Taken::Nothing => {
                     if self.busy.elapsed() >= KEPT_ROOM {
                         self.queue.let_go();
@@ -125,35 +149,97 @@ impl Writer {
         drop(self);
     }
 
+    /// Saves what waits, the oldest first. While the file has no room, deletions go before everything else, transactions
+    /// shrink until they fit, and a large message that alone does not fit is passed over until the next time.
     fn save_backlog(&mut self) {
-        while let Some(batch) = self.backlog.front() {
-            let count = batch.entries.len().min(TOGETHER);
-            let mut entries = batch.entries.iter().take(count);
+        let mut at = Place::default();
+        let mut misfit: Option<Misfit> = None;
+        while let Some(batch) = self.backlog.get(at.batch) {
+            let Some(first) = batch.entries.get(at.entry) else {
+                at = Place {
+                    batch: at.batch + 1,
+                    entry: 0,
+                };
+                continue;
+            };
+            if let Some(misfit) = &misfit
+                && first.weight >= misfit.weight
+            {
+                self.pass_over(&mut at, &misfit.problem);
+                continue;
+            }
+            let most = misfit.as_ref().map_or(usize::MAX, |misfit| misfit.weight);
+            let together = batch.entries[at.entry..]
+                .iter()
+                .take(self.together)
+                .take_while(|entry| entry.weight < most);
             // what somebody waits for is to outlive a power failure
-            let is_durable = entries.any(|entry| entry.committed.is_some());
+            let (count, is_durable) = together.fold((0, false), |(count, is_durable), entry| {
+                (count + 1, is_durable || entry.committed.is_some())
+            });
             let begun = Instant::now();
-            match self.file.save(batch, count, is_durable) {
+            let which = at.entry..at.entry + count;
+            match self.file.save(batch, which, is_durable) {
                 Ok(()) => {
-                    let told = self.saved(count);
+                    let told = self.saved(at, count);
                     self.told = (told, begun.elapsed());
+                    self.together = (self.together * 2).min(TOGETHER);
                 }
-                Err(Failure {
-                    error,
-                    culprit: Some(place),
-                }) => self.drop_culprit(place, &error.to_string()),
-                Err(Failure {
-                    error,
-                    culprit: None,
-                }) => {
-                    self.fail(&error.to_string());
-                    return;
+                Err(Failure::Change(place, error)) => {
+                    self.drop_culprit(at.batch, place, &error.to_string());
+                }
+                Err(Failure::File(error)) => return self.fail(&error.to_string()),
+                Err(Failure::NoRoom(error)) => {
+                    let problem = error.to_string();
+                    if let Some((count, weight)) = deletions::put_first(&mut self.backlog) {
+                        self.gauges.saved.fetch_add(count as u64, Ordering::Relaxed);
+                        self.queue.release(count, weight);
+                        at = Place::default();
+                    } else if self.file.has_leftovers() {
+                        if self.delete_leftovers().is_err() {
+                            return self.fail(&problem);
+                        }
+                    } else if count > 1 {
+                        self.together = count / 2;
+                    } else {
+                        let entry = &self.backlog[at.batch].entries[at.entry];
+                        let weight = entry.weight;
+                        if weight <= SMALL || !entry.item.may_be_passed() {
+                            return self.fail(&problem);
+                        }
+                        self.pass_over(&mut at, &problem);
+                        misfit = Some(Misfit { weight, problem });
+                    }
                 }
             }
         }
-        self.recover();
+        match misfit {
+            Some(misfit) => self.degrade(&misfit.problem),
+            // deletions can be saved where nothing else can
+            None if self.gauges.is_degraded.load(Ordering::Relaxed) => self.probe(),
+            None => {}
+        }
     }
 
-    /// Nothing waits to be tried again: a look whether the file can be written now.
+    /// The file has no room for this message alone: it waits, unless somebody waits for it, who is told.
+    fn pass_over(&mut self, at: &mut Place, problem: &str) {
+        let error = self.error(problem);
+        let Some(batch) = self.backlog.get_mut(at.batch) else {
+            return;
+        };
+        if let Some(committed) = batch.entries[at.entry].committed.take() {
+            let entry = batch.entries.remove(at.entry);
+            self.gauges.lost.fetch_add(1, Ordering::Relaxed);
+            lose(&entry);
+            self.queue.release(1, entry.weight);
+            committed(Err(error));
+        } else {
+            at.entry += 1;
+        }
+        self.drop_if_empty(at.batch);
+    }
+
+    /// Nothing waits to be tried again: looks whether the file can be written now, and has room.
     fn probe(&mut self) {
         match self.file.probe() {
             Ok(()) => self.recover(),
@@ -167,15 +253,15 @@ impl Writer {
         }
     }
 
-    /// The first changes of the first batch are in the file; returns how many were waited for.
-    fn saved(&mut self, count: usize) -> usize {
+    /// So many changes are in the file; returns how many callers waited for them.
+    fn saved(&mut self, at: Place, count: usize) -> usize {
         self.gauges.commits.fetch_add(1, Ordering::Relaxed);
         self.gauges.saved.fetch_add(count as u64, Ordering::Relaxed);
-        let Some(batch) = self.backlog.front_mut() else {
+        let Some(batch) = self.backlog.get_mut(at.batch) else {
             return 0;
         };
         let (mut told, mut weight) = (0, 0);
-        for entry in batch.entries.drain(..count) {
+        for entry in batch.entries.drain(at.entry..at.entry + count) {
             weight += entry.weight;
             if let Some(committed) = entry.committed {
                 committed(Ok(()));
@@ -183,12 +269,17 @@ impl Writer {
             }
         }
         self.queue.release(count, weight);
-        if batch.entries.is_empty()
-            && let Some(batch) = self.backlog.pop_front()
+        self.drop_if_empty(at.batch);
+        told
+    }
+
+    fn drop_if_empty(&mut self, place: usize) {
+        let is_empty = |batch: &Batch| batch.entries.is_empty();
+        if self.backlog.get(place).is_some_and(is_empty)
+            && let Some(batch) = self.backlog.remove(place)
         {
             self.queue.recycle(batch);
         }
-        told
     }
 
     /// The file cannot be written: what is waited for has failed, the rest is tried again.
@@ -199,7 +290,6 @@ impl Writer {
         let (mut count, mut weight) = (0, 0);
         for batch in &mut self.backlog {
             batch.entries.retain_mut(|entry| {
-                self.file.note_freed(&entry.item);
                 let Some(committed) = entry.committed.take() else {
                     return true;
                 };
@@ -218,16 +308,14 @@ impl Writer {
         self.tidy();
     }
 
-    /// One change of the first batch cannot be saved though the file can be written.
-    fn drop_culprit(&mut self, place: usize, problem: &str) {
+    /// One change cannot be saved though the file can be written.
+    fn drop_culprit(&mut self, batch: usize, place: usize, problem: &str) {
         let error = self.error(problem);
-        let Some(batch) = self.backlog.front_mut() else {
+        let Some(entries) = self.backlog.get_mut(batch).map(|batch| &mut batch.entries) else {
             return;
         };
-        let entry = batch.entries.remove(place);
-        if batch.entries.is_empty() {
-            self.backlog.pop_front();
-        }
+        let entry = entries.remove(place);
+        self.drop_if_empty(batch);
         self.gauges.lost.fetch_add(1, Ordering::Relaxed);
         lose(&entry);
         self.queue.release(1, entry.weight);
@@ -250,10 +338,14 @@ impl Writer {
     fn tidy(&mut self) {
         if self.file.has_leftovers() {
             // what fails is tried again, and shows when something is to be saved
-            let _ = self.file.save(&Batch::default(), 0, false);
+            let _ = self.delete_leftovers();
         } else if self.backlog.is_empty() {
             let _ = self.file.shrink();
         }
+    }
+
+    fn delete_leftovers(&mut self) -> Result<(), Failure> {
+        self.file.save(&Batch::default(), 0..0, false)
     }
 
     fn measure(&mut self) {
