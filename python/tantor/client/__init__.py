@@ -29,10 +29,10 @@ from tantor.client.errors import (
     CommandError,
     CommandLostError,
     CommandTimeoutError,
-    UncertainError,
     ConnectError,
     ConnectTimeoutError,
     DisconnectedError,
+    UncertainError,
 )
 from tantor.client.oneshot import send
 from tantor.client.settings import ClientSettings
@@ -45,13 +45,13 @@ __all__ = [
     "CommandError",
     "CommandLostError",
     "CommandTimeoutError",
-    "UncertainError",
     "ConnectError",
     "ConnectTimeoutError",
     "DisconnectedError",
     "Gap",
     "Message",
     "State",
+    "UncertainError",
     "connect",
     "send",
 ]

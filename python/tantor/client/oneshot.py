@@ -12,7 +12,14 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
 from tantor.client.connecting import RetryError, Target
-from tantor.client.errors import CommandError, CommandLostError, CommandTimeoutError, ConnectError, DisconnectedError, UncertainError
+from tantor.client.errors import (
+    CommandError,
+    CommandLostError,
+    CommandTimeoutError,
+    ConnectError,
+    DisconnectedError,
+    UncertainError,
+)
 from tantor.client.reconnect import is_final
 from tantor.client.session import encode_command
 from tantor.client.settings import ClientSettings
