@@ -18,9 +18,9 @@ pub struct ChannelSettings {
 }
 
 impl ChannelSettings {
-    /// True when publications are kept at all, where `history_bytes` bounds those of all channels.
+    /// True when publications are kept at all. `history_bytes` bounds those that are not durable.
     pub fn keeps(&self, history_bytes: usize) -> bool {
-        self.history_size > 0 && !self.message_ttl.is_zero() && history_bytes > 0
+        self.history_size > 0 && !self.message_ttl.is_zero() && (self.durable || history_bytes > 0)
     }
 }
 

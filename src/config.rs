@@ -153,6 +153,7 @@ pub struct Config {
     pub slow_consumer: SlowConsumer,
     pub history_size: usize,
     pub history_bytes: usize,
+    pub durable_bytes: usize,
     pub channel_settings: ChannelRules,
     pub resume_ttl: Duration,
     pub leave_delay: Duration,
@@ -210,6 +211,7 @@ impl Default for Config {
             slow_consumer: SlowConsumer::Disconnect,
             history_size: 100,
             history_bytes: 64 << 20,
+            durable_bytes: 1 << 30,
             channel_settings: ChannelRules::default(),
             resume_ttl: Duration::from_secs(120),
             leave_delay: Duration::from_secs(15),
@@ -253,6 +255,9 @@ impl Config {
         let given = |wanted: &str| values.iter().any(|(name, _)| name == wanted);
         if !given("heartbeat_timeout") {
             config.heartbeat_timeout = config.heartbeat_interval + HEARTBEAT_SLACK;
+        }
+        if !given("durable_bytes") {
+            config.durable_bytes = usize::try_from(config.database_bytes).unwrap_or(usize::MAX);
         }
         if !given("leave_delay") {
             config.leave_delay = config.leave_delay.min(config.resume_ttl);
@@ -362,7 +367,7 @@ impl Config {
             return Some(format!("{durable}; that takes a database"));
         }
         (!settings.keeps(self.history_bytes)).then(|| {
-            format!("{durable}; that takes a history_size, a message_ttl and history_bytes above 0, for what is saved is its history")
+            format!("{durable}; that takes a history_size and a message_ttl above 0, for what is saved is its history")
         })
     }
 }
@@ -449,7 +454,8 @@ settings! {
     max_queued_bytes: integer(1024, 64 * GIB), GIVEN, "bytes that may wait for all clients together; beyond it the one with most is treated as a slow consumer";
     slow_consumer: read("text", SlowConsumer::TAKES, read_slow_consumer, write_slow_consumer), GIVEN, "what happens over max_pending_bytes: disconnect, drop_oldest, or latest (only the newest of a channel waits)";
     history_size: integer(0, MAX_HISTORY_SIZE), GIVEN, "publications kept of each channel, for clients that return; 0 keeps none";
-    history_bytes: integer(0, 64 * GIB), GIVEN, "bytes of publications kept of all channels; beyond it the channels that were quiet longest lose theirs first";
+    history_bytes: integer(0, 64 * GIB), GIVEN, "bytes of publications kept of all channels, but for durable ones; beyond it the channels that take most lose their oldest";
+    durable_bytes: integer(1 << 16, 1024 * GIB), DERIVED, "bytes of durable publications kept of all channels; beyond it new ones are refused (default: database_bytes)";
     channel_settings: read("json", "an object of channels or patterns, each with an object of settings", ChannelRules::parse, write_rules), GIVEN, "history_size, message_ttl, durable and slow_consumer by channel or pattern: {\"chat:*\": {\"history_size\": 1000}}";
     resume_ttl: seconds(0.0, YEAR), GIVEN, "seconds in which a client that was lost can return as the same; 0 for never";
     leave_delay: seconds(0.0, YEAR), DERIVED, "seconds after which others are told that a client was lost (default: 15, at most resume_ttl)";
@@ -469,7 +475,7 @@ settings! {
     event_queue_bytes: integer(1024, 64 * GIB), GIVEN, "bytes of events that may wait for Python before clients are read no further";
     notice_limit: integer(0, 1_000_000), GIVEN, "subscribers up to which each join and leave is told; beyond it, one notice a second";
     empty_channel_ttl: seconds(0.0, YEAR), GIVEN, "seconds until a channel without subscribers disappears";
-    max_empty_channels: integer(1, 10_000_000), GIVEN, "channels without subscribers that are held at once; the oldest go first";
+    max_empty_channels: integer(1, 10_000_000), GIVEN, "channels without subscribers and without history that are held at once; the oldest go first";
     drain_timeout: seconds(0.0, 3600.0), GIVEN, "seconds that a stop waits for queues to empty";
     reconnect_window: seconds(0.0, 3600.0), GIVEN, "seconds over which clients are told to come back after a stop, each at a time of its own";
     shards: integer(1, 256), DERIVED, "threads that own connections (default: the machine's cores, at most 4)";

@@ -7,8 +7,10 @@ use std::collections::VecDeque;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kept {
     pub offset: u64,
-    /// When it was published, in microseconds since 1970.
+    /// When it was published, by `monotonic_micros`.
     pub at: u64,
+    /// The publisher was told that it is saved, or will be: only the channel's own size and age may remove it.
+    pub is_durable: bool,
     pub frame: EncodedFrame,
 }
 
@@ -20,9 +22,28 @@ pub struct History {
     /// The offset of the last publication that was handed over; 0 before the first.
     pub top: u64,
     kept: VecDeque<Kept>,
-    bytes: usize,
+    bytes: Bytes,
     /// Publications up to this offset are not all kept, if there were any.
     gone: u64,
+}
+
+/// Bytes of memory that kept publications take, about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bytes {
+    /// Of publications that may be evicted to make room.
+    pub evictable: usize,
+    /// Of durable publications.
+    pub durable: usize,
+}
+
+impl Bytes {
+    fn of(&mut self, kept: &Kept) -> &mut usize {
+        if kept.is_durable {
+            &mut self.durable
+        } else {
+            &mut self.evictable
+        }
+    }
 }
 
 /// Why a client cannot be given what it missed.
@@ -64,6 +85,11 @@ pub struct Page {
 /// Bytes that a kept publication takes besides its frame.
 const KEPT_OVERHEAD: usize = size_of::<Kept>() + 32;
 
+/// Bytes of memory that a kept publication with this frame takes, about.
+pub fn weight(frame: &EncodedFrame) -> usize {
+    frame.len() + KEPT_OVERHEAD
+}
+
 impl History {
     /// Nothing is kept yet; publications up to `top` are gone.
     pub fn new(epoch: u64, top: u64) -> Self {
@@ -71,7 +97,7 @@ impl History {
             epoch,
             top,
             kept: VecDeque::new(),
-            bytes: 0,
+            bytes: Bytes::default(),
             gone: top,
         }
     }
@@ -86,7 +112,10 @@ impl History {
         let kept: VecDeque<_> = kept.into_iter().collect();
         let gone = kept.front().map_or(top, |first| first.offset - 1);
         let gone = gone.max(broken_through);
-        let bytes = kept.iter().map(weight).sum();
+        let mut bytes = Bytes::default();
+        for kept in &kept {
+            *bytes.of(kept) += weight(&kept.frame);
+        }
         Self {
             epoch,
             top,
@@ -99,7 +128,7 @@ impl History {
     /// Adds the next publication, above the top.
     pub fn push(&mut self, kept: Kept) {
         self.top = kept.offset;
-        self.bytes += weight(&kept);
+        *self.bytes.of(&kept) += weight(&kept.frame);
         self.kept.push_back(kept);
     }
 
@@ -120,12 +149,26 @@ impl History {
         }
     }
 
-    /// Lets go of the oldest until `bytes` less are kept, or none is.
-    pub fn release(&mut self, bytes: usize) {
-        let wanted = self.bytes.saturating_sub(bytes);
-        while self.bytes > wanted {
-            self.drop_first();
-        }
+    /// Removes the oldest publications that are not durable until `bytes` less are kept; returns how many it removed.
+    pub fn evict(&mut self, bytes: usize) -> usize {
+        let before = self.kept.len();
+        let wanted = self.bytes.evictable.saturating_sub(bytes);
+        let (left, gone) = (&mut self.bytes.evictable, &mut self.gone);
+        self.kept.retain(|kept| {
+            if *left <= wanted || kept.is_durable {
+                return true;
+            }
+            *left -= weight(&kept.frame);
+            *gone = (*gone).max(kept.offset);
+            false
+        });
+        self.give_back();
+        before - self.kept.len()
+    }
+
+    /// Removes everything that is kept.
+    pub fn clear(&mut self) {
+        self.trim(0, 0);
     }
 
     /// What was published behind `offset` and up to `through`, if all of that is kept and has at most `max_bytes`.
@@ -198,9 +241,17 @@ impl History {
         self.kept.is_empty()
     }
 
-    /// Bytes of memory that the kept publications take, about.
-    pub fn bytes(&self) -> usize {
+    pub fn bytes(&self) -> Bytes {
         self.bytes
+    }
+
+    /// Durable bytes that leave with the next publication, where `size` are kept and `coming` others come before.
+    pub fn displaced(&self, size: usize, coming: usize) -> usize {
+        let index = (self.kept.len() + coming).checked_sub(size);
+        let displaced = index.and_then(|index| self.kept.get(index));
+        displaced
+            .filter(|kept| kept.is_durable)
+            .map_or(0, |kept| weight(&kept.frame))
     }
 
     /// Publications up to this offset are not all kept.
@@ -208,9 +259,11 @@ impl History {
         self.gone
     }
 
-    /// When the last publication came that is kept, in microseconds since 1970; 0 when none is.
-    pub fn newest(&self) -> u64 {
-        self.kept.back().map_or(0, |kept| kept.at)
+    /// Nothing is kept up to this offset. `gone` may be higher: durable publications stay where others were evicted.
+    pub fn emptied_through(&self) -> u64 {
+        self.kept
+            .front()
+            .map_or(self.gone, |first| first.offset - 1)
     }
 
     /// The index of the first publication behind an offset.
@@ -220,17 +273,18 @@ impl History {
 
     fn drop_first(&mut self) {
         if let Some(first) = self.kept.pop_front() {
-            self.bytes -= weight(&first);
+            *self.bytes.of(&first) -= weight(&first.frame);
             self.gone = self.gone.max(first.offset);
         }
+        self.give_back();
+    }
+
+    /// Frees the room of publications that are no longer kept.
+    fn give_back(&mut self) {
         if self.kept.is_empty() {
             self.kept = VecDeque::new();
         }
     }
-}
-
-fn weight(kept: &Kept) -> usize {
-    kept.frame.len() + KEPT_OVERHEAD
 }
 
 #[cfg(test)]
@@ -242,6 +296,7 @@ mod tests {
         Kept {
             offset,
             at,
+            is_durable: false,
             frame: EncodedFrame::text(&vec![b'x'; size]),
         }
     }
@@ -351,6 +406,39 @@ mod tests {
         assert_eq!(since(&history, 4), Ok(vec![5]));
     }
 
+    #[test]
+    fn an_eviction_leaves_durable_publications_and_their_offsets() {
+        let mut history = History::new(7, 0);
+        for offset in 1..=6 {
+            history.push(Kept {
+                is_durable: offset == 2 || offset == 5,
+                ..kept(offset, offset, 10)
+            });
+        }
+        let all = Page {
+            limit: 10,
+            after: None,
+            before: None,
+        };
+        assert_eq!(history.evict(1), 1);
+        assert_eq!((history.gone(), history.emptied_through()), (1, 1));
+        assert_eq!(history.evict(usize::MAX), 3);
+        assert_eq!(offsets(history.page(all, 1000).0), [2, 5]);
+        assert_eq!((history.gone(), history.emptied_through()), (6, 1));
+        assert_eq!(history.bytes().evictable, 0);
+        assert_eq!(history.evict(usize::MAX), 0);
+        assert_eq!(
+            history.since(Some(7), 4, 6, 1000).map(offsets),
+            Err(Unrecovered::Expired)
+        );
+        history.trim(1, 0);
+        assert_eq!(history.emptied_through(), 4);
+        assert_eq!(history.displaced(1, 0), history.bytes().durable);
+        assert_eq!((history.displaced(2, 0), history.displaced(1, 1)), (0, 0));
+        history.clear();
+        assert_eq!((history.len(), history.bytes()), (0, Bytes::default()));
+    }
+
     proptest! {
         #[test]
         fn agrees_with_a_plain_list(steps in prop::collection::vec((0_u8..5, 0_u64..20), 1..60)) {
@@ -374,7 +462,7 @@ mod tests {
                         }
                     }
                     _ => {
-                        history.release(number as usize * 10);
+                        history.evict(number as usize * 10);
                         let target: usize = (model.len() * (12 + KEPT_OVERHEAD)).saturating_sub(number as usize * 10);
                         while model.len() * (12 + KEPT_OVERHEAD) > target {
                             gone = model.remove(0).0;
@@ -382,7 +470,7 @@ mod tests {
                     }
                 }
                 prop_assert_eq!((history.top, history.len(), history.gone()), (top, model.len(), gone));
-                prop_assert_eq!(history.bytes(), model.len() * (12 + KEPT_OVERHEAD));
+                prop_assert_eq!(history.bytes().evictable, model.len() * (12 + KEPT_OVERHEAD));
                 let wanted: Vec<u64> = model.iter().map(|kept| kept.0).filter(|offset| *offset > number).collect();
                 let seen = history.since(Some(1), number, u64::MAX, usize::MAX).map(offsets);
                 if number > top {

@@ -3,6 +3,7 @@
 //! `docs/architecture.md` has the layers; a test holds them.
 
 pub mod broker;
+pub mod capacity;
 pub mod channel_settings;
 pub mod client_module;
 pub mod command;

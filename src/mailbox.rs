@@ -3,7 +3,7 @@
 use crate::frame::EncodedFrame;
 use std::collections::{HashSet, VecDeque};
 
-/// A message that is kept. Times are microseconds since 1970.
+/// A message that is kept. Times are by `monotonic_micros`.
 #[derive(Clone, Debug)]
 pub struct Mail {
     /// In the order of sending, within one mailbox.
@@ -129,7 +129,7 @@ impl Mailbox {
         self.mail.iter_mut()
     }
 
-    /// When the oldest that is no emergency will expire, in microseconds since 1970: the order in which mailboxes make
+    /// When the oldest that is no emergency will expire, by `monotonic_micros`: the order in which mailboxes make
     /// room. Those with emergencies only come last.
     pub fn oldest(&self) -> u64 {
         let oldest = self.mail.iter().find(|mail| !mail.is_emergency);

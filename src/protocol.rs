@@ -81,9 +81,18 @@ pub fn epoch_text(epoch: u64) -> String {
 }
 
 pub fn now_micros() -> u64 {
-    SystemTime::now()
+    let micros = SystemTime::now()
         .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_micros() as u64)
+        .map_or(0, |since| since.as_micros() as u64);
+    #[cfg(test)]
+    let micros = micros.saturating_add_signed(CLOCK_SET_BY.get());
+    micros
+}
+
+#[cfg(test)]
+thread_local! {
+    /// Microseconds by which a test has set this thread's wall clock.
+    pub static CLOCK_SET_BY: std::cell::Cell<i64> = const { std::cell::Cell::new(0) };
 }
 
 /// Microseconds since some moment of this process, for intervals: it goes on when the clock is set.

@@ -1,6 +1,6 @@
 //! The composition root: puts node, broker and store together, binds, starts the shards, drains and ends.
 
-use crate::broker::MemoryBroker;
+use crate::broker::{HistoryLimits, MemoryBroker};
 use crate::config::Config;
 use crate::database_url::parse_database_url;
 use crate::error::Error;
@@ -101,7 +101,11 @@ impl Server {
     /// Starts nothing.
     pub fn new(config: Config) -> Arc<Self> {
         let store = store_of(&config);
-        let broker = MemoryBroker::new(Arc::clone(&store), config.history_bytes);
+        let limits = HistoryLimits {
+            history_bytes: config.history_bytes,
+            durable_bytes: config.durable_bytes,
+        };
+        let broker = MemoryBroker::new(Arc::clone(&store), limits);
         let node = Arc::new(Node::new(Arc::new(config), Arc::new(broker), store));
         let started_in = AtomicU32::new(NOT_STARTED);
         Arc::new(Self {

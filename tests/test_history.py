@@ -162,20 +162,19 @@ def test_emergencies_are_kept_longer_than_messages(make_server: MakeServer) -> N
     assert len(server.history("emergency").result().publications) == 1
 
 
-def test_all_histories_together_are_bounded_and_the_quietest_channels_lose_theirs_first(
-    make_server: MakeServer,
-) -> None:
+def test_all_histories_together_are_bounded_and_the_largest_lose_their_oldest_first(make_server: MakeServer) -> None:
     limit = 200_000
     server = make_server(history_bytes=limit)
-    for name in ("oldest", "older", "newest"):
-        for _ in range(8):
+    for name, count in (("quiet", 3), ("small", 5), ("loud", 30)):
+        for _ in range(count):
             server.broadcast(name, "n", "x" * 10_000)
     stats = server.stats()
     assert stats["history_bytes"] <= limit
-    counts = [len(server.history(name).result().publications) for name in ("oldest", "older", "newest")]
-    assert counts[1:] == [8, 8], counts
-    assert 0 < counts[0] < 8, counts
-    assert sum(counts) == stats["history_messages"]
+    kept = {name: len(server.history(name).result().publications) for name in ("quiet", "small", "loud")}
+    assert (kept["quiet"], kept["small"]) == (3, 5), kept
+    assert 5 <= kept["loud"] < 12, kept
+    assert sum(kept.values()) == stats["history_messages"]
+    assert stats["dropped"] == {"history_bytes": {"loud": 30 - kept["loud"]}}
 
 
 def test_a_message_that_is_larger_than_all_room_is_delivered_and_not_kept(
@@ -295,7 +294,7 @@ def test_rules_that_cannot_be_are_refused_with_the_place(rules: Any, problem: st
         ({"durable": True}, "durable is true; that takes a database"),
         (
             {"durable": True, "database": "sqlite:///x.db", "history_size": 0},
-            "durable is true; that takes a history_size, a message_ttl and history_bytes above 0",
+            "durable is true; that takes a history_size and a message_ttl above 0",
         ),
         ({"max_pending_bytes": 2**21, "max_queued_bytes": 2**20}, "max_pending_bytes is 2097152; it takes at most"),
         ({"history_size": -1}, "history_size is -1; it takes a whole number from 0"),
@@ -396,12 +395,27 @@ def test_history_without_a_ref_is_answered_too(server: Tantor, connect: Connect)
     assert numbers(reply["publications"]) == [1]
 
 
-def test_asking_for_history_makes_no_channel_that_stays(make_server: MakeServer, connect: Connect) -> None:
-    server = make_server(max_empty_channels=10)
+def test_asking_for_history_makes_no_channel(server: Tantor, connect: Connect) -> None:
     client = connect(server)
+    before = list(server.channels)
     for number in range(200):
         assert client.ask("history", channel=f"invented {number}")["offset"] == 0
-    assert len(server.channels) <= 3 + 10 + 1
+    assert server.history("invented").result().publications == []
+    assert list(server.channels) == before
+
+
+def test_what_is_published_after_the_history_of_an_unknown_channel_is_recovered(
+    server: Tantor, connect: Connect
+) -> None:
+    client = connect(server)
+    page = client.ask("history", channel="den")
+    assert page["publications"] == []
+    assert server.history("den").result().epoch == page["epoch"]
+    publish(server, "den", 3)
+    recover = {"epoch": page["epoch"], "offset": page["offset"]}
+    reply = client.ask("join_channel", channel="den", recover=recover)
+    assert reply["recovered"] is True
+    assert numbers(reply["publications"]) == [1, 2, 3]
 
 
 @pytest.mark.parametrize(

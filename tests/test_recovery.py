@@ -253,7 +253,7 @@ def test_what_went_for_want_of_room_recovers_nothing(make_server: MakeServer, co
     server = make_server(history_bytes=50_000)
     publish(server, "den", 2)
     for _ in range(10):
-        server.broadcast("loud", "n", "x" * 10_000)
+        server.broadcast("den", "n", "x" * 10_000)
     recover_refused(connect(server), "expired", **(position(server, "den") | {"offset": 0}))
 
 

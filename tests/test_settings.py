@@ -121,7 +121,7 @@ def test_a_setting_can_be_asked_for_only_by_a_name_that_exists() -> None:
         ({"channel_settings": {"orders:*": {"durable": True}}}, '"orders:\\*" is durable; that takes a database'),
         (
             {"durable": True, "database": "sqlite:///a.db", "history_size": 0},
-            "durable is true; that takes a history_size, a message_ttl and history_bytes above 0",
+            "durable is true; that takes a history_size and a message_ttl above 0",
         ),
         ({"slow_consumer": "wait"}, 'slow_consumer is "wait"; it takes "disconnect", "drop_oldest" or "latest"'),
         (

@@ -293,13 +293,16 @@ def test_a_channel_stays_as_long_as_something_of_it_is_kept(make_server: MakeSer
     assert [message["event"] for message in server.history("kept").result().publications] == ["news"]
 
 
-def test_invented_channel_names_are_bounded(make_server: MakeServer, connect: Connect) -> None:
-    server = make_server(max_empty_channels=100)
+@pytest.mark.parametrize(("settings", "with_history"), [({"history_size": 0}, 0), ({"history_bytes": 200_000}, 200)])
+def test_invented_channel_names_are_bounded(
+    make_server: MakeServer, connect: Connect, settings: dict[str, int], with_history: int
+) -> None:
+    server = make_server(max_empty_channels=100, **settings)
     client = connect(server)
     for number in range(2000):
         client.action("broadcast", channel=f"invented {number}", event="news")
     client.settle(server)
-    assert len(server.channels) <= 3 + 100 + 1, len(server.channels)
+    assert len(server.channels) <= 3 + 100 + 1 + with_history, len(server.channels)
     assert set(server.channels) >= {"jungle", "treehouse", "emergency", "invented 1999"}
 
 

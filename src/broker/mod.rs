@@ -1,12 +1,16 @@
 //! Gives every publication its place in its channel's stream, in one order for all, and keeps the last of them.
 
+mod budget;
+mod epochs;
 mod memory;
+mod stream;
 
+pub use budget::{CHANNEL_SIZE, HistoryLimits};
 pub use memory::MemoryBroker;
 
 use crate::channel_settings::ChannelSettings;
 use crate::frame::EncodedFrame;
-use crate::history::History;
+use crate::history::{Bytes, History};
 use crate::store::{Committed, SavedStream, StoreError, UsedKey};
 use std::sync::Arc;
 
@@ -53,6 +57,16 @@ pub enum Closing {
     Whatever,
 }
 
+/// What is kept of all channels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HistorySize {
+    pub messages: usize,
+    pub bytes: Bytes,
+}
+
+/// A channel, and how many of its publications were evicted.
+pub type Evicted = (Arc<str>, usize);
+
 pub trait Broker: Send + Sync {
     /// Takes in what was saved. Called once, before streams are opened.
     ///
@@ -65,38 +79,54 @@ pub trait Broker: Send + Sync {
     /// Blocking: no.
     fn open(&self, channel: &Arc<str>, kind: &str, settings: ChannelSettings) -> Arc<dyn Stream>;
 
-    /// Lets go of a channel that has ended, and of what was kept of it. False, with nothing done, when something is
-    /// kept and `closing` says that it is to be.
+    /// The epoch that the stream of a channel without one gets when it is opened, unless something of it was saved.
+    ///
+    /// Ordering: another epoch only after a stream has ended that gave out positions, or was closed with `Whatever`. Errors: none. Blocking: no.
+    fn next_epoch(&self, channel: &str) -> u64;
+
+    /// Ends the stream of a channel and removes its history. False, with nothing done, when `closing` is `IfEmpty` and
+    /// the history is not empty.
     ///
     /// Ordering: what is published on its stream from now on is refused. Errors: none. Blocking: for a publication on
     /// it that is under way.
     fn close(&self, channel: &str, closing: Closing) -> bool;
 
-    /// Lets go of publications that have expired; returns about how many bytes.
+    /// Removes publications that have expired; returns about how many bytes.
     ///
     /// Ordering: any. Errors: none. Blocking: for publications that are under way.
     fn expire(&self) -> usize;
 
-    /// Publications kept of all channels, and the bytes that they take.
-    ///
     /// Ordering: any. Errors: none. Blocking: as `expire`.
-    fn size(&self) -> (usize, usize);
+    fn size(&self) -> HistorySize;
+
+    /// What was evicted since the last call, because the histories took more than they may.
+    ///
+    /// Ordering: any. Errors: none. Blocking: no.
+    fn take_evicted(&self) -> Vec<Evicted>;
+
+    /// Channels whose history has become empty since the last call.
+    ///
+    /// Ordering: any. Errors: none. Blocking: no.
+    fn take_emptied(&self) -> Vec<Arc<str>>;
 }
 
 /// One channel's publications.
 pub trait Stream: Send + Sync {
-    /// Gives a publication the next position and hands it over, as one step; `committed` hears when it is saved.
-    /// `false`, with nothing handed over, when the channel was closed: it has to be opened again.
+    /// Gives a publication the next position and hands it over, as one step. With `committed`, which is called when
+    /// the publication is saved, it is durable: no budget removes it from the history. `false`, with nothing handed
+    /// over, when the channel was closed: it has to be opened again.
     ///
-    /// Ordering: calls of `hand_over` come one after another, in the order of positions. Errors: none.
-    /// Blocking: only for other publications of this channel; `hand_over` must not publish on it.
+    /// Ordering: calls of `hand_over` come one after another, in the order of positions. Errors: `committed` is
+    /// told, perhaps before this returns, when the publication could not be saved or has no room among durable ones; it
+    /// was handed over then all the same. Blocking: only for other publications of this channel; `hand_over` must not publish on it.
     fn publish(&self, hand_over: &mut HandOver<'_>, committed: &mut Option<Committed>) -> bool;
 
-    /// Gives a publication the next position at once, and hands it over when it is saved. `false`, with nothing
-    /// done, when the channel was closed.
+    /// Gives a publication the next position at once, and hands it over when it is saved; from then on no budget removes
+    /// it from the history. `false`, with nothing done, when the channel was closed.
     ///
     /// Ordering: `hand_over` is called in the order of positions, on the store's thread, under this stream's lock.
-    /// Errors: `hand_over` hears that saving failed, perhaps before this returns; nothing was handed over then.
+    /// Errors: `hand_over` is told, perhaps before this returns, that saving failed or that durable publications have no
+    /// more room; nothing was handed over then.
     /// Blocking: as `publish`.
     fn publish_saved(
         self: Arc<Self>,

@@ -239,7 +239,7 @@ impl Node {
     /// that.
     pub(super) fn hand_over_mail(&self, client: &Client, state: &mut ClientState, place: Place) {
         let acknowledges = state.acknowledges;
-        let now = protocol::now_micros();
+        let now = protocol::monotonic_micros();
         let mut numbers = Vec::new();
         self.with_mailbox(state, |mailbox| {
             for mail in mailbox.iter_mut() {
@@ -375,8 +375,8 @@ impl Node {
         letter: Letter<'_>,
         committed: Option<Committed>,
     ) {
-        let now = protocol::now_micros();
-        let expires = now.saturating_add(letter.ttl.as_micros() as u64);
+        let now = protocol::monotonic_micros();
+        let ttl = letter.ttl.as_micros() as u64;
         let mailbox = state.mailbox.get_or_insert_default();
         if !Mailbox::has_room(letter.frame.len(), self.config.mailbox_bytes) {
             // alone it takes more than all may: the others stay
@@ -394,7 +394,7 @@ impl Node {
         let number = mailbox.push(Mail {
             number: 0,
             message: letter.message,
-            expires,
+            expires: now.saturating_add(ttl),
             is_emergency: letter.is_emergency,
             frame: letter.frame.clone(),
             handed_over: if letter.is_handed_over { now } else { 0 },
@@ -405,7 +405,7 @@ impl Node {
                 client: Arc::clone(&client.id),
                 number,
                 message: letter.message,
-                expires,
+                expires: protocol::now_micros().saturating_add(ttl),
                 is_emergency: letter.is_emergency,
                 frame: letter.frame.clone(),
                 used_key: letter.used_key,

@@ -70,13 +70,14 @@ impl Node {
     /// Lets go of mail of a mailbox that has expired.
     pub(super) fn expire_mail(&self, client_id: &Arc<str>, mailbox: &mut Mailbox) {
         let before = (mailbox.len(), mailbox.weight());
-        let expired = mailbox.expire(protocol::now_micros());
+        let expired = mailbox.expire(protocol::monotonic_micros());
         self.count_mail(before, mailbox);
         self.let_go(client_id, &expired, "mail_expired");
     }
 
     /// Takes in mail that was saved.
     pub(super) fn restore_mail(&self, mail: Vec<SavedMail>) {
+        let (now, steady_now) = (protocol::now_micros(), protocol::monotonic_micros());
         for saved in mail {
             let client = self.client_or_new(&saved.client);
             let mut state = client.state.lock();
@@ -89,7 +90,7 @@ impl Node {
             mailbox.push(Mail {
                 number: saved.number,
                 message: saved.message,
-                expires: saved.expires,
+                expires: steady_now.saturating_add(saved.expires.saturating_sub(now)),
                 is_emergency: saved.is_emergency,
                 frame: saved.frame,
                 handed_over: 0,
@@ -218,7 +219,7 @@ impl Node {
         if let Some(mailbox) = &mut state.mailbox {
             self.expire_mail(&client.id, mailbox);
             if let Some(place) = state.place.filter(|_| state.acknowledges) {
-                let now = protocol::now_micros();
+                let now = protocol::monotonic_micros();
                 let again = now.saturating_sub(self.config.ack_timeout.as_micros() as u64);
                 for mail in mailbox.iter_mut() {
                     if mail.is_emergency && mail.handed_over <= again {

@@ -201,60 +201,6 @@ impl Node {
         self.noticed.lock().append(&mut waiting);
     }
 
-    /// Removes channels that stayed empty for long, or are too many to leave room for so many more;
-    /// returns how many.
-    pub(super) fn remove_empty_channels(&self, room: usize) -> usize {
-        let ttl = self.config.empty_channel_ttl.as_micros() as u64;
-        let now = protocol::monotonic_micros();
-        let mut removed = 0;
-        let mut looks = self.empty_channels.lock().len();
-        while looks > 0 {
-            looks -= 1;
-            let (channel, too_many) = {
-                let mut empty = self.empty_channels.lock();
-                let too_many = empty.len() + room > self.config.max_empty_channels;
-                match empty.front() {
-                    Some((noted, _)) if too_many || now.saturating_sub(*noted) >= ttl => {
-                        let Some((_, channel)) = empty.pop_front() else {
-                            return removed;
-                        };
-                        (channel, too_many)
-                    }
-                    _ => return removed,
-                }
-            };
-            let mut channels = self.channels.write();
-            let mut members = channel.members.lock();
-            members.noted_empty = false;
-            if members.removed || !members.roster.is_empty() {
-                continue;
-            }
-            // it may have been filled and emptied again since it was noted
-            if !too_many && now.saturating_sub(members.empty_since) < ttl {
-                self.note_empty(&channel, &mut members);
-                continue;
-            }
-            let closing = if too_many {
-                Closing::Whatever
-            } else {
-                Closing::IfEmpty
-            };
-            members.removed = true;
-            drop(members);
-            self.stream(&channel);
-            if !self.broker.close(&channel.name, closing) {
-                // what was published there is kept: so is the channel, until that has expired
-                let mut members = channel.members.lock();
-                members.removed = false;
-                self.note_empty(&channel, &mut members);
-                continue;
-            }
-            channels.remove(&channel.name);
-            removed += 1;
-        }
-        removed
-    }
-
     pub(super) fn channel_with<'a>(
         &self,
         name: &str,
@@ -264,9 +210,7 @@ impl Node {
             return Arc::clone(channel);
         }
         // before, so that the new one is not the one to go
-        if self.empty_channels.lock().len() >= self.config.max_empty_channels {
-            self.remove_empty_channels(1);
-        }
+        self.remove_empty_channels(1);
         let mut channels = self.channels.write();
         if let Some(channel) = channels.get(name) {
             return Arc::clone(channel);
@@ -392,18 +336,6 @@ impl Node {
                 channel: channel.key,
             },
         );
-    }
-
-    fn note_empty(&self, channel: &Arc<Channel>, members: &mut Members) {
-        if self.permanent_channels().contains(&&*channel.name) {
-            return;
-        }
-        members.empty_since = protocol::monotonic_micros();
-        if !std::mem::replace(&mut members.noted_empty, true) {
-            self.empty_channels
-                .lock()
-                .push_back((members.empty_since, Arc::clone(channel)));
-        }
     }
 
     pub(super) fn notice(

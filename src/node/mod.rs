@@ -7,6 +7,7 @@ mod channel;
 mod client;
 mod counters;
 mod delivery;
+mod empty;
 mod execute;
 mod mail;
 mod mailroom;
@@ -28,7 +29,7 @@ pub use recovery::HistoryPage;
 pub use report::{ChannelInfo, ConnectionInfo};
 pub use session::{Connected, Greeting};
 
-use crate::broker::{Broker, Stream};
+use crate::broker::{Broker, CHANNEL_SIZE, Stream};
 use crate::config::Config;
 use crate::error::{Disconnect, Error, Refusal};
 use crate::events::{Detail, Event, EventQueue, LogLevel};
@@ -43,6 +44,7 @@ use crate::receipt::Receipts;
 use crate::store::Store;
 use crate::sync::{Mutex, RwLock};
 use arc_swap::ArcSwap;
+use empty::EmptyChannels;
 use mailroom::Mailed;
 use session::Due;
 use std::cell::RefCell;
@@ -92,8 +94,7 @@ pub struct Node {
     sent_once: Idempotency<Stamp>,
     /// When expired publications were last let go of, by `monotonic_micros`.
     history_tended: AtomicU64,
-    /// Channels that lost their last subscriber, oldest first, with when.
-    empty_channels: Mutex<VecDeque<(u64, Arc<Channel>)>>,
+    empty_channels: Mutex<EmptyChannels>,
     /// Channels with notices that wait.
     noticed: Mutex<Vec<Arc<Channel>>>,
     doors: ArcSwap<Vec<Arc<Door>>>,
@@ -108,14 +109,8 @@ const NOT_RESTORED: u32 = u32::MAX;
 /// How long a publisher of the application waits for a full inbox before it goes on all the same.
 const MAX_HOLD: Duration = Duration::from_secs(5);
 
-/// What a channel takes, roughly, with its place in all the maps.
-const CHANNEL_SIZE: usize = 1024;
-
 /// Messages of which it is known what became of them.
 const KNOWN_RECEIPTS: usize = 100_000;
-
-/// Most time between two looks at publications that have expired, in microseconds.
-const HISTORY_TEND_INTERVAL: u64 = 10_000_000;
 
 thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -312,7 +307,9 @@ impl Node {
         self.tend_away();
         self.tend_mail();
         self.watch_store();
-        self.remove_empty_channels(0) * CHANNEL_SIZE + self.expire_kept()
+        self.count_evicted();
+        let freed = self.expire_kept();
+        freed + self.remove_empty_channels(0) * CHANNEL_SIZE
     }
 
     /// Logs when what is to be saved cannot be, and when it can be again.
@@ -341,22 +338,6 @@ impl Node {
                 )
             });
         }
-    }
-
-    /// Forgets publications and idempotency keys that have expired. Returns the approximate number of bytes freed.
-    fn expire_kept(&self) -> usize {
-        let now = protocol::monotonic_micros();
-        let tended = self.history_tended.load(Ordering::Relaxed);
-        // a store without room needs the deletions soon
-        let is_urgent = self.was_degraded.load(Ordering::Relaxed);
-        if !is_urgent && now.saturating_sub(tended) < HISTORY_TEND_INTERVAL {
-            return 0;
-        }
-        self.history_tended.store(now, Ordering::Relaxed);
-        self.published_once.expire(now);
-        self.clients_published_once.expire(now);
-        self.sent_once.expire(now);
-        self.broker.expire()
     }
 
     /// The stream of a channel, opened where it was left.

@@ -297,7 +297,10 @@ impl Node {
             let channel = self.channel(name);
             // a channel that ended in between is looked up again
             let mut publish = |position| hand_over(&channel, position);
-            if self.stream(&channel).publish(&mut publish, &mut None) {
+            // no budget may remove what is to be durable; the caller waits for a mark behind it
+            let waits = self.waits_for_saving(&channel);
+            let mut committed = waits.then(|| Box::new(|_| ()) as Committed);
+            if self.stream(&channel).publish(&mut publish, &mut committed) {
                 return;
             }
         }

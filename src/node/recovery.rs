@@ -47,7 +47,8 @@ pub const DEFAULT_HISTORY_LIMIT: i64 = 100;
 
 impl Node {
     /// What is kept of a channel: at most `limit` publications, with `after` the oldest behind that offset, otherwise
-    /// the newest (before the offset `before`, if given). `max_bytes` bounds the page, but for its first publication.
+    /// the newest (before the offset `before`, if given). `max_bytes` bounds the page, but for its first publication. Of a
+    /// channel that does not exist nothing is kept, and none is made.
     ///
     /// Errors: a channel name that cannot be one; the storage cannot be opened.
     pub fn history(
@@ -58,7 +59,15 @@ impl Node {
     ) -> Result<HistoryPage, Error> {
         protocol::check_channel_name(channel).map_err(argument)?;
         self.restore()?;
-        let channel = self.channel(channel);
+        let Some(channel) = self.channels.read().get(channel).cloned() else {
+            // a channel that is only asked for is not made; its publications, should it be, come behind this answer
+            return Ok(HistoryPage {
+                epoch: self.broker.next_epoch(channel),
+                offset: 0,
+                publications: Vec::new(),
+                is_cut: false,
+            });
+        };
         let mut found = None;
         self.stream(&channel).read(&mut |history| {
             let (kept, is_cut) = history.page(page, max_bytes);

@@ -1,6 +1,7 @@
 //! What the node tells about itself.
 
 use super::{Channel, Client, Node};
+use crate::broker::HistorySize;
 use crate::protocol::EMERGENCY_CHANNEL;
 use crate::store::Health;
 use std::sync::Arc;
@@ -143,9 +144,15 @@ impl Node {
             })
     }
 
-    /// Publications kept of all channels, and the bytes that they take.
-    pub fn history_size(&self) -> (usize, usize) {
+    /// What is kept of all channels.
+    pub fn history_size(&self) -> HistorySize {
         self.broker.size()
+    }
+
+    /// Dropped messages: reason, channel and how many.
+    pub fn dropped(&self) -> Vec<(&'static str, Box<str>, u64)> {
+        self.count_evicted();
+        self.counters.dropped_by_reason()
     }
 
     pub fn storage_health(&self) -> Health {

@@ -65,9 +65,10 @@ pub fn stats<'py>(
 }
 
 fn add_what_is_kept(py: Python<'_>, node: &Arc<Node>, dict: &Bound<'_, PyDict>) -> PyResult<()> {
-    let (messages, bytes) = py.detach(|| node.history_size());
-    dict.set_item("history_messages", messages)?;
-    dict.set_item("history_bytes", bytes)?;
+    let kept = py.detach(|| node.history_size());
+    dict.set_item("history_messages", kept.messages)?;
+    dict.set_item("history_bytes", kept.bytes.evictable)?;
+    dict.set_item("durable_bytes", kept.bytes.durable)?;
     let (messages, bytes) = node.mail_size();
     dict.set_item("mailbox_messages", messages)?;
     dict.set_item("mailbox_bytes", bytes)?;
@@ -76,7 +77,7 @@ fn add_what_is_kept(py: Python<'_>, node: &Arc<Node>, dict: &Bound<'_, PyDict>) 
     dict.set_item("idempotency_keys", known)?;
     dict.set_item("idempotency_keys_displaced", displaced)?;
     let dropped = PyDict::new(py);
-    for (reason, channel, count) in node.counters.dropped_by_reason() {
+    for (reason, channel, count) in node.dropped() {
         let by_channel = if let Some(known) = dropped.get_item(reason)? {
             known.cast_into::<PyDict>()?
         } else {

@@ -8,7 +8,6 @@ pub use sqlite::{Limits, SqliteStore};
 
 use crate::broker::StreamPosition;
 use crate::frame::EncodedFrame;
-use crate::history::Kept;
 use crate::protocol::Stamp;
 use bytes::Bytes;
 use std::fmt;
@@ -89,7 +88,15 @@ pub struct SavedStream {
     pub durable: bool,
     /// Some of what was published up to this offset is not there.
     pub broken_through: u64,
-    pub publications: Vec<Kept>,
+    pub publications: Vec<SavedPublication>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SavedPublication {
+    pub offset: u64,
+    /// When it was published, in microseconds since 1970.
+    pub at: u64,
+    pub frame: EncodedFrame,
 }
 
 /// A client that may come back. Times are microseconds since 1970.

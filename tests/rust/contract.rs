@@ -1,7 +1,10 @@
 //! What every broker must do, over each store that there is.
 
+use crate::peer::history_limits;
 use crate::stores::every_store;
-use _tantor::broker::{Broker, Closing, HandOverSaved, MemoryBroker, Stream, StreamPosition};
+use _tantor::broker::{
+    Broker, Closing, HandOverSaved, HistorySize, MemoryBroker, Stream, StreamPosition,
+};
 use _tantor::channel_settings::ChannelSettings;
 use _tantor::frame::EncodedFrame;
 use _tantor::history::Page;
@@ -16,7 +19,7 @@ fn brokers() -> Vec<(&'static str, Arc<dyn Broker>, tempfile::TempDir)> {
         .into_iter()
         .map(|(name, store, folder)| {
             store.open().unwrap();
-            let broker = MemoryBroker::new(store, 1 << 20);
+            let broker = MemoryBroker::new(store, history_limits(1 << 20));
             (name, Arc::new(broker) as Arc<dyn Broker>, folder)
         })
         .collect()
@@ -145,19 +148,22 @@ fn a_closed_channel_takes_nothing_and_begins_anew() {
 
 #[test]
 fn all_channels_together_keep_no_more_than_the_budget() {
-    let broker = MemoryBroker::new(Arc::new(MemoryStore), 10_000);
+    let broker = MemoryBroker::new(Arc::new(MemoryStore), history_limits(20_000));
     for number in 0..1000 {
         publish(&*open(&broker, &format!("channel {}", number % 7)));
     }
-    let (messages, bytes) = broker.size();
-    assert!(bytes <= 10_000 && messages > 10, "{messages} {bytes}");
+    let HistorySize { messages, bytes } = broker.size();
+    assert!(
+        bytes.evictable <= 20_000 && messages > 10,
+        "{messages} {bytes:?}"
+    );
     // the newest are those that are left
     assert_eq!(kept(&*open(&broker, "channel 5")).last(), Some(&143));
 }
 
 #[test]
 fn what_has_expired_is_let_go() {
-    let broker = MemoryBroker::new(Arc::new(MemoryStore), 1 << 20);
+    let broker = MemoryBroker::new(Arc::new(MemoryStore), history_limits(1 << 20));
     let settings = ChannelSettings {
         message_ttl: Duration::from_millis(1),
         ..settings()
@@ -166,7 +172,7 @@ fn what_has_expired_is_let_go() {
     publish(&*stream);
     std::thread::sleep(Duration::from_millis(2));
     broker.expire();
-    assert_eq!(broker.size(), (0, 0));
+    assert_eq!(broker.size(), HistorySize::default());
     assert_eq!(top(&*stream), 1);
 }
 
@@ -197,7 +203,7 @@ impl Store for FullStore {
 
 #[test]
 fn a_channel_whose_last_publication_could_not_be_saved_takes_the_next_and_ends() {
-    let broker = MemoryBroker::new(Arc::new(FullStore), 1 << 20);
+    let broker = MemoryBroker::new(Arc::new(FullStore), history_limits(1 << 20));
     let settings = ChannelSettings {
         durable: true,
         ..settings()

@@ -1,6 +1,6 @@
 //! What the fan-out must not do more often than once.
 
-use crate::peer::broadcast;
+use crate::peer::{broadcast, history_limits};
 use _tantor::broker::MemoryBroker;
 use _tantor::config::Config;
 use _tantor::node::{Delivery, Door, Greeting, Node, Place};
@@ -15,7 +15,7 @@ fn no_more_connect_than_may_from_any_number_of_threads() {
     });
     let node = Arc::new(Node::new(
         config,
-        Arc::new(MemoryBroker::new(Arc::new(MemoryStore), 0)),
+        Arc::new(MemoryBroker::new(Arc::new(MemoryStore), history_limits(0))),
         Arc::new(MemoryStore),
     ));
     let node = &node;
@@ -49,7 +49,7 @@ fn one_encode_and_one_push_a_shard_for_ten_thousand_subscribers() {
     });
     let node = Arc::new(Node::new(
         config,
-        Arc::new(MemoryBroker::new(Arc::new(MemoryStore), 0)),
+        Arc::new(MemoryBroker::new(Arc::new(MemoryStore), history_limits(0))),
         Arc::new(MemoryStore),
     ));
     let doors: Vec<_> = (0..4).map(|_| Arc::new(Door::new(usize::MAX))).collect();

@@ -1,6 +1,6 @@
 //! Mailboxes and idempotency keys against models, and what the node keeps of messages to one client.
 
-use crate::peer::emergency;
+use crate::peer::{emergency, history_limits};
 use _tantor::broker::MemoryBroker;
 use _tantor::config::Config;
 use _tantor::error::Error;
@@ -202,7 +202,7 @@ impl Store for HeldStore {
 }
 
 fn node_over(store: Arc<dyn Store>, config: Config) -> Arc<Node> {
-    let broker = MemoryBroker::new(Arc::clone(&store), config.history_bytes);
+    let broker = MemoryBroker::new(Arc::clone(&store), history_limits(config.history_bytes));
     Arc::new(Node::new(Arc::new(config), Arc::new(broker), store))
 }
 

@@ -1,5 +1,6 @@
 //! A server to test, and a client that sends and reads bytes.
 
+use _tantor::broker::HistoryLimits;
 use _tantor::config::{Config, Value};
 use _tantor::node::{Node, PublishOptions};
 use _tantor::server::Server;
@@ -12,6 +13,14 @@ use std::time::{Duration, Instant};
 
 /// How long anything may take; generous, for what is waited for always comes.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Room for so many bytes of publications that are not durable.
+pub fn history_limits(history_bytes: usize) -> HistoryLimits {
+    HistoryLimits {
+        history_bytes,
+        durable_bytes: 1 << 30,
+    }
+}
 
 /// Publishes as the application does, without waiting for any disk; returns to how many.
 pub fn broadcast(node: &Arc<Node>, channel: &str, event: &str, data: &[u8]) -> usize {

@@ -1,5 +1,6 @@
 //! Shards without sockets: the node's deliveries, carried out in the order of the inbox, end in a list per connection.
 
+use crate::peer::history_limits;
 use _tantor::broker::MemoryBroker;
 use _tantor::config::Config;
 use _tantor::error::Disconnect;
@@ -13,7 +14,7 @@ use std::sync::Arc;
 
 /// A node with so many shards behind it; nothing is taken from their inboxes yet.
 pub fn node_with_shards(config: Config, shards: usize) -> (Arc<Node>, Vec<Arc<Door>>) {
-    let broker = MemoryBroker::new(Arc::new(MemoryStore), config.history_bytes);
+    let broker = MemoryBroker::new(Arc::new(MemoryStore), history_limits(config.history_bytes));
     let store = Arc::new(MemoryStore);
     let node = Arc::new(Node::new(Arc::new(config), Arc::new(broker), store));
     let doors: Vec<_> = (0..shards)

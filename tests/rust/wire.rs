@@ -353,7 +353,12 @@ fn floods_of_replies_leave_others_served_and_memory_bounded() {
 
 #[test]
 fn a_new_channel_is_not_the_empty_one_to_go() {
-    let served = Served::with(&[("shards", 1), ("max_empty_channels", 1)]);
+    // a channel with history would not go
+    let served = Served::with(&[
+        ("shards", 1),
+        ("max_empty_channels", 1),
+        ("history_size", 0),
+    ]);
     let mut peer = served.client();
     for name in ["a", "b", "c"] {
         peer.text(&format!(

@@ -2,9 +2,8 @@
 
 use super::file::DatabaseFile;
 use crate::frame::EncodedFrame;
-use crate::history::Kept;
 use crate::protocol::now_micros;
-use crate::store::{Saved, SavedClient, SavedMail, SavedStream, StoreError};
+use crate::store::{Saved, SavedClient, SavedMail, SavedPublication, SavedStream, StoreError};
 use rusqlite::{Row, params};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -52,14 +51,17 @@ impl DatabaseFile {
         let mut select = self.connection.prepare(
             "SELECT stream, offset, at, message FROM publications ORDER BY stream, offset",
         )?;
-        let mut publications: HashMap<i64, Vec<Kept>> = HashMap::new();
+        let mut publications: HashMap<i64, Vec<SavedPublication>> = HashMap::new();
         let mut rows = select.query([])?;
         while let Some(row) = rows.next()? {
-            publications.entry(row.get(0)?).or_default().push(Kept {
-                offset: unsigned(row, 1)?,
-                at: unsigned(row, 2)?,
-                frame: frame(row, 3)?,
-            });
+            publications
+                .entry(row.get(0)?)
+                .or_default()
+                .push(SavedPublication {
+                    offset: unsigned(row, 1)?,
+                    at: unsigned(row, 2)?,
+                    frame: frame(row, 3)?,
+                });
         }
         let mut select = self
             .connection
@@ -137,7 +139,7 @@ impl DatabaseFile {
 
 /// Of a stream whose publications were handed over before they were saved, a hole is a loss: only what is behind the
 /// last one is whole. What is before it is kept all the same, for somebody may have waited until it was saved.
-fn broken_through(kept: &[Kept], top: u64) -> u64 {
+fn broken_through(kept: &[SavedPublication], top: u64) -> u64 {
     if kept.last().is_none_or(|last| last.offset < top) {
         return top;
     }

@@ -1,0 +1,440 @@
+//! One channel's stream in memory: a lock, a counter and a ring.
+
+use super::budget::{Budget, CHANNEL_SIZE, Reserved, charge};
+use super::memory::Shared;
+use super::{Encode, Encoded, HandOver, HandOverSaved, Stream, StreamPosition};
+use crate::channel_settings::ChannelSettings;
+use crate::frame::EncodedFrame;
+use crate::history::{Bytes, History, Kept, weight};
+use crate::protocol::{monotonic_micros, now_micros};
+use crate::random::random_u64;
+use crate::store::{Change, Committed, SavedStream, Store, StoreError, StreamKey};
+use crate::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+/// Publications that are kept no longer are taken off the store so many at a time, at least.
+const TRIMMED_TOGETHER: u64 = 64;
+
+/// How long the opening of a stream waits until the store knows that the stream is durable no longer.
+const MAX_WAIT: Duration = Duration::from_secs(5);
+
+pub(super) struct MemoryStream {
+    pub channel: Arc<str>,
+    /// Stands for this stream in the store.
+    pub key: StreamKey,
+    kind: Box<str>,
+    settings: ChannelSettings,
+    /// Publications are kept in memory.
+    keeps: bool,
+    /// Publications are saved.
+    pub saves: bool,
+    pub state: Mutex<StreamState>,
+    /// Publications that are handed over when they are saved, and are not yet.
+    saving: AtomicUsize,
+    store: Arc<dyn Store>,
+    budget: Arc<Budget>,
+    shared: Weak<Shared>,
+}
+
+pub(super) struct StreamState {
+    pub history: History,
+    /// The last offset that was given; above `history.top` while publications are being saved.
+    pub assigned: u64,
+    /// The store was told to remove what is up to this offset.
+    trimmed: u64,
+    /// The store knows of this stream.
+    is_announced: bool,
+    is_closed: bool,
+}
+
+impl Stream for MemoryStream {
+    fn publish(&self, hand_over: &mut HandOver<'_>, committed: &mut Option<Committed>) -> bool {
+        let mut state = self.state.lock();
+        if state.is_closed {
+            return false;
+        }
+        let position = state.next();
+        state.assigned = position.offset;
+        if !self.keeps {
+            hand_over(None);
+            state.history.pass(position.offset);
+            drop(state);
+            if let Some(committed) = committed.take() {
+                committed(Ok(()));
+            }
+            return true;
+        }
+        let encoded = hand_over(Some(position));
+        let at = monotonic_micros();
+        // until the publication counts in the history
+        let mut reserved = None;
+        if self.saves && committed.is_some() {
+            match self.reserve(&mut state, &encoded.frame, at) {
+                Ok(bytes) => reserved = Some(bytes),
+                Err(error) => committed.take().into_iter().for_each(|committed| {
+                    committed(Err(error.clone()));
+                }),
+            }
+        }
+        let frame = if self.saves {
+            self.save(&mut state, position, encoded, committed.take())
+        } else {
+            encoded.frame
+        };
+        let kept = Kept {
+            offset: position.offset,
+            at,
+            is_durable: reserved.is_some(),
+            frame,
+        };
+        self.keep(&mut state, kept);
+        drop(reserved);
+        drop(state);
+        // of a store that saves nothing there is nothing to wait for
+        if let Some(committed) = committed.take() {
+            committed(Ok(()));
+        }
+        self.make_room();
+        true
+    }
+
+    fn publish_saved(
+        self: Arc<Self>,
+        encode: &mut Encode<'_>,
+        hand_over: &mut Option<HandOverSaved>,
+    ) -> bool {
+        let mut state = self.state.lock();
+        if state.is_closed {
+            return false;
+        }
+        let Some(hand_over) = hand_over.take() else {
+            return true;
+        };
+        let position = state.next();
+        let encoded = encode(Some(position));
+        let at = monotonic_micros();
+        let reserved = match self.reserve(&mut state, &encoded.frame, at) {
+            Ok(reserved) => reserved,
+            Err(error) => {
+                drop(state);
+                hand_over(Err(error));
+                return true;
+            }
+        };
+        state.assigned = position.offset;
+        let stream = Arc::clone(&self);
+        let saved = encoded.frame.clone();
+        let committed: Committed = Box::new(move |result| {
+            let outcome = match result {
+                Ok(()) => {
+                    let mut state = stream.state.lock();
+                    hand_over(Ok((position, &saved)));
+                    let kept = Kept {
+                        offset: position.offset,
+                        at,
+                        is_durable: true,
+                        frame: saved,
+                    };
+                    // both under the lock, so that the next publication finds the room that this one takes
+                    stream.keep(&mut state, kept);
+                    stream.finish_saving(reserved);
+                    None
+                }
+                Err(error) => {
+                    stream.finish_saving(reserved);
+                    // the channel may have stayed for this publication alone
+                    stream.note_emptied();
+                    Some((hand_over, error))
+                }
+            };
+            // without the lock: a store that is full or closed says so at once, to its caller, who holds it
+            if let Some((hand_over, error)) = outcome {
+                hand_over(Err(error));
+            }
+        });
+        self.saving.fetch_add(1, Ordering::AcqRel);
+        self.save(&mut state, position, encoded, Some(committed));
+        true
+    }
+
+    fn notify(&self, hand_over: &mut HandOver<'_>) {
+        let _order = self.state.lock();
+        hand_over(None);
+    }
+
+    fn read(&self, look: &mut dyn FnMut(&History)) {
+        let mut state = self.state.lock();
+        self.trim(&mut state, monotonic_micros());
+        // a position that is given out, be it the beginning, has to be known after a restart
+        if self.saves {
+            self.announce(&mut state);
+        }
+        look(&state.history);
+    }
+
+    fn is_durable(&self) -> bool {
+        self.settings.durable && self.saves
+    }
+}
+
+impl MemoryStream {
+    pub fn new(
+        shared: &Arc<Shared>,
+        channel: &Arc<str>,
+        kind: &str,
+        settings: ChannelSettings,
+        key: StreamKey,
+        history: History,
+    ) -> Self {
+        let keeps = settings.keeps(shared.budget.limits.history_bytes);
+        Self {
+            channel: Arc::clone(channel),
+            key,
+            kind: kind.into(),
+            settings,
+            keeps,
+            saves: keeps && shared.store.is_durable(),
+            state: Mutex::new(StreamState {
+                assigned: history.top,
+                trimmed: history.emptied_through(),
+                history,
+                is_announced: false,
+                is_closed: false,
+            }),
+            saving: AtomicUsize::new(0),
+            store: Arc::clone(&shared.store),
+            budget: Arc::clone(&shared.budget),
+            shared: Arc::downgrade(shared),
+        }
+    }
+
+    /// Counts what was saved. `was_durable` says what the store knows of the stream.
+    pub fn begin(&self, was_durable: bool) {
+        let mut state = self.state.lock();
+        self.budget
+            .recount(Bytes::default(), charge(&state.history));
+        self.trim(&mut state, monotonic_micros());
+        if was_durable && !self.settings.durable {
+            self.announce_and_wait(&mut state);
+        }
+    }
+
+    /// Nothing is kept, nor about to be.
+    pub fn is_empty(&self, state: &StreamState) -> bool {
+        state.history.is_empty() && self.saving.load(Ordering::Acquire) == 0
+    }
+
+    /// The channel has ended: nothing is published any more, nor kept.
+    pub fn end(&self, state: &mut StreamState) {
+        state.is_closed = true;
+        self.change(state, History::clear);
+    }
+
+    /// The store was closed and opened again; another process may have used it meanwhile, so what it says counts.
+    pub fn restore(&self, mut saved: SavedStream) {
+        let mut state = self.state.lock();
+        state.is_announced = false;
+        if (state.history.epoch, state.assigned) == (saved.epoch, saved.top) {
+            return;
+        }
+        if state.history.epoch == saved.epoch && state.assigned > saved.top {
+            // not all was saved, and offsets that were seen are not to be given again
+            saved.epoch = random_u64();
+        }
+        state.assigned = saved.top;
+        let restored = restored(saved, self.settings.durable);
+        self.change(&mut state, |history| *history = restored);
+        state.trimmed = state.history.emptied_through();
+        self.trim(&mut state, monotonic_micros());
+    }
+
+    /// Removes what the channel's own settings keep no longer.
+    pub fn trim(&self, state: &mut StreamState, now: u64) {
+        let (size, oldest) = self.bounds(now);
+        self.change(state, |history| history.trim(size, oldest));
+        self.tell_trimmed(
+            state,
+            TRIMMED_TOGETHER.max(self.settings.history_size as u64 / 4),
+        );
+    }
+
+    /// Removes publications that are not durable until `bytes` less are kept; returns how many, and their bytes.
+    pub fn evict(&self, state: &mut StreamState, bytes: usize) -> (usize, usize) {
+        let before = charge(&state.history).evictable;
+        let count = self.change(state, |history| history.evict(bytes));
+        self.tell_trimmed(state, 1);
+        (count, before - charge(&state.history).evictable)
+    }
+
+    /// Has room made if more is kept than may be. Not to be called with a stream's lock held.
+    pub fn make_room(&self) {
+        if self.budget.excess() > 0
+            && let Some(shared) = self.shared.upgrade()
+        {
+            shared.make_room();
+        }
+    }
+
+    fn finish_saving(&self, reserved: Reserved) {
+        drop(reserved);
+        self.saving.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    fn note_emptied(&self) {
+        if let Some(shared) = self.shared.upgrade() {
+            shared.note_emptied(&self.channel);
+        }
+    }
+
+    fn keep(&self, state: &mut StreamState, kept: Kept) {
+        let (size, oldest) = self.bounds(kept.at);
+        self.change(state, |history| {
+            history.push(kept);
+            history.trim(size, oldest);
+        });
+        if state.is_closed {
+            self.change(state, History::clear);
+        }
+        self.tell_trimmed(
+            state,
+            TRIMMED_TOGETHER.max(self.settings.history_size as u64 / 4),
+        );
+    }
+
+    /// How many publications are kept, and from when on.
+    fn bounds(&self, now: u64) -> (usize, u64) {
+        let size = if self.keeps {
+            self.settings.history_size
+        } else {
+            0
+        };
+        let ttl = self.settings.message_ttl.as_micros() as u64;
+        (size, now.saturating_sub(ttl))
+    }
+
+    /// Changes the history, and counts what that changes in the budget.
+    fn change<T>(&self, state: &mut StreamState, change: impl FnOnce(&mut History) -> T) -> T {
+        let before = charge(&state.history);
+        let result = change(&mut state.history);
+        let now = charge(&state.history);
+        self.budget.recount(before, now);
+        if now == Bytes::default() && before != now {
+            self.note_emptied();
+        }
+        result
+    }
+
+    /// Counts a durable publication before it is saved.
+    ///
+    /// Errors: as `Budget::reserve`.
+    fn reserve(
+        &self,
+        state: &mut StreamState,
+        frame: &EncodedFrame,
+        now: u64,
+    ) -> Result<Reserved, StoreError> {
+        let saving = self.saving.load(Ordering::Acquire);
+        let displaced = |history: &History| history.displaced(self.settings.history_size, saving);
+        let mut bytes = weight(frame);
+        if state.history.bytes().durable == 0 {
+            bytes += CHANNEL_SIZE;
+        }
+        self.budget
+            .reserve(bytes, displaced(&state.history))
+            .or_else(|_| {
+                // what has expired may still be counted
+                self.trim(state, now);
+                self.budget.reserve(bytes, displaced(&state.history))
+            })
+    }
+
+    fn save(
+        &self,
+        state: &mut StreamState,
+        position: StreamPosition,
+        Encoded { frame, used_key }: Encoded,
+        committed: Option<Committed>,
+    ) -> EncodedFrame {
+        self.announce(state);
+        let at = now_micros();
+        let change = Change::Published {
+            stream: self.key,
+            position,
+            at,
+            expires: at.saturating_add(self.settings.message_ttl.as_micros() as u64),
+            frame: &frame,
+            used_key,
+        };
+        self.store.save(change, committed);
+        frame
+    }
+
+    fn announce(&self, state: &mut StreamState) {
+        if !std::mem::replace(&mut state.is_announced, true) {
+            self.store.save(self.announcement(state), None);
+        }
+    }
+
+    fn announcement(&self, state: &StreamState) -> Change<'static> {
+        Change::StreamOpened {
+            stream: self.key,
+            channel: Arc::clone(&self.channel),
+            epoch: state.history.epoch,
+            kind: self.kind.clone(),
+            durable: self.settings.durable,
+        }
+    }
+
+    /// Before anything is published that a crash may lose: else the epoch would outlive it.
+    fn announce_and_wait(&self, state: &mut StreamState) {
+        state.is_announced = true;
+        let (tell, told) = flume::bounded(1);
+        let committed: Committed = Box::new(move |result| drop(tell.send(result)));
+        self.store.save(self.announcement(state), Some(committed));
+        if !matches!(told.recv_timeout(MAX_WAIT), Ok(Ok(()))) {
+            // it could not be saved: another epoch, which the store does not know, is as good
+            state.history.epoch = random_u64();
+            state.is_announced = false;
+        }
+    }
+
+    /// Tells the store which publications are gone, once there are `together` or more.
+    pub fn tell_trimmed(&self, state: &mut StreamState, together: u64) {
+        let through = state.history.emptied_through();
+        if self.saves && through.saturating_sub(state.trimmed) >= together {
+            state.trimmed = through;
+            self.announce(state);
+            let change = Change::Trimmed {
+                stream: self.key,
+                through,
+            };
+            self.store.save(change, None);
+        }
+    }
+}
+
+impl StreamState {
+    /// The position of the next publication.
+    fn next(&self) -> StreamPosition {
+        StreamPosition {
+            epoch: self.history.epoch,
+            offset: self.assigned + 1,
+        }
+    }
+}
+
+/// The history that was saved; `is_durable` says whether the channel is durable now.
+pub(super) fn restored(saved: SavedStream, is_durable: bool) -> History {
+    let (now, steady_now) = (now_micros(), monotonic_micros());
+    let is_durable = is_durable || saved.durable;
+    let kept = saved.publications.into_iter().map(|publication| Kept {
+        offset: publication.offset,
+        // only here does the wall clock say how old a publication is
+        at: steady_now.saturating_sub(now.saturating_sub(publication.at)),
+        is_durable,
+        frame: publication.frame,
+    });
+    History::restored(saved.epoch, saved.top, saved.broken_through, kept)
+}

@@ -1,0 +1,131 @@
+//! Channels without subscribers and history that has expired: how long they stay, and how many.
+//!
+//! Only a channel without history ends, after `empty_channel_ttl` or to keep within `max_empty_channels`. A channel with
+//! history is bounded by what its history is charged.
+
+use super::Node;
+use super::channel::{Channel, Members};
+use crate::broker::Closing;
+use crate::capacity::{shrink_map, shrink_queue};
+use crate::protocol;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Most time between two looks at publications that have expired, in microseconds.
+const HISTORY_TEND_INTERVAL: u64 = 10_000_000;
+
+/// Least time between them, where `empty_channel_ttl` is short.
+const MIN_HISTORY_TEND_INTERVAL: u64 = 500_000;
+
+/// Channels that may end, in the order of the times beside them (by `monotonic_micros`). Some may have subscribers or
+/// history again.
+pub type EmptyChannels = VecDeque<(u64, Arc<Channel>)>;
+
+impl Node {
+    /// Counts publications that were evicted since the last call.
+    pub(super) fn count_evicted(&self) {
+        for (channel, count) in self.broker.take_evicted() {
+            self.counters.dropped("history_bytes", &channel, count);
+        }
+    }
+
+    /// Forgets publications and idempotency keys that have expired, from time to time. Returns the approximate number of
+    /// bytes freed.
+    pub(super) fn expire_kept(&self) -> usize {
+        let now = protocol::monotonic_micros();
+        // a channel that is to end soon after its history has to have its history looked at as soon
+        let interval = (self.config.empty_channel_ttl.as_micros() as u64)
+            .clamp(MIN_HISTORY_TEND_INTERVAL, HISTORY_TEND_INTERVAL);
+        let tended = self.history_tended.load(Ordering::Relaxed);
+        // a store without room needs the deletions soon
+        let is_urgent = self.was_degraded.load(Ordering::Relaxed);
+        if !is_urgent && now.saturating_sub(tended) < interval {
+            return 0;
+        }
+        self.history_tended.store(now, Ordering::Relaxed);
+        self.published_once.expire(now);
+        self.clients_published_once.expire(now);
+        self.sent_once.expire(now);
+        self.broker.expire()
+    }
+
+    /// A channel has no subscribers, from now on or since it was made.
+    pub(super) fn note_empty(&self, channel: &Arc<Channel>, members: &mut Members) {
+        if self.permanent_channels().contains(&&*channel.name) {
+            return;
+        }
+        members.empty_since = protocol::monotonic_micros();
+        if !std::mem::replace(&mut members.noted_empty, true) {
+            let noted = (members.empty_since, Arc::clone(channel));
+            self.empty_channels.lock().push_back(noted);
+        }
+    }
+
+    /// Ends channels without history that were empty for `empty_channel_ttl`, or are too many to leave room for so many
+    /// more; returns how many ended.
+    pub(super) fn remove_empty_channels(&self, room: usize) -> usize {
+        self.note_emptied();
+        let most = self.config.max_empty_channels.saturating_sub(room);
+        let ttl = self.config.empty_channel_ttl.as_micros() as u64;
+        let due = protocol::monotonic_micros().saturating_sub(ttl);
+        let mut removed = 0;
+        let mut looks = self.empty_channels.lock().len();
+        while looks > 0 {
+            looks -= 1;
+            let mut empty = self.empty_channels.lock();
+            let is_over = empty.len() > most;
+            let is_due = |(noted, _): &(u64, Arc<Channel>)| is_over || *noted <= due;
+            if !empty.front().is_some_and(is_due) {
+                break;
+            }
+            let Some((_, channel)) = empty.pop_front() else {
+                break;
+            };
+            shrink_queue(&mut empty);
+            drop(empty);
+            let due = if is_over { u64::MAX } else { due };
+            removed += usize::from(self.end_if_empty(&channel, due));
+        }
+        removed
+    }
+
+    /// Channels without subscribers whose history is empty since the last call may end.
+    fn note_emptied(&self) {
+        for name in self.broker.take_emptied() {
+            let channel = self.channels.read().get(&name).cloned();
+            if let Some(channel) = channel {
+                let mut members = channel.members.lock();
+                if members.roster.is_empty() && !members.removed {
+                    self.note_empty(&channel, &mut members);
+                }
+            }
+        }
+    }
+
+    /// Ends a channel that was taken off the queue, if it has neither subscribers nor history, and has been empty since
+    /// `due`. One with history is noted again when that is empty.
+    fn end_if_empty(&self, channel: &Arc<Channel>, due: u64) -> bool {
+        let mut channels = self.channels.write();
+        let mut members = channel.members.lock();
+        members.noted_empty = false;
+        if members.removed || !members.roster.is_empty() {
+            return false;
+        }
+        // it may have been filled and emptied again since it was noted
+        if members.empty_since > due {
+            self.note_empty(channel, &mut members);
+            return false;
+        }
+        members.removed = true;
+        drop(members);
+        self.stream(channel);
+        if !self.broker.close(&channel.name, Closing::IfEmpty) {
+            channel.members.lock().removed = false;
+            return false;
+        }
+        channels.remove(&channel.name);
+        shrink_map(&mut channels);
+        true
+    }
+}
