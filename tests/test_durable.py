@@ -81,6 +81,9 @@ def test_a_flood_on_other_channels_removes_nothing_durable(
     evicted = stats["dropped"].pop("history_bytes")
     assert set(evicted) <= {f"own {number}" for number in range(120)}
     assert sum(evicted.values()) + stats["history_messages"] == 120 + 500
+    stop(server)
+    again = make_server(database=database, channel_settings=DURABLE, history_size=1000, history_bytes=10_000)
+    assert numbers(again, channel) == list(range(500))
 
 
 def test_what_durable_bytes_has_no_room_for_is_refused_and_the_rest_stays(

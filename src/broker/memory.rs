@@ -278,6 +278,7 @@ mod tests {
         let publication = |offset, age: Duration| SavedPublication {
             offset,
             at: now_micros() - age.as_micros() as u64,
+            is_durable: false,
             frame: EncodedFrame::text(b"{}"),
         };
         let mut saved = SavedStream {

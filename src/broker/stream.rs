@@ -79,7 +79,13 @@ impl Stream for MemoryStream {
             }
         }
         let frame = if self.saves {
-            self.save(&mut state, position, encoded, committed.take())
+            self.save(
+                &mut state,
+                position,
+                encoded,
+                reserved.is_some(),
+                committed.take(),
+            )
         } else {
             encoded.frame
         };
@@ -155,7 +161,7 @@ impl Stream for MemoryStream {
             }
         });
         self.saving.fetch_add(1, Ordering::AcqRel);
-        self.save(&mut state, position, encoded, Some(committed));
+        self.save(&mut state, position, encoded, true, Some(committed));
         true
     }
 
@@ -355,6 +361,7 @@ impl MemoryStream {
         state: &mut StreamState,
         position: StreamPosition,
         Encoded { frame, used_key }: Encoded,
+        is_durable: bool,
         committed: Option<Committed>,
     ) -> EncodedFrame {
         self.announce(state);
@@ -364,6 +371,7 @@ impl MemoryStream {
             position,
             at,
             expires: at.saturating_add(self.settings.message_ttl.as_micros() as u64),
+            is_durable,
             frame: &frame,
             used_key,
         };
@@ -433,7 +441,7 @@ pub(super) fn restored(saved: SavedStream, is_durable: bool) -> History {
         offset: publication.offset,
         // only here does the wall clock say how old a publication is
         at: steady_now.saturating_sub(now.saturating_sub(publication.at)),
-        is_durable,
+        is_durable: is_durable || publication.is_durable,
         frame: publication.frame,
     });
     History::restored(saved.epoch, saved.top, saved.broken_through, kept)

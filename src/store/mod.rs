@@ -96,6 +96,7 @@ pub struct SavedPublication {
     pub offset: u64,
     /// When it was published, in microseconds since 1970.
     pub at: u64,
+    pub is_durable: bool,
     pub frame: EncodedFrame,
 }
 
@@ -183,6 +184,8 @@ pub enum Change<'a> {
         position: StreamPosition,
         at: u64,
         expires: u64,
+        /// Its publisher is told once it is saved.
+        is_durable: bool,
         frame: &'a EncodedFrame,
         used_key: Option<Box<UsedKey>>,
     },

@@ -49,6 +49,7 @@ fn publication(offset: u64, used: UsedKey, act: impl FnOnce(Change<'_>)) {
         position: StreamPosition { epoch: 1, offset },
         at: offset,
         expires: LATE,
+        is_durable: false,
         frame: &frame("{}"),
         used_key: Some(Box::new(used)),
     });

@@ -175,6 +175,7 @@ fn what_has_expired_is_not_opened() {
         },
         at: 1,
         expires: 2,
+        is_durable: false,
         frame: &frame("{}"),
         used_key: None,
     };
@@ -348,7 +349,8 @@ fn files_of_earlier_schemas_are_brought_up_to_date() {
         .unwrap()
         .execute_batch(
             "DROP VIEW tantor_messages; DROP VIEW tantor_connections;
-            ALTER TABLE clients DROP COLUMN previous; DROP TABLE idempotency_keys; PRAGMA user_version = 1",
+            ALTER TABLE clients DROP COLUMN previous; DROP TABLE idempotency_keys;
+            ALTER TABLE publications DROP COLUMN durable; PRAGMA user_version = 1",
         )
         .unwrap();
     assert_eq!(offsets(&store.open().unwrap(), "a"), [1]);
@@ -357,7 +359,7 @@ fn files_of_earlier_schemas_are_brought_up_to_date() {
         query::<i64>(&path, "SELECT count(*) FROM tantor_messages"),
         1
     );
-    assert_eq!(query::<i64>(&path, "PRAGMA user_version"), 4);
+    assert_eq!(query::<i64>(&path, "PRAGMA user_version"), 5);
 }
 
 #[test]

@@ -80,6 +80,7 @@ pub fn publish_text(
         position: StreamPosition { epoch: 0, offset },
         at: offset,
         expires: LATE,
+        is_durable: false,
         frame: &frame(text),
         used_key: None,
     };

@@ -162,6 +162,7 @@ impl DatabaseFile {
                 offset,
                 at,
                 expires,
+                is_durable,
                 message,
                 used_key: _,
             } => {
@@ -176,14 +177,16 @@ impl DatabaseFile {
                 }
                 self.connection
                     .prepare_cached(
-                        "INSERT OR REPLACE INTO publications VALUES (?1, ?2, ?3, ?4, ?5)",
+                        "INSERT OR REPLACE INTO publications (stream, offset, at, expires, message, durable)
+                         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
                     )?
                     .execute(params![
                         row,
                         offset.cast_signed(),
                         at.cast_signed(),
                         expires.cast_signed(),
-                        text(batch.text(*message))
+                        text(batch.text(*message)),
+                        is_durable
                     ])
                     .map(drop)
             }

@@ -164,6 +164,7 @@ mod tests {
                 offset: number,
                 at: 0,
                 expires: 0,
+                is_durable: false,
                 message: Span::default(),
                 used_key: used_key(key),
             },

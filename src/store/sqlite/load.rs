@@ -49,7 +49,7 @@ impl DatabaseFile {
 
     fn read_streams(&self) -> rusqlite::Result<Vec<SavedStream>> {
         let mut select = self.connection.prepare(
-            "SELECT stream, offset, at, message FROM publications ORDER BY stream, offset",
+            "SELECT stream, offset, at, message, durable FROM publications ORDER BY stream, offset",
         )?;
         let mut publications: HashMap<i64, Vec<SavedPublication>> = HashMap::new();
         let mut rows = select.query([])?;
@@ -61,6 +61,7 @@ impl DatabaseFile {
                     offset: unsigned(row, 1)?,
                     at: unsigned(row, 2)?,
                     frame: frame(row, 3)?,
+                    is_durable: row.get(4)?,
                 });
         }
         let mut select = self

@@ -33,6 +33,7 @@ pub(super) enum Item {
         offset: u64,
         at: u64,
         expires: u64,
+        is_durable: bool,
         message: Span,
         used_key: Option<Box<UsedKey>>,
     },
@@ -331,6 +332,7 @@ impl Batch {
                 position,
                 at,
                 expires,
+                is_durable,
                 frame,
                 used_key,
             } => Item::Published {
@@ -338,6 +340,7 @@ impl Batch {
                 offset: position.offset,
                 at,
                 expires,
+                is_durable,
                 message: self.copy(frame.payload()),
                 used_key,
             },

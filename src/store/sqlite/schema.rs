@@ -4,7 +4,13 @@
 pub(super) const APPLICATION_ID: i32 = 0x5441_4e54;
 
 /// `PRAGMA user_version` counts how many of these a file has been through.
-pub(super) const MIGRATIONS: &[&str] = &[TABLES, VIEWS, PREVIOUS_TOKENS, IDEMPOTENCY_KEYS];
+pub(super) const MIGRATIONS: &[&str] = &[
+    TABLES,
+    VIEWS,
+    PREVIOUS_TOKENS,
+    IDEMPOTENCY_KEYS,
+    DURABLE_PUBLICATIONS,
+];
 
 /// Times are microseconds since 1970. Offsets, epochs and ids are unsigned and stored as the signed numbers of the same
 /// bits. `message` is the JSON that goes over the wire.
@@ -101,3 +107,7 @@ CREATE TABLE idempotency_keys (
 ) WITHOUT ROWID;
 CREATE INDEX idempotency_keys_by_age ON idempotency_keys (kind, expires);
 ";
+
+/// Publications that no budget removes, of channels that are not durable too. Earlier versions did not note which.
+const DURABLE_PUBLICATIONS: &str =
+    "ALTER TABLE publications ADD COLUMN durable INTEGER NOT NULL DEFAULT 0;";
