@@ -158,6 +158,7 @@ pub struct Config {
     pub resume_ttl: Duration,
     pub leave_delay: Duration,
     pub max_away_clients: usize,
+    pub away_bytes: usize,
     pub mailbox_size: usize,
     pub mailbox_bytes: usize,
     pub mailboxes_bytes: usize,
@@ -216,6 +217,7 @@ impl Default for Config {
             resume_ttl: Duration::from_secs(120),
             leave_delay: Duration::from_secs(15),
             max_away_clients: 100_000,
+            away_bytes: 64 << 20,
             mailbox_size: 1000,
             mailbox_bytes: 256 << 10,
             mailboxes_bytes: 64 << 20,
@@ -460,6 +462,7 @@ settings! {
     resume_ttl: seconds(0.0, YEAR), GIVEN, "seconds in which a client that was lost can return as the same; 0 for never";
     leave_delay: seconds(0.0, YEAR), DERIVED, "seconds after which others are told that a client was lost (default: 15, at most resume_ttl)";
     max_away_clients: integer(0, 10_000_000), GIVEN, "lost clients that may return; beyond it those that are away longest cannot";
+    away_bytes: integer(0, 64 * GIB), GIVEN, "bytes that lost clients which may return take, with their channels; beyond it those that are away longest cannot";
     mailbox_size: integer(1, 10_000_000), GIVEN, "messages kept for one client that is away; the oldest go first";
     mailbox_bytes: integer(0, GIB), DERIVED, "bytes kept for one client that is away (default: 256 KiB, at most half of max_pending_bytes)";
     mailboxes_bytes: integer(0, 64 * GIB), GIVEN, "bytes kept for all clients that are away; the oldest go first";

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from stored import history_of, locked_by_another, rows
-from support import Script, WebSocketClient, eventually, run_python
+from support import Script, WebSocketClient, eventually, lose, run_python
 from tantor import StorageError, Tantor
 
 Connect = Callable[..., WebSocketClient]
@@ -238,3 +238,46 @@ def test_a_lock_of_another_program_is_waited_out(make_server: MakeServer, databa
             server.broadcast("chat", "message", {"n": 2}, durable=True).result(10)
     eventually(lambda: not server.stats()["storage"]["degraded"], "it is written again")
     server.broadcast("chat", "message", {"n": 3}, durable=True).result(10)
+
+
+def test_what_joins_cause_to_be_saved_is_as_much_as_was_sent(
+    make_server: MakeServer, database: str, tmp_path: Path, connect: Connect
+) -> None:
+    """Each join once saved the client's whole list of channels: 127 joins, 2 MB."""
+    server = make_server(database=database, max_channels_per_client=200)
+    server.broadcast("jungle", "message", durable=True).result(10)
+    names = [f"{number:0>250}" for number in range(127)]
+    clients = 3
+    with locked_by_another(tmp_path / "tantor.db", tmp_path):
+        for _ in range(clients):
+            client = connect(server)
+            for name in names:
+                client.action("join_channel", channel=name)
+            client.ask("ping")
+            client.close()
+        eventually(lambda: server.stats()["away"] == clients, "they are gone")
+        storage = server.stats()["storage"]
+        assert storage["queued_bytes"] < 3 * clients * sum(map(len, names)), storage
+    eventually(lambda: server.stats()["storage"]["queued_changes"] == 0, "all is saved")
+    assert len(rows(tmp_path / "tantor.db", "SELECT * FROM memberships")) == clients * (len(names) + 1)
+    assert server.stats()["storage"]["changes_lost"] == 0
+
+
+def test_clients_that_are_away_are_bounded_by_bytes(make_server: MakeServer, connect: Connect) -> None:
+    bound = 100_000
+    server = make_server(away_bytes=bound)
+    gone = []
+    for number in range(10):
+        client = connect(server)
+        for channel in range(20):
+            client.action("join_channel", channel=f"{number}-{channel:0>240}")
+        client.ask("ping")
+        gone.append(lose(server, client))
+        assert server.stats()["away_bytes"] <= bound
+    stats = server.stats()
+    assert 0 < stats["away"] < len(gone)
+    assert stats["away"] + stats["away_forgotten"] == len(gone)
+    assert connect(server, gone[0]).welcome["resumed"] is False, "away longest"
+    assert connect(server, gone[-1]).welcome["resumed"] is True
+    back = server.stats()
+    assert back["away_bytes"] < stats["away_bytes"]

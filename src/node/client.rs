@@ -1,5 +1,6 @@
 //! A client as the node knows it: connected, away, or subscribed by the application before it connects.
 
+use super::CHANNEL_SIZE;
 use super::channel::Channel;
 use super::delivery::Place;
 use super::token::Session;
@@ -9,6 +10,10 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+/// What a client takes, about, and what each of its channels takes besides the name.
+const CLIENT_SIZE: usize = 512;
+const MEMBERSHIP_SIZE: usize = 64;
 
 pub struct Client {
     pub id: Arc<str>,
@@ -59,6 +64,8 @@ pub struct Away {
     pub number: u64,
     /// Channels that it was on until others were told that it has left.
     pub remembered: Vec<Arc<str>>,
+    /// What is counted for it in `Node::away_bytes`.
+    pub bytes: usize,
 }
 
 impl Client {
@@ -159,6 +166,19 @@ impl ClientState {
         self.channels
             .iter()
             .position(|joined| &*joined.channel.name == channel)
+    }
+
+    /// Bytes that a client that is away takes, about, with the channels that only it keeps.
+    pub fn away_weight(&self) -> usize {
+        let joined = self.channels.iter().map(|Joined { channel, .. }| {
+            let is_alone = channel.members.lock().roster.len() == 1;
+            let own = if is_alone { CHANNEL_SIZE } else { 0 };
+            own + channel.name.len() + MEMBERSHIP_SIZE
+        });
+        let remembered = self.away.iter().flat_map(|away| &away.remembered);
+        let remembered = remembered.map(|name| name.len() + MEMBERSHIP_SIZE);
+        let user_data = self.user_data.as_ref().map_or(0, Bytes::len);
+        CLIENT_SIZE + user_data + joined.chain(remembered).sum::<usize>()
     }
 
     /// The names of all channels that it is on, or will be again when it is back.

@@ -66,6 +66,9 @@ impl Node {
             client.set_wants_gaps(true);
         }
         let joined = self.put_on(client, &mut state, channel, Some(asked));
+        if let Some((channel, _)) = &joined {
+            self.save_joined(client, &state, &channel.name);
+        }
         drop(state);
         self.tell_joined(client, joined);
         Ok(())
@@ -76,7 +79,7 @@ impl Node {
         let was_remembered = state.forget_channel(channel);
         let Some(at) = state.position(channel) else {
             if was_remembered {
-                self.save_client(client, &state);
+                self.save_left(client, &state, channel);
             }
             return;
         };
@@ -89,7 +92,7 @@ impl Node {
             self.push_unsubscribe(place, &channel);
         }
         drop(members);
-        self.save_client(client, &state);
+        self.save_left(client, &state, &channel.name);
         let is_idle = state.end_if_idle();
         drop(state);
         if is_idle {
@@ -149,9 +152,9 @@ impl Node {
                     self.push_unsubscribe(place, &channel);
                 }
                 drop(members);
-                self.save_client(&client, &state);
+                self.save_left(&client, &state, name);
             } else if was_remembered {
-                self.save_client(&client, &state);
+                self.save_left(&client, &state, name);
             }
             let is_idle = state.end_if_idle();
             drop(state);
@@ -249,13 +252,17 @@ impl Node {
             return false;
         }
         let joined = self.put_on(client, &mut state, name, None);
+        if let Some((channel, _)) = &joined {
+            self.save_joined(client, &state, &channel.name);
+        }
         drop(state);
         self.tell_joined(client, joined);
         true
     }
 
-    /// Puts a client on a channel: which is then to be told, with how many are on it; `None` when it was on it. What
-    /// was `asked` is answered before anything that is published on the channel from then on.
+    /// Puts a client on a channel, and returns the channel, which is then to be told, with how many are on it; `None`
+    /// when the client was on it. `asked` is answered before anything that is published on the channel from then on.
+    /// Saving the membership is the caller's.
     pub(super) fn put_on(
         &self,
         client: &Client,
@@ -306,7 +313,6 @@ impl Node {
             channel: Arc::clone(&channel),
             live_from,
         });
-        self.save_client(client, state);
         Some((channel, total))
     }
 

@@ -15,6 +15,7 @@ mod membership;
 mod publish;
 mod recovery;
 mod report;
+mod saved;
 mod session;
 mod token;
 
@@ -70,6 +71,8 @@ pub struct Node {
     connected: AtomicUsize,
     /// Clients of `clients` that are away.
     away: AtomicUsize,
+    /// Bytes that they take, about.
+    away_bytes: AtomicUsize,
     next_away: AtomicU64,
     /// Clients that are away and of whom nobody was told yet that they have left.
     leaving: Mutex<Due>,
@@ -139,6 +142,7 @@ impl Node {
             clients: RwLock::default(),
             connected: AtomicUsize::new(0),
             away: AtomicUsize::new(0),
+            away_bytes: AtomicUsize::new(0),
             next_away: AtomicU64::new(1),
             leaving: Mutex::default(),
             expiring: Mutex::default(),
@@ -191,7 +195,7 @@ impl Node {
             let channel = self.channel_with(&name, || &kind);
             self.stream(&channel);
         }
-        self.restore_clients(saved.clients);
+        self.restore_clients(saved.clients, saved.memberships);
         self.restore_mail(saved.mail);
         self.restore_keys(saved.used_keys);
         self.restored_in

@@ -10,7 +10,7 @@ use crate::frame::EncodedFrame;
 use crate::outbound::Unwritten;
 use crate::protocol::{self, ResumeOutcome, WelcomeFields};
 use crate::random::random_u64;
-use crate::store::{Change, SavedClient};
+use crate::store::Change;
 use std::collections::BTreeMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
@@ -135,6 +135,7 @@ impl Node {
             if state.removed {
                 continue;
             }
+            let is_new = state.session.is_none();
             let token = state
                 .session
                 .get_or_insert_with(Session::new)
@@ -146,6 +147,11 @@ impl Node {
                 self.expect(&client, &mut state, remembered.into_iter().collect());
             }
             self.save_client(&client, &state);
+            if is_new {
+                for name in state.channel_names() {
+                    self.save_joined(&client, &state, &name);
+                }
+            }
             drop(state);
             self.forget_surplus();
             return Ok(token);
@@ -173,6 +179,11 @@ impl Node {
         self.away.load(Ordering::Relaxed)
     }
 
+    /// Bytes that clients take that were lost and may be back, about.
+    pub fn away_bytes(&self) -> usize {
+        self.away_bytes.load(Ordering::Relaxed)
+    }
+
     /// Tells of lost clients that were given their time to come back, and forgets those that did not.
     pub(super) fn tend_away(&self) {
         let now = protocol::monotonic_micros();
@@ -189,61 +200,6 @@ impl Node {
         while let Some((number, client)) = pop_due(&self.expiring, now) {
             self.forget_away(&client, number);
         }
-    }
-
-    /// Saves what has to outlive the process of a client, if anything is saved.
-    pub(super) fn save_client(&self, client: &Client, state: &ClientState) {
-        if !self.store.is_durable() {
-            return;
-        }
-        let Some(session) = &state.session else {
-            return;
-        };
-        let (root, rotation, previous) = session.saved();
-        let is_connected = state.place.is_some();
-        let ttl = self.config.resume_ttl.as_micros() as u64;
-        let saved = SavedClient {
-            id: Arc::clone(&client.id),
-            root,
-            rotation,
-            previous,
-            expires: if is_connected {
-                u64::MAX
-            } else {
-                protocol::now_micros().saturating_add(ttl)
-            },
-            joined: client.joined,
-            last_ping: client.last_ping(),
-            is_connected,
-            channels: state.channel_names(),
-            user_data: state.user_data.clone(),
-        };
-        let client = Box::new(saved);
-        self.store.save(Change::ClientSaved { client }, None);
-    }
-
-    /// Takes in clients that were saved: they are away, and have all of `resume_ttl` to come back.
-    pub(super) fn restore_clients(&self, clients: Vec<SavedClient>) {
-        for saved in clients {
-            let client = {
-                let mut known = self.clients.write();
-                let Entry::Vacant(vacant) = known.entry(Arc::clone(&saved.id)) else {
-                    continue;
-                };
-                let client = Client::new(Arc::clone(&saved.id), saved.joined, None);
-                client.ping(saved.last_ping);
-                Arc::clone(vacant.insert(Arc::new(client)))
-            };
-            let mut state = client.state.lock();
-            state.session = Some(Session::restored(
-                saved.root,
-                saved.rotation,
-                saved.previous,
-            ));
-            state.user_data = saved.user_data;
-            self.expect(&client, &mut state, saved.channels);
-        }
-        self.forget_surplus();
     }
 
     /// A new client; `None` when as many as may be are connected already.
@@ -323,6 +279,7 @@ impl Node {
         let remembered = match state.away.take() {
             Some(away) => {
                 self.away.fetch_sub(1, Ordering::Relaxed);
+                self.away_bytes.fetch_sub(away.bytes, Ordering::Relaxed);
                 self.leaving.lock().remove(&away.number);
                 self.expiring.lock().remove(&away.number);
                 away.remembered
@@ -459,16 +416,38 @@ impl Node {
     }
 
     /// Gives a client its time to come back.
-    fn expect(&self, client: &Arc<Client>, state: &mut ClientState, remembered: Vec<Arc<str>>) {
+    pub(super) fn expect(
+        &self,
+        client: &Arc<Client>,
+        state: &mut ClientState,
+        remembered: Vec<Arc<str>>,
+    ) {
         let number = self.next_away.fetch_add(1, Ordering::Relaxed);
-        state.away = Some(Box::new(Away { number, remembered }));
+        state.away = Some(Box::new(Away {
+            number,
+            remembered,
+            bytes: 0,
+        }));
         self.away.fetch_add(1, Ordering::Relaxed);
+        self.weigh_away(state);
         push_due(&self.expiring, self.config.resume_ttl, number, client);
     }
 
-    /// Forgets those that are away longest while more are than may be. Not to be called with a client's state locked.
-    fn forget_surplus(&self) {
-        while self.away_count() > self.config.max_away_clients {
+    /// Counts what a client that is away takes of `away_bytes`.
+    fn weigh_away(&self, state: &mut ClientState) {
+        let bytes = state.away_weight();
+        if let Some(away) = &mut state.away {
+            self.away_bytes.fetch_add(bytes, Ordering::Relaxed);
+            let before = std::mem::replace(&mut away.bytes, bytes);
+            self.away_bytes.fetch_sub(before, Ordering::Relaxed);
+        }
+    }
+
+    /// Forgets those that are away longest while more are than may be, or they take more bytes than they may. Not to be called with a client's state locked.
+    pub(super) fn forget_surplus(&self) {
+        while self.away_count() > self.config.max_away_clients
+            || self.away_bytes() > self.config.away_bytes
+        {
             let Some((number, (_, client))) = self.expiring.lock().pop_first() else {
                 return;
             };
@@ -485,7 +464,7 @@ impl Node {
         for (_, client) in away {
             let mut state = client.state.lock();
             if state.forget_channel(name) {
-                self.save_client(&client, &state);
+                self.save_left(&client, &state, name);
             }
         }
     }
@@ -493,10 +472,10 @@ impl Node {
     /// A client is expected back no longer; false when it has come back meanwhile.
     fn forget_away(&self, client: &Arc<Client>, number: u64) -> bool {
         let mut state = client.state.lock();
-        if state.away.as_ref().is_none_or(|away| away.number != number) {
+        let Some(away) = state.away.take_if(|away| away.number == number) else {
             return false;
-        }
-        state.away = None;
+        };
+        self.away_bytes.fetch_sub(away.bytes, Ordering::Relaxed);
         state.session = None;
         self.away.fetch_sub(1, Ordering::Relaxed);
         self.leaving.lock().remove(&number);
@@ -513,6 +492,7 @@ impl Node {
                 .map(|joined| Arc::clone(&joined.channel.name));
             away.remembered.extend(names);
         }
+        self.weigh_away(&mut state);
         let left = self.remove_members(client, channels);
         drop(state);
         self.tell_left(client, left);

@@ -73,6 +73,7 @@ fn add_what_is_kept(py: Python<'_>, node: &Arc<Node>, dict: &Bound<'_, PyDict>) 
     dict.set_item("mailbox_messages", messages)?;
     dict.set_item("mailbox_bytes", bytes)?;
     dict.set_item("away", node.away_count())?;
+    dict.set_item("away_bytes", node.away_bytes())?;
     let (known, displaced) = node.idempotency_size();
     dict.set_item("idempotency_keys", known)?;
     dict.set_item("idempotency_keys_displaced", displaced)?;

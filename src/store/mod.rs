@@ -10,6 +10,7 @@ use crate::broker::StreamPosition;
 use crate::frame::EncodedFrame;
 use crate::protocol::Stamp;
 use bytes::Bytes;
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -73,6 +74,8 @@ impl fmt::Display for StoreError {
 pub struct Saved {
     pub streams: Vec<SavedStream>,
     pub clients: Vec<SavedClient>,
+    /// The channels of each client, in the order in which it joined them.
+    pub memberships: HashMap<Arc<str>, Vec<Arc<str>>>,
     pub mail: Vec<SavedMail>,
     /// In the order in which they were used.
     pub used_keys: Vec<UsedKey>,
@@ -113,7 +116,6 @@ pub struct SavedClient {
     pub joined: u64,
     pub last_ping: u64,
     pub is_connected: bool,
-    pub channels: Vec<Arc<str>>,
     pub user_data: Option<Bytes>,
 }
 
@@ -221,6 +223,17 @@ pub enum Change<'a> {
     ClientSaved {
         client: Box<SavedClient>,
     },
+    /// A client that is saved, or is about to be, is on a channel, since microseconds since 1970.
+    Joined {
+        client: Arc<str>,
+        channel: Arc<str>,
+        at: u64,
+    },
+    Left {
+        client: Arc<str>,
+        channel: Arc<str>,
+    },
+    /// The client's memberships go with it.
     ClientForgotten {
         id: Arc<str>,
     },

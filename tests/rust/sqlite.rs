@@ -1,8 +1,8 @@
 //! The SQLite file: what it keeps, whose it is, and what becomes of it when things go wrong.
 
 use crate::stores::{
-    LATE, LIMITS, PATIENCE, client, frame, key, mailed, offsets, opened, publish, publish_and_wait,
-    publish_text, reopen, save, sqlite, trimmed, waiting,
+    CHANNELS, LATE, LIMITS, PATIENCE, client, frame, joined, key, mailed, offsets, opened, publish,
+    publish_and_wait, publish_text, reopen, save, save_with_channels, sqlite, trimmed, waiting,
 };
 use _tantor::broker::StreamPosition;
 use _tantor::store::{Change, Committed, Limits, Saved, SqliteStore, Store};
@@ -49,12 +49,7 @@ fn everything_comes_back_as_it_was() {
         publish(&store, "a", offset, None);
     }
     store.save(mailed("client_1", 4, true), None);
-    store.save(
-        Change::ClientSaved {
-            client: Box::new(client("client_1")),
-        },
-        None,
-    );
+    save_with_channels(&store, "client_1");
     let saved = reopen(&store);
     let stream = &saved.streams[0];
     assert_eq!(
@@ -86,18 +81,43 @@ fn everything_comes_back_as_it_was() {
         (
             &seen.id,
             (seen.root, seen.rotation, seen.previous),
-            &seen.channels,
             &seen.user_data,
             seen.is_connected
         ),
         (
             &wanted.id,
             (wanted.root, wanted.rotation, wanted.previous),
-            &wanted.channels,
             &wanted.user_data,
             true
         )
     );
+    assert_eq!(saved.memberships["client_1"], CHANNELS.map(Into::into));
+}
+
+#[test]
+fn memberships_come_and_go_one_by_one_and_with_their_client() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = sqlite(folder.path());
+    store.open().unwrap();
+    for id in ["client_1", "client_2", "client_3"] {
+        save_with_channels(&store, id);
+    }
+    store.save(joined("client_1", "late", 3), None);
+    store.save(joined("client_1", "jungle", 4), None);
+    let (client, channel) = ("client_2".into(), CHANNELS[0].into());
+    store.save(Change::Left { client, channel }, None);
+    let id = "client_3".into();
+    store.save(Change::ClientForgotten { id }, None);
+    let nobody = "client_4";
+    store.save(joined(nobody, "jungle", 5), None);
+    let saved = reopen(&store);
+    assert_eq!(
+        saved.memberships["client_1"],
+        [CHANNELS[0], CHANNELS[1], "late"].map(Into::into)
+    );
+    assert_eq!(saved.memberships["client_2"], [CHANNELS[1].into()]);
+    assert_eq!(saved.memberships.len(), 2);
+    store.close(PATIENCE);
 }
 
 #[test]
@@ -342,24 +362,29 @@ fn files_of_earlier_schemas_are_brought_up_to_date() {
     store.open().unwrap();
     store.save(opened("a", 1, true), None);
     publish(&store, "a", 1, None);
+    let known = Box::new(client("client_1"));
+    store.save(Change::ClientSaved { client: known }, None);
     store.close(PATIENCE);
     let path = folder.path().join("tantor.db");
-    // schema 1 had no views and no keys, and knew one token of a client
+    // schema 1 had no views and no keys, knew one token of a client, and had a list of its channels
     Connection::open(&path)
         .unwrap()
         .execute_batch(
             "DROP VIEW tantor_messages; DROP VIEW tantor_connections;
-            ALTER TABLE clients DROP COLUMN previous; DROP TABLE idempotency_keys;
-            ALTER TABLE publications DROP COLUMN durable; PRAGMA user_version = 1",
+            ALTER TABLE clients DROP COLUMN previous; DROP TABLE idempotency_keys; DROP TABLE memberships;
+            ALTER TABLE publications DROP COLUMN durable;
+            ALTER TABLE clients ADD COLUMN channels TEXT NOT NULL DEFAULT '[\"z\",\"b\"]'; PRAGMA user_version = 1",
         )
         .unwrap();
-    assert_eq!(offsets(&store.open().unwrap(), "a"), [1]);
+    let saved = store.open().unwrap();
+    assert_eq!(offsets(&saved, "a"), [1]);
+    assert_eq!(saved.memberships["client_1"], ["z".into(), "b".into()]);
     store.close(PATIENCE);
     assert_eq!(
         query::<i64>(&path, "SELECT count(*) FROM tantor_messages"),
         1
     );
-    assert_eq!(query::<i64>(&path, "PRAGMA user_version"), 5);
+    assert_eq!(query::<i64>(&path, "PRAGMA user_version"), 6);
 }
 
 #[test]
@@ -515,12 +540,7 @@ fn the_views_have_the_columns_of_flask_tsk() {
         },
         None,
     );
-    store.save(
-        Change::ClientSaved {
-            client: Box::new(client("client_1")),
-        },
-        None,
-    );
+    save_with_channels(&store, "client_1");
     store.close(PATIENCE);
     let path = folder.path().join("tantor.db");
     let rows = "SELECT group_concat(id || ',' || channel || ',' || message || ',' || sender || ',' || timestamp || ',' || \

@@ -116,8 +116,27 @@ pub fn client(id: &str) -> SavedClient {
         joined: 1,
         last_ping: 2,
         is_connected: true,
-        channels: vec!["jungle".into(), "a \"b\" é".into()],
         user_data: Some(bytes::Bytes::from_static(b"{\"x\":1}")),
+    }
+}
+
+/// The channels of `client`, in the order in which it joined them.
+pub const CHANNELS: [&str; 2] = ["jungle", "a \"b\" é"];
+
+pub fn joined(client: &str, channel: &str, at: u64) -> Change<'static> {
+    Change::Joined {
+        client: client.into(),
+        channel: channel.into(),
+        at,
+    }
+}
+
+/// Saves `client`, and that it is on its channels.
+pub fn save_with_channels(store: &dyn Store, id: &str) {
+    let client = Box::new(client(id));
+    store.save(Change::ClientSaved { client }, None);
+    for (channel, at) in CHANNELS.into_iter().zip(1..) {
+        store.save(joined(id, channel, at), None);
     }
 }
 

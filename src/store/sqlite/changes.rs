@@ -1,7 +1,7 @@
 //! How changes get into the file.
 
+use super::batch::{Batch, Item};
 use super::file::DatabaseFile;
-use super::queue::{Batch, Item};
 use crate::fork::Whole;
 use crate::store::{SavedClient, StreamKey};
 use rusqlite::{ErrorCode, OptionalExtension, params};
@@ -197,16 +197,7 @@ impl DatabaseFile {
                 kind,
                 durable,
             } => {
-                let id = self
-                    .connection
-                    .prepare_cached(
-                        "INSERT INTO streams (channel, epoch, top, kind, durable) VALUES (?1, ?2, 0, ?3, ?4)
-                        ON CONFLICT (channel) DO UPDATE SET epoch = ?2, kind = ?3, durable = ?4 RETURNING id",
-                    )?
-                    .query_row(
-                        params![&**channel, epoch.cast_signed(), &**kind, durable],
-                        |row| row.get(0),
-                    )?;
+                let id = self.open_stream(channel, *epoch, kind, *durable)?;
                 self.streams.insert(*stream, id);
                 self.opened.push(*stream);
                 if let Some(through) = self.early_trims.get(stream).copied() {
@@ -244,15 +235,42 @@ impl DatabaseFile {
                 .map(drop),
             Item::Unmailed { client, numbers } => self.delete_mail(client, numbers),
             Item::ClientSaved { client } => self.save_client(client),
-            Item::ClientForgotten { id } => {
-                self.connection
-                    .prepare_cached("DELETE FROM clients WHERE id = ?1")?
-                    .execute([&**id])?;
-                self.forget_client_keys(id, usize::MAX)
-            }
+            Item::Joined {
+                client,
+                channel,
+                at,
+            } => self
+                .connection
+                .prepare_cached("INSERT OR IGNORE INTO memberships VALUES (?1, ?2, ?3)")?
+                .execute(params![&**client, &**channel, at.cast_signed()])
+                .map(drop),
+            Item::Left { client, channel } => self
+                .connection
+                .prepare_cached("DELETE FROM memberships WHERE client = ?1 AND channel = ?2")?
+                .execute([&**client, &**channel])
+                .map(drop),
+            Item::ClientForgotten { id } => self.forget_client(id),
             // the key was saved before
             Item::KeyUsed { .. } | Item::Mark => Ok(()),
         }
+    }
+
+    fn open_stream(
+        &self,
+        channel: &str,
+        epoch: u64,
+        kind: &str,
+        durable: bool,
+    ) -> rusqlite::Result<i64> {
+        self.connection
+            .prepare_cached(
+                "INSERT INTO streams (channel, epoch, top, kind, durable) VALUES (?1, ?2, 0, ?3, ?4)
+                ON CONFLICT (channel) DO UPDATE SET epoch = ?2, kind = ?3, durable = ?4 RETURNING id",
+            )?
+            .query_row(
+                params![channel, epoch.cast_signed(), kind, durable],
+                |row| row.get(0),
+            )
     }
 
     fn delete_mail(&self, client: &str, numbers: &[u64]) -> rusqlite::Result<()> {
@@ -276,12 +294,9 @@ impl DatabaseFile {
     }
 
     fn save_client(&self, client: &SavedClient) -> rusqlite::Result<()> {
-        let names: Vec<&str> = client.channels.iter().map(|name| &**name).collect();
-        // names are text, which JSON holds
-        let channels = serde_json::to_string(&names).unwrap_or_default();
         self.connection
             .prepare_cached(
-                "INSERT OR REPLACE INTO clients VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+                "INSERT OR REPLACE INTO clients VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
             )?
             .execute(params![
                 &*client.id,
@@ -291,11 +306,20 @@ impl DatabaseFile {
                 client.joined.cast_signed(),
                 client.last_ping.cast_signed(),
                 client.is_connected,
-                channels,
                 client.user_data.as_deref().map(text),
                 client.previous.map(u64::cast_signed)
             ])
             .map(drop)
+    }
+
+    fn forget_client(&mut self, id: &str) -> rusqlite::Result<()> {
+        for delete in [
+            "DELETE FROM clients WHERE id = ?1",
+            "DELETE FROM memberships WHERE client = ?1",
+        ] {
+            self.connection.prepare_cached(delete)?.execute([id])?;
+        }
+        self.forget_client_keys(id, usize::MAX)
     }
 
     /// Errors: the stream was never opened, or has been forgotten.

@@ -1,6 +1,6 @@
 //! Deletions that are saved before what was to be saved ahead of them: a file without room needs them first.
 
-use super::queue::{Batch, Entry, Item};
+use super::batch::{Batch, Entry, Item};
 use crate::store::StreamKey;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -48,6 +48,7 @@ struct Deleted {
     trims: HashMap<StreamKey, u64>,
     mail: HashSet<(Arc<str>, u64)>,
     clients: HashSet<Arc<str>>,
+    memberships: HashSet<(Arc<str>, Arc<str>)>,
 }
 
 impl Deleted {
@@ -63,6 +64,10 @@ impl Deleted {
             Item::Unmailed { client, numbers } => {
                 let numbers = numbers.iter().map(|number| (Arc::clone(client), *number));
                 self.mail.extend(numbers);
+            }
+            Item::Left { client, channel } => {
+                let membership = (Arc::clone(client), Arc::clone(channel));
+                self.memberships.insert(membership);
             }
             Item::ClientForgotten { id } => {
                 self.clients.insert(Arc::clone(id));
@@ -85,6 +90,12 @@ impl Deleted {
                 self.mail.contains(&(Arc::clone(client), *number))
             }
             Item::ClientSaved { client } => self.clients.contains(&client.id),
+            Item::Joined {
+                client, channel, ..
+            } => {
+                let membership = (Arc::clone(client), Arc::clone(channel));
+                self.clients.contains(client) || self.memberships.contains(&membership)
+            }
             _ => false,
         }
     }
@@ -110,7 +121,7 @@ fn keep_remains(entry: &mut Entry) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::queue::Span;
+    use super::super::batch::Span;
     use super::*;
     use crate::store::{Fate, KeyResult, SavedClient, UsedKey};
     use proptest::prelude::*;
@@ -125,6 +136,8 @@ mod tests {
         Unmail { client: u64, number: u64 },
         SaveClient { client: u64 },
         ForgetClient { client: u64 },
+        Join { client: u64, channel: u64 },
+        Leave { client: u64, channel: u64 },
     }
 
     fn step() -> impl Strategy<Value = Step> {
@@ -137,6 +150,8 @@ mod tests {
             (place(), 0_u64..20).prop_map(|(client, number)| Step::Unmail { client, number }),
             place().prop_map(|client| Step::SaveClient { client }),
             place().prop_map(|client| Step::ForgetClient { client }),
+            (place(), place()).prop_map(|(client, channel)| Step::Join { client, channel }),
+            (place(), place()).prop_map(|(client, channel)| Step::Leave { client, channel }),
         ]
     }
 
@@ -196,11 +211,19 @@ mod tests {
                     joined: 0,
                     last_ping: 0,
                     is_connected: false,
-                    channels: Vec::new(),
                     user_data: None,
                 }),
             },
             Step::ForgetClient { client } => Item::ClientForgotten { id: name(client) },
+            Step::Join { client, channel } => Item::Joined {
+                client: name(client),
+                channel: name(channel),
+                at: 0,
+            },
+            Step::Leave { client, channel } => Item::Left {
+                client: name(client),
+                channel: name(channel),
+            },
         }
     }
 
@@ -237,7 +260,16 @@ mod tests {
                     rows.insert(("client", client.id.to_string(), 0));
                 }
                 Item::ClientForgotten { id } => {
-                    rows.retain(|row| row.0 != "client" || row.1 != **id);
+                    rows.retain(|row| !matches!(row.0, "client" | "member") || row.1 != **id);
+                }
+                Item::Joined {
+                    client, channel, ..
+                } => {
+                    rows.insert(("member", client.to_string(), channel.parse().unwrap()));
+                }
+                Item::Left { client, channel } => {
+                    let row = ("member", client.to_string(), channel.parse().unwrap());
+                    rows.remove(&row);
                 }
                 _ => {}
             }

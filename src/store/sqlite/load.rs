@@ -26,6 +26,7 @@ impl DatabaseFile {
         Ok(Saved {
             streams: self.read_streams()?,
             clients: self.read_clients()?,
+            memberships: self.read_memberships()?,
             mail: self.read_mail()?,
             used_keys: self.read_keys()?,
         })
@@ -42,6 +43,10 @@ impl DatabaseFile {
         // of streams that were forgotten when the process ended
         self.connection.execute(
             "DELETE FROM publications WHERE stream NOT IN (SELECT id FROM streams)",
+            [],
+        )?;
+        self.connection.execute(
+            "DELETE FROM memberships WHERE client NOT IN (SELECT id FROM clients)",
             [],
         )?;
         Ok(())
@@ -93,15 +98,9 @@ impl DatabaseFile {
 
     fn read_clients(&self) -> rusqlite::Result<Vec<SavedClient>> {
         let mut select = self.connection.prepare(
-            "SELECT id, root, rotation, expires, joined, last_ping, is_connected, channels, user_data, previous FROM clients ORDER BY expires",
+            "SELECT id, root, rotation, expires, joined, last_ping, is_connected, user_data, previous FROM clients ORDER BY expires",
         )?;
         let clients = select.query_map([], |row| {
-            let channels: Vec<Arc<str>> =
-                serde_json::from_str::<Vec<String>>(row.get_ref(7)?.as_str()?)
-                    .unwrap_or_default()
-                    .into_iter()
-                    .map(Arc::from)
-                    .collect();
             Ok(SavedClient {
                 id: shared(row, 0)?,
                 root: row.get(1)?,
@@ -110,14 +109,26 @@ impl DatabaseFile {
                 joined: unsigned(row, 4)?,
                 last_ping: unsigned(row, 5)?,
                 is_connected: row.get(6)?,
-                channels,
                 user_data: row
-                    .get::<_, Option<String>>(8)?
+                    .get::<_, Option<String>>(7)?
                     .map(|text| text.into_bytes().into()),
-                previous: row.get::<_, Option<i64>>(9)?.map(i64::cast_unsigned),
+                previous: row.get::<_, Option<i64>>(8)?.map(i64::cast_unsigned),
             })
         })?;
         clients.collect()
+    }
+
+    fn read_memberships(&self) -> rusqlite::Result<HashMap<Arc<str>, Vec<Arc<str>>>> {
+        let mut select = self
+            .connection
+            .prepare("SELECT client, channel FROM memberships ORDER BY client, at, channel")?;
+        let mut memberships: HashMap<Arc<str>, Vec<Arc<str>>> = HashMap::new();
+        let mut rows = select.query([])?;
+        while let Some(row) = rows.next()? {
+            let channels = memberships.entry(shared(row, 0)?).or_default();
+            channels.push(shared(row, 1)?);
+        }
+        Ok(memberships)
     }
 
     fn read_mail(&self) -> rusqlite::Result<Vec<SavedMail>> {

@@ -3,6 +3,7 @@
 //! Nobody waits for it but who asked to hear (`Committed`). While the file cannot be written, what is to be durable
 //! fails at once, the rest waits in memory, bounded, and `health` says so; live delivery goes on.
 
+mod batch;
 mod changes;
 mod deletions;
 mod file;

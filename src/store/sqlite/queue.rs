@@ -1,8 +1,10 @@
 //! What waits to be saved. Putting something in costs a short lock and a copy of its bytes, and a wake-up only for what
 //! is waited for: publications come from threads that have better things to do.
 
-use crate::store::{Change, Committed, SavedClient, StreamKey, UsedKey};
+use super::batch::{Batch, Entry, Item};
+use crate::store::{Change, Committed};
 use crate::sync::{Condvar, Mutex};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,111 +12,6 @@ pub(super) struct Queue {
     state: Mutex<State>,
     changed: Condvar,
     limit: usize,
-}
-
-/// Changes in their order, and the bytes that they are about.
-#[derive(Default)]
-pub(super) struct Batch {
-    pub entries: Vec<Entry>,
-    bytes: Vec<u8>,
-}
-
-pub(super) struct Entry {
-    pub item: Item,
-    pub committed: Option<Committed>,
-    /// Bytes that it takes of the queue's limit.
-    pub weight: usize,
-}
-
-/// A change, with its message in the batch's bytes.
-pub(super) enum Item {
-    Published {
-        stream: StreamKey,
-        offset: u64,
-        at: u64,
-        expires: u64,
-        is_durable: bool,
-        message: Span,
-        used_key: Option<Box<UsedKey>>,
-    },
-    StreamOpened {
-        stream: StreamKey,
-        channel: Arc<str>,
-        epoch: u64,
-        kind: Box<str>,
-        durable: bool,
-    },
-    Trimmed {
-        stream: StreamKey,
-        through: u64,
-    },
-    StreamForgotten {
-        stream: StreamKey,
-        channel: Arc<str>,
-    },
-    Mailed {
-        client: Arc<str>,
-        number: u64,
-        message_id: u64,
-        expires: u64,
-        is_emergency: bool,
-        message: Span,
-        used_key: Option<Box<UsedKey>>,
-    },
-    Unmailed {
-        client: Arc<str>,
-        numbers: Vec<u64>,
-    },
-    ClientSaved {
-        client: Box<SavedClient>,
-    },
-    ClientForgotten {
-        id: Arc<str>,
-    },
-    /// What is left of a publication or of mail that was deleted before it was saved.
-    KeyUsed {
-        used_key: Box<UsedKey>,
-    },
-    Mark,
-}
-
-impl Item {
-    /// What it was published under.
-    pub fn used_key(&self) -> Option<&UsedKey> {
-        match self {
-            Item::Published { used_key, .. } | Item::Mailed { used_key, .. } => used_key.as_deref(),
-            Item::KeyUsed { used_key } => Some(used_key),
-            _ => None,
-        }
-    }
-
-    /// True for what takes room in the file.
-    pub fn adds(&self) -> bool {
-        !self.deletes() && !matches!(self, Item::Mark)
-    }
-
-    /// True for what makes room in the file.
-    pub fn deletes(&self) -> bool {
-        matches!(
-            self,
-            Item::Trimmed { .. }
-                | Item::StreamForgotten { .. }
-                | Item::Unmailed { .. }
-                | Item::ClientForgotten { .. }
-        )
-    }
-
-    /// True for what may be saved behind later changes that are no deletions.
-    pub fn may_be_passed(&self) -> bool {
-        matches!(self, Item::Published { .. } | Item::Mailed { .. })
-    }
-}
-
-/// A part of a batch's bytes.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Span {
-    start: usize,
-    len: usize,
 }
 
 #[derive(Default)]
@@ -127,6 +24,8 @@ struct State {
     changes: usize,
     /// Entries that somebody waits for.
     urgent: usize,
+    /// Where in `waiting` a client is saved.
+    clients: HashMap<Arc<str>, usize>,
     writer: WriterState,
     is_open: bool,
 }
@@ -198,8 +97,14 @@ impl Queue {
         committed: Option<Committed>,
     ) -> Result<(), Option<Committed>> {
         let weight = change.weight();
+        // sessions leave half of the room to messages
+        let limit = if change.is_of_session() {
+            self.limit / 2
+        } else {
+            self.limit
+        };
         let mut state = self.state.lock();
-        if !state.is_open || (change.adds() && state.weight + weight > self.limit) {
+        if !state.is_open || (change.adds() && state.weight + weight > limit) {
             if let Change::Published { used_key, .. } | Change::Mailed { used_key, .. } = change
                 && let Some(used) = used_key
             {
@@ -209,6 +114,9 @@ impl Queue {
         }
         state.urgent += usize::from(committed.is_some());
         let item = state.waiting.take_in(change);
+        let Some(item) = state.replace_client(item, weight, committed.is_some()) else {
+            return Ok(());
+        };
         state.waiting.entries.push(Entry {
             item,
             committed,
@@ -263,6 +171,7 @@ impl Queue {
         state.urgent = 0;
         if !state.waiting.entries.is_empty() {
             let spare = std::mem::take(&mut state.spare);
+            state.clients.clear();
             return Taken::Batch(std::mem::replace(&mut state.waiting, spare));
         }
         if state.is_open {
@@ -301,138 +210,36 @@ impl Queue {
     }
 }
 
-impl Batch {
-    /// Entries without a message.
-    pub fn of(entries: Vec<Entry>) -> Self {
-        Self {
-            entries,
-            bytes: Vec::new(),
-        }
-    }
-
-    pub fn text(&self, span: Span) -> &[u8] {
-        self.bytes
-            .get(span.start..span.start + span.len)
-            .unwrap_or_default()
-    }
-
-    fn copy(&mut self, text: &[u8]) -> Span {
-        let start = self.bytes.len();
-        self.bytes.extend_from_slice(text);
-        Span {
-            start,
-            len: text.len(),
-        }
-    }
-
-    fn take_in(&mut self, change: Change<'_>) -> Item {
-        match change {
-            Change::Published {
-                stream,
-                position,
-                at,
-                expires,
-                is_durable,
-                frame,
-                used_key,
-            } => Item::Published {
-                stream,
-                offset: position.offset,
-                at,
-                expires,
-                is_durable,
-                message: self.copy(frame.payload()),
-                used_key,
-            },
-            Change::StreamOpened {
-                stream,
-                channel,
-                epoch,
-                kind,
-                durable,
-            } => Item::StreamOpened {
-                stream,
-                channel,
-                epoch,
-                kind,
-                durable,
-            },
-            Change::Trimmed { stream, through } => Item::Trimmed { stream, through },
-            Change::StreamForgotten { stream, channel } => {
-                Item::StreamForgotten { stream, channel }
+impl State {
+    /// Lets a client that is saved replace the same client, where that still waits; gives back any other item.
+    fn replace_client(&mut self, item: Item, weight: usize, is_awaited: bool) -> Option<Item> {
+        match &item {
+            Item::ClientSaved { client } if is_awaited => {
+                self.clients.remove(&client.id);
             }
-            Change::Mailed {
-                client,
-                number,
-                message,
-                expires,
-                is_emergency,
-                frame,
-                used_key,
-            } => Item::Mailed {
-                client,
-                number,
-                message_id: message,
-                expires,
-                is_emergency,
-                message: self.copy(frame.payload()),
-                used_key,
-            },
-            Change::Unmailed { client, numbers } => Item::Unmailed { client, numbers },
-            Change::ClientSaved { client } => Item::ClientSaved { client },
-            Change::ClientForgotten { id } => Item::ClientForgotten { id },
-            Change::Mark => Item::Mark,
-        }
-    }
-}
-
-impl Change<'_> {
-    /// True for what takes room in the store; what frees some always finds its way.
-    fn adds(&self) -> bool {
-        matches!(
-            self,
-            Change::Published { .. } | Change::Mailed { .. } | Change::ClientSaved { .. }
-        )
-    }
-
-    /// Bytes of memory that it takes, about.
-    fn weight(&self) -> usize {
-        let own = match self {
-            Change::Published {
-                frame, used_key, ..
-            } => frame.len() + key_weight(used_key.as_deref()),
-            Change::Mailed {
-                frame, used_key, ..
-            } => frame.len() + key_weight(used_key.as_deref()),
-            Change::ClientSaved { client } => {
-                let channels: usize = client.channels.iter().map(|name| name.len() + 16).sum();
-                size_of_val(&**client)
-                    + channels
-                    + client.user_data.as_ref().map_or(0, bytes::Bytes::len)
+            Item::ClientSaved { client } => {
+                let next = self.waiting.entries.len();
+                let place = *self.clients.entry(Arc::clone(&client.id)).or_insert(next);
+                let Some(entry) = self.waiting.entries.get_mut(place) else {
+                    return Some(item);
+                };
+                entry.item = item;
+                self.weight = self.weight + weight - std::mem::replace(&mut entry.weight, weight);
+                return None;
             }
-            Change::Unmailed { numbers, .. } => 8 * numbers.len(),
-            Change::StreamOpened { .. }
-            | Change::Trimmed { .. }
-            | Change::StreamForgotten { .. }
-            | Change::ClientForgotten { .. }
-            | Change::Mark => 0,
-        };
-        own + size_of::<Entry>()
+            Item::ClientForgotten { id } => {
+                self.clients.remove(id);
+            }
+            _ => {}
+        }
+        Some(item)
     }
-}
-
-fn key_weight(used: Option<&UsedKey>) -> usize {
-    used.map_or(0, |used| {
-        size_of_val(used)
-            + used.client.as_deref().map_or(0, str::len)
-            + used.target.len()
-            + used.key.len()
-    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::SavedClient;
 
     const LONG: Duration = Duration::from_secs(20);
 
@@ -485,6 +292,53 @@ mod tests {
         assert!(queue.push(forgotten("b"), None).is_err());
         assert_eq!(taken(&queue).unwrap().entries.len(), 1);
         assert!(matches!(queue.take(LONG, Gather::Usually), Taken::Closed));
+    }
+
+    #[test]
+    fn a_client_that_is_saved_again_replaces_itself_until_it_is_forgotten() {
+        let saved = |rotation, text: &'static str| Change::ClientSaved {
+            client: Box::new(SavedClient {
+                id: "a".into(),
+                root: [0; 16],
+                rotation,
+                previous: None,
+                expires: 0,
+                joined: 0,
+                last_ping: 0,
+                is_connected: false,
+                user_data: Some(bytes::Bytes::from_static(text.as_bytes())),
+            }),
+        };
+        let queue = Queue::new(10_000);
+        queue.open();
+        for change in [
+            saved(1, "long"),
+            forgotten("b"),
+            saved(2, "s"),
+            forgotten("a"),
+            saved(3, ""),
+            saved(4, "last"),
+        ] {
+            assert!(queue.push(change, None).is_ok());
+        }
+        assert!(queue.push(saved(5, ""), Some(Box::new(|_| ()))).is_ok());
+        assert!(queue.push(saved(6, ""), None).is_ok());
+        let (changes, weight) = queue.size();
+        let batch = taken(&queue).unwrap();
+        let rotations = batch.entries.iter().map(|entry| match &entry.item {
+            Item::ClientSaved { client } => client.rotation,
+            _ => 0,
+        });
+        assert_eq!(rotations.collect::<Vec<_>>(), [2, 0, 0, 4, 5, 6]);
+        assert_eq!(changes, batch.entries.len());
+        let sum: usize = batch.entries.iter().map(|entry| entry.weight).sum();
+        assert_eq!(weight, sum);
+        assert!(queue.push(saved(7, ""), None).is_ok());
+        assert_eq!(
+            taken(&queue).unwrap().entries.len(),
+            1,
+            "not into the batch that was taken"
+        );
     }
 
     #[test]

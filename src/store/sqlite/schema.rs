@@ -10,6 +10,7 @@ pub(super) const MIGRATIONS: &[&str] = &[
     PREVIOUS_TOKENS,
     IDEMPOTENCY_KEYS,
     DURABLE_PUBLICATIONS,
+    MEMBERSHIPS,
 ];
 
 /// Times are microseconds since 1970. Offsets, epochs and ids are unsigned and stored as the signed numbers of the same
@@ -111,3 +112,30 @@ CREATE INDEX idempotency_keys_by_age ON idempotency_keys (kind, expires);
 /// Publications that no budget removes, of channels that are not durable too. Earlier versions did not note which.
 const DURABLE_PUBLICATIONS: &str =
     "ALTER TABLE publications ADD COLUMN durable INTEGER NOT NULL DEFAULT 0;";
+/// A row for each channel of a client, so that a join writes no list of all its channels. Other programs read the view
+/// with the SQLite that they have, which may know no `ORDER BY` in an aggregate.
+const MEMBERSHIPS: &str = "
+CREATE TABLE memberships (
+    client TEXT NOT NULL,
+    channel TEXT NOT NULL,
+    at INTEGER NOT NULL,
+    PRIMARY KEY (client, channel)
+) WITHOUT ROWID;
+INSERT OR IGNORE INTO memberships
+SELECT clients.id, json_each.value, json_each.key FROM clients, json_each(clients.channels);
+DROP VIEW tantor_connections;
+ALTER TABLE clients DROP COLUMN channels;
+CREATE VIEW tantor_connections AS
+SELECT
+    id AS client_id,
+    is_connected AS handshake_complete,
+    last_ping / 1000000 AS last_ping,
+    joined / 1000000 AS joined_at,
+    (
+        SELECT json_group_array(channel) FROM (
+            SELECT channel FROM memberships WHERE client = clients.id ORDER BY at, channel
+        )
+    ) AS channels,
+    coalesce(user_data, '{}') AS user_data
+FROM clients;
+";

@@ -1,11 +1,12 @@
 //! The thread that owns the file: it takes what waits, commits it in groups, and tells who wants to hear.
 
 use super::Gauges;
+use super::batch::{Batch, Entry};
 use super::changes::Failure;
 use super::deletions;
 use super::file::DatabaseFile;
 use super::lock::FileLock;
-use super::queue::{Batch, Entry, Gather, Queue, Taken};
+use super::queue::{Gather, Queue, Taken};
 use crate::fork::Whole;
 use crate::store::StoreError;
 use std::collections::VecDeque;
