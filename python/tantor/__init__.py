@@ -10,7 +10,13 @@
 Importing this needs nothing but the standard library, and starts nothing.
 """
 
+# ruff: noqa: E402 - the check comes first: an import of the extension module would harm the main interpreter
+
 import logging
+
+from tantor._interpreter import require_main_interpreter
+
+require_main_interpreter()
 
 from tantor._tantor import Done, __version__
 from tantor.errors import DataError, ForkedError, SettingError, StorageError, TantorError
