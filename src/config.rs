@@ -143,7 +143,13 @@ pub struct Config {
     pub message_ttl: Duration,
     pub emergency_ttl: Duration,
     pub max_connections: usize,
+    pub max_handshakes: usize,
     pub max_message_size: usize,
+    pub max_unfinished_bytes: usize,
+    pub message_timeout: Duration,
+    pub min_message_rate: usize,
+    pub send_buffer_bytes: usize,
+    pub receive_buffer_bytes: usize,
     pub max_depth: usize,
     pub max_header_size: usize,
     pub handshake_timeout: Duration,
@@ -202,7 +208,13 @@ impl Default for Config {
             message_ttl: Duration::from_secs(3600),
             emergency_ttl: Duration::from_secs(86_400),
             max_connections: 100_000,
+            max_handshakes: 1024,
             max_message_size: 1 << 20,
+            max_unfinished_bytes: 64 << 20,
+            message_timeout: Duration::from_secs(10),
+            min_message_rate: 8 << 10,
+            send_buffer_bytes: 128 << 10,
+            receive_buffer_bytes: 64 << 10,
             max_depth: 128,
             max_header_size: 16 << 10,
             handshake_timeout: Duration::from_secs(10),
@@ -448,8 +460,14 @@ settings! {
     emergency_ttl: seconds(0.0, YEAR), GIVEN, "seconds that an emergency is kept";
     max_connections: integer(1, 10_000_000), GIVEN, "clients at once; a connect beyond it gets status 503";
     max_message_size: integer(64, GIB), GIVEN, "bytes of one message, in or out";
+    max_unfinished_bytes: integer(1 << 16, 64 * GIB), GIVEN, "bytes of messages and request heads that have not arrived in full, of all clients together; beyond it the clients with most are closed (3015)";
+    message_timeout: seconds(0.05, DAY), GIVEN, "seconds for a message to arrive in full, besides one second for each min_message_rate bytes of it; beyond them the client is closed (3016)";
+    min_message_rate: integer(1, GIB), GIVEN, "bytes a second at which a message has to arrive";
+    send_buffer_bytes: integer(0, GIB), GIVEN, "bytes that the system may hold for one client to send, of which it takes up to double; 0 leaves the size to the system, which may take megabytes";
+    receive_buffer_bytes: integer(0, GIB), GIVEN, "bytes that the system may hold of one client unread, of which it takes up to double; 0 leaves the size to the system";
     max_depth: integer(1, 10_000), GIVEN, "nesting of arrays and objects in a client's message";
     max_header_size: integer(256, 1 << 20), GIVEN, "bytes of an HTTP request head";
+    max_handshakes: integer(1, 10_000_000), GIVEN, "connections whose request head has not arrived yet, besides max_connections; beyond it the oldest are closed";
     handshake_timeout: seconds(0.05, 3600.0), GIVEN, "seconds for an HTTP request head to arrive";
     max_channels_per_client: integer(1, 1_000_000), GIVEN, "channels that one client may join";
     max_pending_bytes: integer(1024, GIB), GIVEN, "bytes that may wait for one client before it is closed as a slow consumer (3008)";

@@ -14,7 +14,7 @@ const MAX_CONTROL: u64 = 125;
 #[derive(Debug, PartialEq, Eq)]
 pub enum Received<'a> {
     Text(&'a str),
-    Binary,
+    Binary(&'a [u8]),
     /// A message over the limit, of at least so many bytes; it was skipped.
     TooLarge(u64),
     Ping(&'a [u8]),
@@ -28,6 +28,10 @@ pub enum Received<'a> {
 pub struct Reader {
     /// The start of a frame whose rest has not arrived. Empty, and without memory, between frames.
     partial: Vec<u8>,
+    /// Payload bytes of `partial` that are unmasked already; a multiple of the mask's length.
+    unmasked: usize,
+    /// Payload bytes of `partial` that are known to be UTF-8.
+    checked: usize,
     fragments: Option<Box<Fragments>>,
     /// Payload bytes still to be thrown away of a frame over the limit.
     skip: u64,
@@ -96,13 +100,13 @@ impl Reader {
         self.partial.extend_from_slice(bytes);
     }
 
-    /// Bytes that it keeps.
+    /// Bytes of memory that unfinished input takes.
     pub fn held(&self) -> usize {
-        self.partial.len()
+        self.partial.capacity()
             + self
                 .fragments
                 .as_ref()
-                .map_or(0, |fragments| fragments.payload.len())
+                .map_or(0, |fragments| fragments.payload.capacity())
     }
 
     /// True in the middle of a frame or of a fragmented message.
@@ -146,15 +150,47 @@ impl Reader {
             }
             let end = read.header_len + read.payload_len as usize;
             if rest.len() < end {
+                self.look_ahead(&read, &mut rest[read.header_len..], mask)?;
                 return Ok(position);
             }
             let payload = &mut rest[read.header_len..end];
-            frame::unmask(payload, mask);
+            frame::unmask(&mut payload[std::mem::take(&mut self.unmasked)..], mask);
+            self.checked = 0;
             position += end;
             if !self.frame(&read, payload, limit, receive)? {
                 return Ok(position);
             }
         }
+    }
+
+    /// Unmasks what has arrived of a frame, and checks text at once: text that is not UTF-8 fails at its first wrong byte
+    /// (RFC 6455 section 8.1), not when the rest of the frame has come.
+    fn look_ahead(
+        &mut self,
+        read: &ReceivedHeader,
+        payload: &mut [u8],
+        mask: [u8; 4],
+    ) -> Result<(), Disconnect> {
+        let from = self.unmasked;
+        self.unmasked = payload.len() / mask.len() * mask.len();
+        frame::unmask(&mut payload[from..self.unmasked], mask);
+        let before = match (read.header.opcode, &self.fragments) {
+            (OpCode::Data(Data::Text), None) => &[][..],
+            (OpCode::Data(Data::Continue), Some(fragments)) if fragments.is_text => {
+                // a character may begin in the fragment before
+                fragments.payload.get(fragments.valid..).unwrap_or(&[])
+            }
+            _ => return Ok(()),
+        };
+        let before = if self.checked == 0 { before } else { &[] };
+        let text = [before, &payload[self.checked..self.unmasked]].concat();
+        let valid = match std::str::from_utf8(&text) {
+            Ok(_) => text.len(),
+            Err(error) if error.error_len().is_some() => return Err(Disconnect::InvalidUtf8),
+            Err(error) => error.valid_up_to(),
+        };
+        self.checked += valid.saturating_sub(before.len());
+        Ok(())
     }
 
     /// A data frame over the limit: alone it is one refused message, in fragments it spoils the message.
@@ -193,7 +229,9 @@ impl Reader {
             (OpCode::Data(Data::Text), false) if is_final => {
                 Ok(receive(Received::Text(utf8(payload)?)))
             }
-            (OpCode::Data(Data::Binary), false) if is_final => Ok(receive(Received::Binary)),
+            (OpCode::Data(Data::Binary), false) if is_final => {
+                Ok(receive(Received::Binary(payload)))
+            }
             (OpCode::Data(kind @ (Data::Text | Data::Binary)), false) => {
                 let mut fragments = Fragments::new(kind == Data::Text, payload.len() as u64);
                 fragments.add(payload)?;
@@ -242,7 +280,7 @@ impl Reader {
         } else if fragments.is_text {
             receive(Received::Text(utf8(&fragments.payload)?))
         } else {
-            receive(Received::Binary)
+            receive(Received::Binary(&fragments.payload))
         })
     }
 }

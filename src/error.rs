@@ -77,13 +77,17 @@ pub enum Disconnect {
     Internal,
     SlowConsumer,
     HeartbeatTimeout,
+    /// The process holds too much unfinished input, and most of it is this connection's.
+    InputOverload,
+    /// A message has not arrived in full in its time.
+    InputTimeout,
     /// Another connection has resumed the client.
     Displaced,
 }
 
 impl Disconnect {
     /// Those that this side decides on, in the order of the documented table.
-    pub const OURS: [Disconnect; 8] = [
+    pub const OURS: [Disconnect; 10] = [
         Disconnect::Shutdown,
         Disconnect::ProtocolError,
         Disconnect::InvalidUtf8,
@@ -91,6 +95,8 @@ impl Disconnect {
         Disconnect::Internal,
         Disconnect::SlowConsumer,
         Disconnect::HeartbeatTimeout,
+        Disconnect::InputOverload,
+        Disconnect::InputTimeout,
         Disconnect::Displaced,
     ];
 
@@ -107,6 +113,8 @@ impl Disconnect {
             Disconnect::Internal => 1011,
             Disconnect::SlowConsumer => 3008,
             Disconnect::HeartbeatTimeout => 3012,
+            Disconnect::InputOverload => 3015,
+            Disconnect::InputTimeout => 3016,
             Disconnect::Displaced => 3503,
         }
     }
@@ -120,6 +128,8 @@ impl Disconnect {
                 | Disconnect::Shutdown
                 | Disconnect::SlowConsumer
                 | Disconnect::HeartbeatTimeout
+                | Disconnect::InputOverload
+                | Disconnect::InputTimeout
                 | Disconnect::Internal
         )
     }
@@ -143,6 +153,8 @@ impl Disconnect {
             Disconnect::Internal => "internal_error",
             Disconnect::SlowConsumer => "slow_consumer",
             Disconnect::HeartbeatTimeout => "heartbeat_timeout",
+            Disconnect::InputOverload => "input_overload",
+            Disconnect::InputTimeout => "input_timeout",
             Disconnect::Displaced => "displaced",
         }
     }

@@ -30,6 +30,7 @@ pub mod random;
 pub mod receipt;
 pub mod server;
 pub mod shard;
+pub mod socket_limits;
 pub mod store;
 pub mod sync;
 pub mod wheel;

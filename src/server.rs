@@ -8,6 +8,7 @@ use crate::events::LogLevel;
 use crate::fork::{InWork, ParentsOwn, Whole};
 use crate::node::{Delivery, Door, Node};
 use crate::shard::{Acceptor, Shard};
+use crate::socket_limits::SocketLimits;
 use crate::store::{Limits, MemoryStore, SqliteStore, Store};
 use crate::sync::{Condvar, Mutex};
 use arc_swap::ArcSwapOption;
@@ -147,6 +148,7 @@ impl Server {
         let doors: Vec<_> = (0..config.shards)
             .map(|_| Arc::new(Door::new(config.inbox_bytes)))
             .collect();
+        self.node.set_socket_limits(SocketLimits::claim(config));
         self.node.attach(doors.clone());
         self.node.events.open();
         match self.start_threads(listener, &doors, timeout) {
@@ -384,6 +386,7 @@ impl Server {
                 if shards == 1 { "" } else { "s" }
             )
         });
+        self.tell_of_room();
         let private = self.node.private_channels();
         if !private.is_empty() {
             self.node.events.log(LogLevel::Warning, "auth", || {
@@ -393,6 +396,26 @@ impl Server {
                 )
             });
         }
+    }
+}
+
+impl Server {
+    fn tell_of_room(&self) {
+        let SocketLimits {
+            connections,
+            handshakes,
+            limited_by,
+        } = self.node.socket_limits();
+        self.node.events.log(LogLevel::Info, "server", || {
+            let room = format!("room for {connections} connections and {handshakes} handshakes");
+            match limited_by {
+                Some(limit) => format!(
+                    "{room}: the limit of open files is {limit}, and max_connections is {}",
+                    self.node.config.max_connections
+                ),
+                None => room,
+            }
+        });
     }
 }
 

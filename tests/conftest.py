@@ -51,15 +51,20 @@ def database(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def make_server() -> "Iterator[Callable[..., Tantor]]":
-    """`make_server(**settings)`: a server that listens on a port of its own, stopped after the test."""
+def make_server(request: pytest.FixtureRequest) -> "Iterator[Callable[..., Tantor]]":
+    """`make_server(**settings)`: a server that listens on a port of its own, stopped after the test.
+
+    With the mark `system_buffers` the system sizes the sockets' buffers. A full one then takes nothing more at all; a
+    small one takes some kilobytes now and then, as the system repacks what the client has not read.
+    """
     from tantor import Tantor
 
     servers: list[Tantor] = []
+    buffers = {"send_buffer_bytes": 0} if request.node.get_closest_marker("system_buffers") else {}
 
     def make(**settings: Any) -> Tantor:
         # a test's clients hang up without a word: nothing is worth a long wait at the end
-        server = Tantor(**({"port": 0, "host": "127.0.0.1", "drain_timeout": 1} | settings))
+        server = Tantor(**({"port": 0, "host": "127.0.0.1", "drain_timeout": 1} | buffers | settings))
         servers.append(server)
         server.start_background()
         return server

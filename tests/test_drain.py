@@ -18,6 +18,8 @@ from support import (
 )
 from tantor import Tantor
 
+pytestmark = pytest.mark.system_buffers
+
 Connect = Callable[..., WebSocketClient]
 MakeServer = Callable[..., Tantor]
 Message = dict[str, Any]

@@ -8,6 +8,8 @@ import pytest
 from support import WebSocketClient, eventually, fill_socket, lose, wait_for_delivery
 from tantor import Tantor
 
+pytestmark = pytest.mark.system_buffers
+
 Connect = Callable[..., WebSocketClient]
 MakeServer = Callable[..., Tantor]
 Message = dict[str, Any]

@@ -40,6 +40,8 @@ pub struct Counters {
     pub dropped_slow_consumer: Counter,
     /// Connects refused because of `max_connections`.
     pub refused_full: Counter,
+    /// Sockets closed in their handshake to make room: for newer ones, or in the budget of unfinished input.
+    pub handshakes_shed: Counter,
     /// Clients that came back as who they were.
     pub resumes: Counter,
     /// Resume tokens that could not be used.

@@ -114,6 +114,10 @@ pub struct Door {
     pub queued_frames: AtomicUsize,
     /// Bytes that wait for sockets, after the last turn.
     pub queued_bytes: AtomicUsize,
+    /// Bytes of messages and request heads that have not arrived in full.
+    pub unfinished_bytes: AtomicUsize,
+    /// Sockets whose request head has not arrived in full.
+    pub handshakes: AtomicUsize,
 }
 
 impl Door {
@@ -122,6 +126,8 @@ impl Door {
             inbox: Inbox::new(inbox_bytes),
             queued_frames: AtomicUsize::new(0),
             queued_bytes: AtomicUsize::new(0),
+            unfinished_bytes: AtomicUsize::new(0),
+            handshakes: AtomicUsize::new(0),
         }
     }
 }

@@ -27,7 +27,7 @@ pub use execute::Work;
 pub use mail::{DeliveryReport, Sent};
 pub use publish::{Emergency, PublishOptions, Published};
 pub use recovery::HistoryPage;
-pub use report::{ChannelInfo, ConnectionInfo};
+pub use report::{ChannelInfo, ConnectionInfo, Incoming};
 pub use session::{Connected, Greeting};
 
 use crate::broker::{Broker, CHANNEL_SIZE, Stream};
@@ -42,6 +42,7 @@ use crate::outbound::Shed;
 use crate::priority::Priority;
 use crate::protocol::{self, Stamp};
 use crate::receipt::Receipts;
+use crate::socket_limits::SocketLimits;
 use crate::store::Store;
 use crate::sync::{Mutex, RwLock};
 use arc_swap::ArcSwap;
@@ -67,6 +68,7 @@ pub struct Node {
     store_in_work: InWork,
     channels: RwLock<HashMap<Arc<str>, Arc<Channel>>>,
     clients: RwLock<HashMap<Arc<str>, Arc<Client>>>,
+    socket_limits: ArcSwap<SocketLimits>,
     /// Clients of `clients` that are connected.
     connected: AtomicUsize,
     /// Clients of `clients` that are away.
@@ -131,7 +133,6 @@ impl Node {
         };
         let node = Self {
             events: EventQueue::new(config.event_queue_bytes),
-            config,
             counters: Counters::default(),
             broker,
             store,
@@ -140,6 +141,7 @@ impl Node {
             store_in_work: InWork::default(),
             channels: RwLock::default(),
             clients: RwLock::default(),
+            socket_limits: ArcSwap::from_pointee(SocketLimits::of_settings(&config)),
             connected: AtomicUsize::new(0),
             away: AtomicUsize::new(0),
             away_bytes: AtomicUsize::new(0),
@@ -165,6 +167,7 @@ impl Node {
             next_channel: AtomicU64::new(1),
             next_message: AtomicU64::new(0),
             message_seed: crate::random::random_u64(),
+            config,
         };
         for name in node.permanent_channels() {
             node.channel(name);
@@ -220,6 +223,15 @@ impl Node {
         if self.restored_in.swap(NOT_RESTORED, Ordering::AcqRel) != NOT_RESTORED {
             self.store.close(within);
         }
+    }
+
+    /// Sets for how many connections the process has room.
+    pub fn set_socket_limits(&self, capacity: SocketLimits) {
+        self.socket_limits.store(Arc::new(capacity));
+    }
+
+    pub fn socket_limits(&self) -> SocketLimits {
+        **self.socket_limits.load()
     }
 
     /// Puts shards behind the node. Their inboxes get what follows.

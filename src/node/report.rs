@@ -1,11 +1,11 @@
 //! What the node tells about itself.
 
-use super::{Channel, Client, Node};
+use super::{Channel, Client, Door, Node};
 use crate::broker::HistorySize;
 use crate::protocol::EMERGENCY_CHANNEL;
 use crate::store::Health;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A channel as the application sees it. Times are seconds since 1970.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,7 +26,40 @@ pub struct ConnectionInfo {
     pub channels: Vec<Arc<str>>,
 }
 
+/// What has arrived from sockets and is not complete yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Incoming {
+    /// Sockets whose request head has not arrived in full.
+    pub handshakes: usize,
+    /// Bytes of messages and request heads that have not arrived in full.
+    pub unfinished_bytes: usize,
+}
+
 impl Node {
+    /// What has arrived from sockets and is not complete yet.
+    pub fn incoming(&self) -> Incoming {
+        let doors = self.doors();
+        let sum = |gauge: fn(&Door) -> &AtomicUsize| {
+            let values = doors.iter().map(|door| gauge(door).load(Ordering::Relaxed));
+            values.sum()
+        };
+        Incoming {
+            handshakes: sum(|door| &door.handshakes),
+            unfinished_bytes: sum(|door| &door.unfinished_bytes),
+        }
+    }
+
+    /// The most that the system may hold in the buffers of all connections; `None` where the system sizes them.
+    pub fn socket_buffer_bytes(&self) -> Option<usize> {
+        let (send, receive) = (
+            self.config.send_buffer_bytes,
+            self.config.receive_buffer_bytes,
+        );
+        let sockets = self.connection_count() + self.incoming().handshakes;
+        // the system takes twice what it is asked for, for its own bookkeeping (socket(7), SO_SNDBUF)
+        (send > 0 && receive > 0).then(|| sockets * 2 * (send + receive))
+    }
+
     /// Who is on a channel; nobody is on one that there is not.
     pub fn presence(&self, channel: &str) -> Vec<Arc<str>> {
         let channel = self.channels.read().get(channel).cloned();

@@ -240,8 +240,8 @@ impl Node {
 
     /// Counts one more connection, if one more may be.
     fn reserve(&self) -> bool {
-        let one_more =
-            |connected| (connected < self.config.max_connections).then_some(connected + 1);
+        let most = self.socket_limits().connections;
+        let one_more = |connected| (connected < most).then_some(connected + 1);
         self.connected
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more)
             .is_ok()

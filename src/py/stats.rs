@@ -30,6 +30,11 @@ pub fn stats<'py>(
     dict.set_item("channels", channels)?;
     dict.set_item("queued_messages", queued_messages)?;
     dict.set_item("queued_bytes", queued_bytes)?;
+    let incoming = node.incoming();
+    dict.set_item("handshakes", incoming.handshakes)?;
+    dict.set_item("unfinished_bytes", incoming.unfinished_bytes)?;
+    dict.set_item("socket_buffer_bytes", node.socket_buffer_bytes())?;
+    dict.set_item("connection_limit", node.socket_limits().connections)?;
     dict.set_item("uptime", created.elapsed().as_secs_f64())?;
     let is_running = server.address().is_some();
     dict.set_item("status", if is_running { "listening" } else { "sleeping" })?;
@@ -46,6 +51,7 @@ pub fn stats<'py>(
         ("undelivered", &counters.undelivered),
         ("errors_sent", &counters.errors_sent),
         ("refused_connections", &counters.refused_full),
+        ("handshakes_shed", &counters.handshakes_shed),
         ("dropped_slow_consumer", &counters.dropped_slow_consumer),
         ("inbox_pauses", &counters.inbox_pauses),
         ("resumes", &counters.resumes),

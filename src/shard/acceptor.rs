@@ -22,7 +22,7 @@ impl Acceptor {
     /// Must be called in a runtime that the acceptor will run on.
     pub fn new(listener: TcpListener, node: Arc<Node>) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
-        super::socket::tune(&listener, node.config.heartbeat_timeout)?;
+        super::socket::tune(&listener, &node.config)?;
         Ok(Self {
             listener: Listener::new(listener)?,
             node,

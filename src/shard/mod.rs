@@ -8,6 +8,7 @@ mod deliver;
 mod memory;
 mod receive;
 mod socket;
+mod unfinished;
 mod wake;
 
 pub use acceptor::Acceptor;
@@ -20,7 +21,7 @@ use crate::node::{Channel, Delivery, Door, Node};
 use crate::wheel::Wheel;
 use slab::Slab;
 use socket::{Connection, Phase, Watch};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -45,9 +46,6 @@ const TURNS_PER_POLL: u32 = 4;
 /// Bytes of deliveries that one turn's reading may make, about: what is read beyond it waits for the next turn, so
 /// that others are written to, and looked at, in between.
 const TURN_BYTES: usize = 256 << 10;
-
-/// Sockets that may be in their handshake beyond `max_connections`.
-const HANDSHAKE_ALLOWANCE: usize = 1024;
 
 /// Ticks that the wheel reaches ahead.
 const WHEEL_REACH: usize = 64;
@@ -85,6 +83,16 @@ pub struct Shard {
     buffer: Box<[u8]>,
     queued_frames: usize,
     queued_bytes: usize,
+    /// Connections of clients; the others are in their handshake or in their close.
+    open_count: usize,
+    /// How many may be in their handshake or in their close.
+    max_transient: usize,
+    /// Connections in the order in which they began their handshake or their close, with those that have ended it.
+    transient: VecDeque<(Slot, u32)>,
+    /// Bytes that connections hold of messages and request heads that have not arrived in full.
+    unfinished_bytes: usize,
+    /// Connections with a message that has not arrived in full, with some that have completed it.
+    unfinished_slots: Vec<Slot>,
     /// Some of the channels of which something was dropped.
     shed_channels: HashMap<ChannelKey, Arc<Channel>>,
     // buffers that are kept from turn to turn
@@ -97,6 +105,7 @@ impl Shard {
     /// `drained` hears once that everyone has gone, after the inbox was told to drain.
     pub fn new(index: usize, node: Arc<Node>, door: Arc<Door>, drained: flume::Sender<()>) -> Self {
         let config = Arc::clone(&node.config);
+        let (capacity, shards) = (node.socket_limits(), config.shards);
         Self {
             index,
             tick: tick_of(&config),
@@ -119,6 +128,11 @@ impl Shard {
             buffer: vec![0; READ_BUFFER].into(),
             queued_frames: 0,
             queued_bytes: 0,
+            open_count: 0,
+            max_transient: (capacity.handshakes / shards).max(1),
+            transient: VecDeque::new(),
+            unfinished_bytes: 0,
+            unfinished_slots: Vec::new(),
             shed_channels: HashMap::new(),
             deliveries: Vec::new(),
             ready_slots: Vec::new(),
@@ -185,6 +199,10 @@ impl Shard {
         self.door
             .queued_bytes
             .store(self.queued_bytes, Ordering::Relaxed);
+        self.check_unfinished();
+        self.door
+            .handshakes
+            .store(self.connections.len() - self.open_count, Ordering::Relaxed);
         self.check_process();
         // those that this ends
         self.flush_touched();
@@ -279,6 +297,7 @@ impl Shard {
             self.on_due(&watch, &mut heartbeat);
         }
         self.due = due;
+        self.check_progress();
         if self
             .draining
             .is_some_and(|deadline| Instant::now() >= deadline)

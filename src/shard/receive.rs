@@ -38,6 +38,7 @@ impl Shard {
             .is_some_and(|connection| connection.reader.is_midway())
         {
             self.read_frames(slot, &mut []);
+            self.note_input(slot, 0);
         }
         for _ in 0..READS_PER_TURN {
             let has_read_enough = self.has_read_enough();
@@ -63,6 +64,7 @@ impl Shard {
                 Poll::Pending => false,
                 Poll::Ready(Ok(())) if count > 0 => {
                     self.received(slot, &mut buffer[..count]);
+                    self.note_input(slot, count);
                     true
                 }
                 Poll::Ready(Ok(())) => {
@@ -215,6 +217,7 @@ impl Shard {
             return;
         };
         connection.phase = Phase::Open(Arc::clone(&connected.client));
+        self.open_count += 1;
         connection.next_ping = next_ping;
         connection.emergencies = connected.emergencies;
         self.queue(
@@ -259,14 +262,19 @@ impl Shard {
         let limit = self.config.max_message_size;
         let mut closed = None;
         let mut behind = None;
+        let mut completed = false;
         let result = reader.read(bytes, limit, &mut |received| {
+            completed |= matches!(
+                received,
+                Received::Text(_) | Received::Binary(_) | Received::TooLarge(_)
+            );
             let work = match received {
                 Received::Text(text) => {
                     #[cfg(test)]
                     assert_ne!(text, "panic", "as the test asked for");
                     self.node.execute(&client, place, text)
                 }
-                Received::Binary => {
+                Received::Binary(_) => {
                     let message = "binary frames are not understood here; send JSON in text frames";
                     self.node
                         .refuse(place, &Refusal::new(ErrorCode::Binary, message));
@@ -300,6 +308,9 @@ impl Shard {
         self.freed += held.saturating_sub(reader.held());
         if let Some(connection) = self.connections.get_mut(slot as usize) {
             connection.reader = reader;
+            if completed {
+                connection.unfinished.complete();
+            }
         }
         if let Some(behind) = behind {
             self.hold_back(slot, behind);

@@ -1,7 +1,9 @@
 //! One connection on its shard: the handshake, reading, writing, heartbeats and the end.
 
+use super::unfinished::Unfinished;
 use super::wake::Readiness;
-use super::{CLOSE_TIMEOUT, HANDSHAKE_ALLOWANCE, Shard};
+use super::{CLOSE_TIMEOUT, Shard};
+use crate::config::Config;
 use crate::connection::Reader;
 use crate::error::Disconnect;
 use crate::events::LogLevel;
@@ -15,7 +17,6 @@ use std::net::Shutdown;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
 use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 
@@ -36,6 +37,7 @@ pub(super) struct Connection {
     pub(super) generation: u32,
     pub(super) phase: Phase,
     pub(super) reader: Reader,
+    pub(super) unfinished: Unfinished,
     pub(super) outbound: Outbound,
     /// What was dropped from `outbound` and is still to be told.
     pub(super) shed: Vec<Shed>,
@@ -83,12 +85,9 @@ pub(super) enum Phase {
 impl Shard {
     /// Takes over a connected socket, whoever made it.
     pub(super) fn adopt(&mut self, stream: std::net::TcpStream, is_tuned: bool) {
-        if self.connections.len() >= self.config.max_connections + HANDSHAKE_ALLOWANCE {
-            self.node.counters.refused_full.add(1);
-            return;
-        }
-        let timeout = (!is_tuned).then_some(self.config.heartbeat_timeout);
-        let stream = match prepare(stream, timeout) {
+        self.make_room_for_handshake();
+        let config = (!is_tuned).then_some(&*self.config);
+        let stream = match prepare(stream, config) {
             Ok(stream) => stream,
             Err(error) => {
                 self.node.events.log(LogLevel::Debug, "server", || {
@@ -106,6 +105,7 @@ impl Shard {
         readiness.set();
         entry.insert(Connection {
             stream,
+            unfinished: Unfinished::default(),
             waker: Waker::from(Arc::clone(&readiness)),
             readiness,
             generation,
@@ -127,7 +127,26 @@ impl Shard {
             is_at_end: false,
             takes_nothing: false,
         });
+        self.transient.push_back((slot, generation));
         self.watch(slot, deadline);
+    }
+
+    /// Closes the oldest of the connections in their handshake or in their close, while they are too many for one more.
+    fn make_room_for_handshake(&mut self) {
+        while let Some(&(slot, generation)) = self.transient.front() {
+            let oldest = self.connections.get(slot as usize);
+            let is_transient = oldest.is_some_and(|oldest| {
+                oldest.generation == generation && !matches!(oldest.phase, Phase::Open(_))
+            });
+            if is_transient {
+                if self.connections.len() - self.open_count < self.max_transient {
+                    return;
+                }
+                self.node.counters.handshakes_shed.add(1);
+                self.drop_connection(slot, Disconnect::Lost);
+            }
+            self.transient.pop_front();
+        }
     }
 
     /// Writes what waits, as far as the socket takes it.
@@ -285,9 +304,10 @@ impl Shard {
 
     /// Drops a connection at once.
     pub(super) fn drop_connection(&mut self, slot: Slot, disconnect: Disconnect) {
-        let Some(connection) = self.connections.try_remove(slot as usize) else {
+        let Some(mut connection) = self.connections.try_remove(slot as usize) else {
             return;
         };
+        self.forget_input(&mut connection.unfinished);
         self.queued_frames -= connection.outbound.frames();
         self.queued_bytes -= connection.outbound.bytes();
         self.freed += CONNECTION_SIZE + connection.outbound.weight() + connection.reader.held();
@@ -295,6 +315,7 @@ impl Shard {
         // a fork of this process may hold the descriptor, so dropping it alone would not end the connection
         let _ = socket2::SockRef::from(&connection.stream).shutdown(Shutdown::Both);
         if let Phase::Open(client) = connection.phase {
+            self.open_count -= 1;
             let unwritten = connection.outbound.unwritten_emergencies();
             let place = self.place(slot, connection.generation);
             self.disconnected(&client, place, disconnect, unwritten);
@@ -346,6 +367,7 @@ impl Shard {
         );
         connection.is_held_back = false;
         self.freed += std::mem::take(&mut connection.reader).held();
+        let mut unfinished = std::mem::take(&mut connection.unfinished);
         let generation = connection.generation;
         // one that takes nothing will hardly take them now
         let unwritten = if disconnect.is_of_stalled() {
@@ -353,6 +375,9 @@ impl Shard {
         } else {
             Vec::new()
         };
+        self.forget_input(&mut unfinished);
+        self.open_count -= 1;
+        self.transient.push_back((slot, generation));
         self.queue(slot, Chunk::last_words(frame.bytes().clone()));
         self.hub.remove(slot);
         self.watch(slot, deadline);
@@ -372,6 +397,8 @@ impl Shard {
             deadline,
             is_shut: false,
         };
+        let mut unfinished = std::mem::take(&mut connection.unfinished);
+        self.forget_input(&mut unfinished);
         self.queue(slot, Chunk::last_words(response.into()));
         self.watch(slot, deadline);
     }
@@ -430,26 +457,30 @@ impl Connection {
     }
 }
 
-/// Makes a socket ready for its shard; `silence` as for `tune`, if that is still to be done.
-fn prepare(stream: std::net::TcpStream, silence: Option<Duration>) -> io::Result<TcpStream> {
+/// Makes a socket ready for its shard; `config` as for `tune`, if the socket is not tuned yet.
+fn prepare(stream: std::net::TcpStream, config: Option<&Config>) -> io::Result<TcpStream> {
     stream.set_nonblocking(true)?;
-    if let Some(silence) = silence {
-        tune(&stream, silence)?;
+    if let Some(config) = config {
+        tune(&stream, config)?;
     }
     TcpStream::from_std(stream)
 }
 
-/// Sets the options of every connection, on one or on the listener that it inherits them from: small frames leave
-/// at once, and a peer that acknowledges nothing for `silence` is gone.
-pub(super) fn tune<'a, S>(socket: &'a S, silence: Duration) -> io::Result<()>
+/// Sets the options of every connection, on one or on the listener that a connection inherits them from: small frames
+/// leave at once, a peer that acknowledges nothing for `heartbeat_timeout` is gone, and the system's buffers are bounded.
+pub(super) fn tune<'a, S>(socket: &'a S, config: &Config) -> io::Result<()>
 where
     socket2::SockRef<'a>: From<&'a S>,
 {
     let socket = socket2::SockRef::from(socket);
     socket.set_tcp_nodelay(true)?;
     #[cfg(any(target_os = "linux", target_os = "android"))]
-    socket.set_tcp_user_timeout(Some(silence))?;
-    #[cfg(not(any(target_os = "linux", target_os = "android")))]
-    let _ = silence;
+    socket.set_tcp_user_timeout(Some(config.heartbeat_timeout))?;
+    if config.send_buffer_bytes > 0 {
+        socket.set_send_buffer_size(config.send_buffer_bytes)?;
+    }
+    if config.receive_buffer_bytes > 0 {
+        socket.set_recv_buffer_size(config.receive_buffer_bytes)?;
+    }
     Ok(())
 }

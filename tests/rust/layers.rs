@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 /// The layer of each module of `src/`, as `docs/architecture.md` draws them.
 const LAYERS: &[(&str, u8)] = &[
     ("capacity", 0),
+    ("socket_limits", 0),
     ("channel_settings", 0),
     ("client_module", 0),
     ("config", 0),

@@ -11,7 +11,7 @@ const LIMIT: usize = 4096;
 #[derive(Clone, Debug, PartialEq)]
 enum Seen {
     Text(String),
-    Binary,
+    Binary(Vec<u8>),
     Ping(Vec<u8>),
     Pong,
     Close,
@@ -46,7 +46,7 @@ fn oracle(bytes: &[u8]) -> Vec<Seen> {
     loop {
         match socket.read() {
             Ok(Message::Text(text)) => seen.push(Seen::Text(text.to_string())),
-            Ok(Message::Binary(_)) => seen.push(Seen::Binary),
+            Ok(Message::Binary(payload)) => seen.push(Seen::Binary(payload.to_vec())),
             Ok(Message::Ping(payload)) => seen.push(Seen::Ping(payload.to_vec())),
             Ok(Message::Pong(_)) => seen.push(Seen::Pong),
             Ok(Message::Close(frame)) => {
@@ -81,7 +81,7 @@ fn ours(bytes: &[u8], cuts: &[usize]) -> Vec<Seen> {
         let result = reader.read(&mut part, LIMIT, &mut |received| {
             seen.push(match received {
                 Received::Text(text) => Seen::Text(text.to_owned()),
-                Received::Binary => Seen::Binary,
+                Received::Binary(payload) => Seen::Binary(payload.to_vec()),
                 Received::Ping(payload) => Seen::Ping(payload.to_vec()),
                 Received::Pong => Seen::Pong,
                 Received::Close(_) => Seen::Close,
@@ -136,6 +136,38 @@ fn any_frame() -> impl Strategy<Value = Vec<u8>> {
             frame
         },
     )
+}
+
+/// A text frame of which `sent` bytes of the payload have come, and the rest will not.
+fn cut_text(first: u8, payload: &[u8], sent: usize) -> Vec<u8> {
+    let mask = [1, 2, 3, 4];
+    let mut frame = vec![first, 0x80 | u8::try_from(payload.len()).unwrap()];
+    frame.extend(mask);
+    let masked = payload.iter().zip(mask.iter().cycle());
+    frame.extend(masked.map(|(byte, key)| byte ^ key).take(sent));
+    frame
+}
+
+#[test]
+fn text_fails_at_its_first_wrong_bytes_before_its_frame_is_whole() {
+    let mut payload = "κόσμε, и всё остальное".as_bytes().to_vec();
+    let wrong = payload.len();
+    payload.extend(b"\xf4\x90\x80\x80 and more text that never comes");
+    let first_fragment = cut_text(0x01, "κ".as_bytes(), 2);
+    for size in [1, 3, 4, 7, 100] {
+        let cuts = [size];
+        let valid = cut_text(0x81, &payload, wrong);
+        assert_eq!(ours(&valid, &cuts), []);
+        let broken = cut_text(0x81, &payload, wrong + 7);
+        assert_eq!(ours(&broken, &cuts), [Seen::Violation], "cut to {size}");
+        let in_fragments = [&*first_fragment, &cut_text(0x80, &payload, wrong + 7)].concat();
+        assert_eq!(ours(&in_fragments, &cuts), [Seen::Violation]);
+        // a character may be split by fragments
+        let halves = [cut_text(0x01, b"\xce", 1), cut_text(0x80, b"\xba_____", 4)].concat();
+        assert_eq!(ours(&halves, &cuts), []);
+        let broken_half = [cut_text(0x01, b"\xce", 1), cut_text(0x80, b"_____", 4)].concat();
+        assert_eq!(ours(&broken_half, &cuts), [Seen::Violation]);
+    }
 }
 
 proptest! {
