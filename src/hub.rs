@@ -1,5 +1,6 @@
 //! Which of a shard's connections are on which channel, both ways.
 
+use crate::capacity::shrink_map;
 use smallvec::SmallVec;
 use std::collections::HashMap;
 
@@ -71,6 +72,7 @@ impl Hub {
         }
         if subscribers.is_empty() {
             self.channels.remove(&channel);
+            shrink_map(&mut self.channels);
         }
     }
 }

@@ -17,6 +17,7 @@ from support import (
     encode_frame,
     eventually,
     http_request,
+    run_python,
 )
 
 SERVER = """if True:
@@ -106,3 +107,48 @@ def test_memory_returns_to_where_it_was(attack: Callable[[int], list[Any]], tmp_
                 lambda: f"round {round_number}: {[size >> 20 for size in (before, peak, resident())]} MiB",  # noqa: B023
                 timeout=20,
             )
+
+
+MANY_CHANNELS = """if True:
+    import sys, time
+    import psutil
+    from tantor import Tantor
+
+    def resident():
+        return psutil.Process().memory_info().rss >> 20
+
+    def make_and_end(tantor, count, how):
+        names = [f"{how} {number}" for number in range(count)]
+        for name in names:
+            tantor.broadcast(name, "news", {"n": 1})
+        peak = resident()
+        if how == "deleted":
+            for name in names:
+                del tantor.channels[name]
+        deadline = time.monotonic() + 60
+        while len(tantor.channels) > 10:
+            assert time.monotonic() < deadline, len(tantor.channels)
+            time.sleep(0.1)
+        return peak
+
+    how = sys.argv[1]
+    settings = {"history_bytes": 1 << 30, "max_empty_channels": 10_000_000, "empty_channel_ttl": 0.5}
+    if how == "expired":
+        settings["message_ttl"] = 10
+    with Tantor(port=0, host="127.0.0.1", **settings) as tantor:
+        make_and_end(tantor, 1000, how)
+        before = resident()
+        peak = make_and_end(tantor, 128_000, how)
+        assert peak > before + 40, (before, peak)
+        deadline = time.monotonic() + 60
+        while resident() > before + 24:
+            assert time.monotonic() < deadline, (before, peak, resident())
+            time.sleep(0.1)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident size is compared as Linux counts it")
+@pytest.mark.parametrize("how", ["deleted", "expired"])
+def test_memory_of_many_channels_returns_however_they_end(how: str) -> None:
+    ended = run_python(MANY_CHANNELS, how, timeout=180)
+    assert ended.returncode == 0, ended.stderr

@@ -6,7 +6,7 @@ use super::stream::{MemoryStream, restored};
 use super::{Broker, Closing, Evicted, HistorySize, Stream};
 use crate::capacity::shrink_map;
 use crate::channel_settings::ChannelSettings;
-use crate::history::History;
+use crate::history::{Bytes, History};
 use crate::protocol::monotonic_micros;
 use crate::store::{Change, SavedStream, Store};
 use crate::sync::Mutex;
@@ -130,8 +130,7 @@ impl Broker for MemoryBroker {
         true
     }
 
-    fn expire(&self) -> usize {
-        let before = self.shared.budget.used();
+    fn expire(&self) {
         let now = monotonic_micros();
         // a store without room needs to know of everything that is gone
         let is_degraded = self.shared.store.health().is_degraded;
@@ -142,8 +141,10 @@ impl Broker for MemoryBroker {
                 stream.tell_trimmed(&mut state, 1);
             }
         }
-        let after = self.shared.budget.used();
-        (before.evictable + before.durable).saturating_sub(after.evictable + after.durable)
+    }
+
+    fn used(&self) -> Bytes {
+        self.shared.budget.used()
     }
 
     fn size(&self) -> HistorySize {
@@ -153,7 +154,7 @@ impl Broker for MemoryBroker {
                 .iter()
                 .map(|stream| stream.state.lock().history.len())
                 .sum(),
-            bytes: self.shared.budget.used(),
+            bytes: self.used(),
         }
     }
 

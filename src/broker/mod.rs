@@ -91,10 +91,15 @@ pub trait Broker: Send + Sync {
     /// it that is under way.
     fn close(&self, channel: &str, closing: Closing) -> bool;
 
-    /// Removes publications that have expired; returns about how many bytes.
+    /// Removes publications that have expired.
     ///
     /// Ordering: any. Errors: none. Blocking: for publications that are under way.
-    fn expire(&self) -> usize;
+    fn expire(&self);
+
+    /// Bytes of memory that histories take, about, with the channels that they are of.
+    ///
+    /// Ordering: any. Errors: none. Blocking: no.
+    fn used(&self) -> Bytes;
 
     /// Ordering: any. Errors: none. Blocking: as `expire`.
     fn size(&self) -> HistorySize;

@@ -1,9 +1,9 @@
 //! A client as the node knows it: connected, away, or subscribed by the application before it connects.
 
-use super::CHANNEL_SIZE;
 use super::channel::Channel;
 use super::delivery::Place;
 use super::token::Session;
+use crate::broker::CHANNEL_SIZE;
 use crate::mailbox::Mailbox;
 use crate::sync::Mutex;
 use bytes::Bytes;
@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 /// What a client takes, about, and what each of its channels takes besides the name.
-const CLIENT_SIZE: usize = 512;
+pub(super) const CLIENT_SIZE: usize = 512;
 const MEMBERSHIP_SIZE: usize = 64;
 
 pub struct Client {

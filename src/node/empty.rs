@@ -5,7 +5,8 @@
 
 use super::Node;
 use super::channel::{Channel, Members};
-use crate::broker::Closing;
+use super::client::CLIENT_SIZE;
+use crate::broker::{CHANNEL_SIZE, Closing};
 use crate::capacity::{shrink_map, shrink_queue};
 use crate::protocol;
 use std::collections::VecDeque;
@@ -30,9 +31,8 @@ impl Node {
         }
     }
 
-    /// Forgets publications and idempotency keys that have expired, from time to time. Returns the approximate number of
-    /// bytes freed.
-    pub(super) fn expire_kept(&self) -> usize {
+    /// Forgets publications and idempotency keys that have expired, from time to time.
+    pub(super) fn expire_kept(&self) {
         let now = protocol::monotonic_micros();
         // a channel that is to end soon after its history has to have its history looked at as soon
         let interval = (self.config.empty_channel_ttl.as_micros() as u64)
@@ -41,13 +41,13 @@ impl Node {
         // a store without room needs the deletions soon
         let is_urgent = self.was_degraded.load(Ordering::Relaxed);
         if !is_urgent && now.saturating_sub(tended) < interval {
-            return 0;
+            return;
         }
         self.history_tended.store(now, Ordering::Relaxed);
         self.published_once.expire(now);
         self.clients_published_once.expire(now);
         self.sent_once.expire(now);
-        self.broker.expire()
+        self.broker.expire();
     }
 
     /// A channel has no subscribers, from now on or since it was made.
@@ -62,14 +62,24 @@ impl Node {
         }
     }
 
+    /// Bytes of memory that channels, clients, history and mail take, about.
+    pub(super) fn held_bytes(&self) -> usize {
+        let history = self.broker.used();
+        self.channels.read().len() * CHANNEL_SIZE
+            + self.clients.read().len() * CLIENT_SIZE
+            + history.evictable
+            + history.durable
+            + self.away_bytes()
+            + self.mail_bytes.load(Ordering::Relaxed)
+    }
+
     /// Ends channels without history that were empty for `empty_channel_ttl`, or are too many to leave room for so many
-    /// more; returns how many ended.
-    pub(super) fn remove_empty_channels(&self, room: usize) -> usize {
+    /// more.
+    pub(super) fn remove_empty_channels(&self, room: usize) {
         self.note_emptied();
         let most = self.config.max_empty_channels.saturating_sub(room);
         let ttl = self.config.empty_channel_ttl.as_micros() as u64;
         let due = protocol::monotonic_micros().saturating_sub(ttl);
-        let mut removed = 0;
         let mut looks = self.empty_channels.lock().len();
         while looks > 0 {
             looks -= 1;
@@ -85,9 +95,8 @@ impl Node {
             shrink_queue(&mut empty);
             drop(empty);
             let due = if is_over { u64::MAX } else { due };
-            removed += usize::from(self.end_if_empty(&channel, due));
+            self.end_if_empty(&channel, due);
         }
-        removed
     }
 
     /// Channels without subscribers whose history is empty since the last call may end.
@@ -105,27 +114,26 @@ impl Node {
 
     /// Ends a channel that was taken off the queue, if it has neither subscribers nor history, and has been empty since
     /// `due`. One with history is noted again when that is empty.
-    fn end_if_empty(&self, channel: &Arc<Channel>, due: u64) -> bool {
+    fn end_if_empty(&self, channel: &Arc<Channel>, due: u64) {
         let mut channels = self.channels.write();
         let mut members = channel.members.lock();
         members.noted_empty = false;
         if members.removed || !members.roster.is_empty() {
-            return false;
+            return;
         }
         // it may have been filled and emptied again since it was noted
         if members.empty_since > due {
             self.note_empty(channel, &mut members);
-            return false;
+            return;
         }
         members.removed = true;
         drop(members);
         self.stream(channel);
         if !self.broker.close(&channel.name, Closing::IfEmpty) {
             channel.members.lock().removed = false;
-            return false;
+            return;
         }
         channels.remove(&channel.name);
         shrink_map(&mut channels);
-        true
     }
 }

@@ -208,7 +208,7 @@ impl Node {
         let is_idle = state.end_if_idle();
         drop(state);
         if is_idle {
-            self.clients.write().remove(&client.id);
+            self.remove_client(&client.id);
         }
     }
 

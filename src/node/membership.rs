@@ -6,6 +6,7 @@ use super::delivery::{Delivery, Place, Terms};
 use super::recovery::Asked;
 use super::{Node, argument};
 use crate::broker::Closing;
+use crate::capacity::shrink_map;
 use crate::error::{Error, ErrorCode, Refusal};
 use crate::events::Detail;
 use crate::priority::{Priority, SlowConsumer};
@@ -96,7 +97,7 @@ impl Node {
         let is_idle = state.end_if_idle();
         drop(state);
         if is_idle {
-            self.clients.write().remove(&client.id);
+            self.remove_client(&client.id);
         }
         self.notice(&channel, Notice::Left, &client.id, total);
     }
@@ -131,6 +132,7 @@ impl Node {
         // whoever holds the channel must not open its successor's stream by it
         self.stream(&channel);
         self.broker.close(name, Closing::Whatever);
+        shrink_map(&mut channels);
         drop(channels);
         for id in ids {
             let Some(client) = self.clients.read().get(&id).cloned() else {
@@ -159,7 +161,7 @@ impl Node {
             let is_idle = state.end_if_idle();
             drop(state);
             if is_idle {
-                self.clients.write().remove(&id);
+                self.remove_client(&id);
             }
         }
         self.forget_channel(name);
@@ -231,6 +233,13 @@ impl Node {
         drop(channels);
         self.note_empty(&channel, &mut channel.members.lock());
         channel
+    }
+
+    /// Forgets a client of whom nothing more is known.
+    pub(super) fn remove_client(&self, id: &str) {
+        let mut clients = self.clients.write();
+        clients.remove(id);
+        shrink_map(&mut clients);
     }
 
     pub(super) fn client_or_new(&self, id: &str) -> Arc<Client> {

@@ -30,7 +30,7 @@ pub use recovery::HistoryPage;
 pub use report::{ChannelInfo, ConnectionInfo, Incoming};
 pub use session::{Connected, Greeting};
 
-use crate::broker::{Broker, CHANNEL_SIZE, Stream};
+use crate::broker::{Broker, Stream};
 use crate::config::Config;
 use crate::error::{Disconnect, Error, Refusal};
 use crate::events::{Detail, Event, EventQueue, LogLevel};
@@ -100,6 +100,8 @@ pub struct Node {
     /// When expired publications were last let go of, by `monotonic_micros`.
     history_tended: AtomicU64,
     empty_channels: Mutex<EmptyChannels>,
+    /// What `held_bytes` said at the last tick.
+    held_before: AtomicUsize,
     /// Channels with notices that wait.
     noticed: Mutex<Vec<Arc<Channel>>>,
     doors: ArcSwap<Vec<Arc<Door>>>,
@@ -161,6 +163,7 @@ impl Node {
             sent_once: Idempotency::new(key_ttl, key_limits),
             history_tended: AtomicU64::new(0),
             empty_channels: Mutex::default(),
+            held_before: AtomicUsize::new(0),
             noticed: Mutex::default(),
             doors: ArcSwap::default(),
             draining: AtomicBool::new(false),
@@ -316,16 +319,20 @@ impl Node {
         encode(|out| protocol::write_ping(out, stamp))
     }
 
-    /// What has to be done from time to time: notices that waited, clients that stay away, mail, channels that stayed
-    /// empty, publications that have expired. Returns about how many bytes were let go.
+    /// Work that is due from time to time: notices that waited, clients that stay away, mail, channels that stayed
+    /// empty, publications that have expired. Returns about how many bytes less the node holds than the last time,
+    /// whatever freed them.
     pub fn tick(&self) -> usize {
         self.tell_due_notices();
         self.tend_away();
         self.tend_mail();
         self.watch_store();
         self.count_evicted();
-        let freed = self.expire_kept();
-        freed + self.remove_empty_channels(0) * CHANNEL_SIZE
+        self.expire_kept();
+        self.remove_empty_channels(0);
+        let held = self.held_bytes();
+        let held_before = self.held_before.swap(held, Ordering::Relaxed);
+        held_before.saturating_sub(held)
     }
 
     /// Logs when what is to be saved cannot be, and when it can be again.

@@ -515,7 +515,7 @@ impl Node {
         }
         drop(state);
         if is_gone {
-            self.clients.write().remove(&client.id);
+            self.remove_client(&client.id);
         }
         // nobody can repeat what a client has published that will not be back
         self.clients_published_once.forget_client(&client.id);
