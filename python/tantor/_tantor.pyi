@@ -16,7 +16,9 @@ __all__ = [
     "__version__",
     "after_fork_in_child",
     "after_fork_in_parent",
+    "back_up",
     "before_fork",
+    "restore",
     "setting_table",
     "wait_for_threads",
 ]
@@ -24,6 +26,12 @@ __all__ = [
 __version__: str
 
 _T = TypeVar("_T")
+
+def back_up(database: str, target: str) -> None:
+    """Copy a database, also while a server uses it, to a file that there is not yet."""
+
+def restore(backup: str, database: str) -> None:
+    """Put a copy in the place of a database that no server uses; every channel has another epoch then."""
 
 def setting_table() -> list[tuple[str, str, Any, str]]:
     """Every setting as `(name, kind, default, help)`; kind is "integer", "number", "boolean", "text" or

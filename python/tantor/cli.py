@@ -1,4 +1,4 @@
-"""The command `tantor`: serve, dropin, --version."""
+"""The command `tantor`: serve, backup, restore, dropin, --version."""
 # ruff: noqa: T201  # a command line speaks by printing
 
 import argparse
@@ -32,6 +32,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _serve(options)
         if options.command == "dropin":
             return _dropin(options.action)
+        if options.command == "backup":
+            _tantor.back_up(options.database, options.target)
+            print(f"wrote {options.target}")
+            return 0
+        if options.command == "restore":
+            _tantor.restore(options.backup, options.database)
+            print(f"restored {options.database}; its channels have other epochs, by which clients see the loss")
+            return 0
     except SettingError as error:
         return _complain(error, 2)
     except OSError as error:
@@ -110,6 +118,16 @@ def _parser() -> argparse.ArgumentParser:
             metavar=metavars[setting.kind],
             help=(setting.help + default).replace("%", "%%"),
         )
+
+    description = "Copy a database to a new file, also while a server uses it."
+    backup = commands.add_parser("backup", help="copy a database, also while it is in use", description=description)
+    backup.add_argument("database", metavar="DATABASE", help="the database's file")
+    backup.add_argument("target", metavar="TARGET", help="the file to write, which does not exist yet")
+
+    description = "Put a backup in a database's place. No server may use the database meanwhile."
+    restore = commands.add_parser("restore", help="put a backup in a database's place", description=description)
+    restore.add_argument("backup", metavar="BACKUP", help="a file that `tantor backup` wrote")
+    restore.add_argument("database", metavar="DATABASE", help="the database's file, which need not exist")
 
     description = f"Let {_ORIGINAL} be Tantor in every program that this Python runs."
     dropin = commands.add_parser("dropin", help="stand in for Flask-TSK's own messenger", description=description)

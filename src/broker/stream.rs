@@ -46,6 +46,8 @@ pub(super) struct StreamState {
     trimmed: u64,
     /// The store knows of this stream.
     is_announced: bool,
+    /// The store knows that something was published on this stream since it was opened.
+    is_noted: bool,
     is_closed: bool,
 }
 
@@ -65,6 +67,9 @@ impl Stream for MemoryStream {
                 committed(Ok(()));
             }
             return true;
+        }
+        if self.saves && !state.is_noted {
+            state.is_noted = self.store.note_published(&self.channel);
         }
         let encoded = hand_over(Some(position));
         let at = monotonic_micros();
@@ -207,6 +212,7 @@ impl MemoryStream {
                 trimmed: history.emptied_through(),
                 history,
                 is_announced: false,
+                is_noted: false,
                 is_closed: false,
             }),
             saving: AtomicUsize::new(0),
@@ -242,6 +248,7 @@ impl MemoryStream {
     pub fn restore(&self, mut saved: SavedStream) {
         let mut state = self.state.lock();
         state.is_announced = false;
+        state.is_noted = false;
         if (state.history.epoch, state.assigned) == (saved.epoch, saved.top) {
             return;
         }

@@ -10,7 +10,9 @@ mod messenger;
 mod stats;
 
 use crate::config::{Config, SETTINGS, Value};
+use crate::error::Error;
 use pyo3::prelude::*;
+use std::path::PathBuf;
 use std::time::Duration;
 
 #[pymodule(gil_used = false)]
@@ -23,7 +25,8 @@ mod _tantor {
     use super::messenger::Messenger;
     #[pymodule_export]
     use super::{
-        after_fork_in_child, after_fork_in_parent, before_fork, setting_table, wait_for_threads,
+        after_fork_in_child, after_fork_in_parent, back_up, before_fork, restore, setting_table,
+        wait_for_threads,
     };
 
     #[pymodule_export]
@@ -54,6 +57,18 @@ fn setting_table(py: Python<'_>) -> PyResult<Vec<SettingRow>> {
 fn wait_for_threads(py: Python<'_>, timeout: f64) -> bool {
     let timeout = Duration::try_from_secs_f64(timeout).unwrap_or_default();
     py.detach(|| crate::fork::wait_for_threads(timeout))
+}
+
+#[pyfunction]
+fn back_up(py: Python<'_>, database: PathBuf, target: PathBuf) -> PyResult<()> {
+    py.detach(move || crate::store::back_up(&database, &target))
+        .map_err(|error| Error::Storage(error.0).into())
+}
+
+#[pyfunction]
+fn restore(py: Python<'_>, backup: PathBuf, database: PathBuf) -> PyResult<()> {
+    py.detach(move || crate::store::restore(&backup, &database))
+        .map_err(|error| Error::Storage(error.0).into())
 }
 
 #[pyfunction]

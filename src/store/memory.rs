@@ -17,6 +17,10 @@ impl Store for MemoryStore {
         }
     }
 
+    fn note_published(&self, _: &str) -> bool {
+        true
+    }
+
     fn health(&self) -> Health {
         Health {
             kind: "memory",

@@ -4,7 +4,7 @@ mod memory;
 mod sqlite;
 
 pub use memory::MemoryStore;
-pub use sqlite::{Limits, SqliteStore};
+pub use sqlite::{Limits, SqliteStore, back_up, restore};
 
 use crate::broker::StreamPosition;
 use crate::frame::EncodedFrame;
@@ -35,6 +35,13 @@ pub trait Store: Send + Sync {
     /// saves nothing, of success) before this returns, under the caller's locks, else on the store's thread, where it
     /// must not block.
     fn save(&self, change: Change<'_>, committed: Option<Committed>);
+
+    /// Notes, for the next `open`, that something is about to be published on a stream that is not durable: only such
+    /// streams have another epoch after an unclean end. False when the store is not open.
+    ///
+    /// Ordering: before the first such publication since the store was opened. Errors: none. Blocking: one system call
+    /// that waits for no disk.
+    fn note_published(&self, channel: &str) -> bool;
 
     /// How the store is.
     ///

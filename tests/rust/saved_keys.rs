@@ -259,6 +259,7 @@ fn positions_are_told_in_the_epoch_that_the_stream_has_now() {
     let store = sqlite(folder.path());
     store.open().unwrap();
     store.save(opened("a", 1, false), None);
+    store.note_published("a");
     publication(1, published("one", false, 1, LATE), |change| {
         save(&store, change).unwrap();
     });

@@ -134,7 +134,9 @@ impl DatabaseFile {
         if let Some(used_pages) = used_pages {
             self.check_room(used_pages)?;
         }
+        self.count_commit()?;
         self.connection.prepare_cached("COMMIT")?.execute([])?;
+        self.note_commit();
         for stream in trims {
             self.trims.remove(&stream);
         }

@@ -1,6 +1,7 @@
 //! The file itself: how it is opened, brought up to date, and closed.
 
 use super::Limits;
+use super::commits::{self, CommitsFile, PublishedMap, Record};
 use super::keys::KeyCounts;
 use super::lock::cannot_open;
 use super::schema::{APPLICATION_ID, MIGRATIONS};
@@ -10,6 +11,7 @@ use crate::store::{StoreError, StreamKey};
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, params};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// An open database. Only its writer uses it.
@@ -39,6 +41,9 @@ pub(super) struct DatabaseFile {
     page_size: u64,
     /// Pages that additions may fill; those above are reserved for deletions.
     open_pages: u64,
+    commits: Arc<CommitsFile>,
+    /// What `commits` says.
+    record: Record,
     is_synchronous: Option<bool>,
     /// The file and its log, as they were when they were opened.
     identities: [Option<Identity>; 2],
@@ -71,7 +76,7 @@ const PAGES_GIVEN_BACK: u32 = 256;
 
 impl DatabaseFile {
     /// Opens a file, makes it if there is none, and brings it up to date. After an unclean end, streams of which
-    /// publications may have been lost have another epoch.
+    /// publications may have been lost have another epoch; when an older copy was put in the file's place, all have.
     ///
     /// Errors: what is wrong with the file.
     pub fn open(path: &Path, limits: Limits) -> Result<Self, StoreError> {
@@ -86,6 +91,13 @@ impl DatabaseFile {
             StoreError(cannot_open(path, &format!("{error}{advice}")))
         })?;
         let mut file = Self {
+            commits: Arc::new(CommitsFile::open(path)?),
+            record: Record {
+                boot: commits::boot(),
+                lineage: random_u64(),
+                commits: 0,
+                synced: 0,
+            },
             connection: file,
             path: path.to_owned(),
             streams: HashMap::new(),
@@ -135,13 +147,7 @@ impl DatabaseFile {
 
     /// The file and its log.
     fn files(&self) -> [PathBuf; 2] {
-        [self.path.clone(), self.beside("-wal")]
-    }
-
-    fn beside(&self, suffix: &str) -> PathBuf {
-        let mut path = self.path.as_os_str().to_owned();
-        path.push(suffix);
-        path.into()
+        [self.path.clone(), beside(&self.path, "-wal")]
     }
 
     #[cfg(unix)]
@@ -180,7 +186,7 @@ impl DatabaseFile {
     pub fn end_use(&mut self, is_complete: bool) -> rusqlite::Result<()> {
         if is_complete {
             self.synchronize(true)?;
-            self.set_clean(true)?;
+            self.set_state("clean", 1)?;
         }
         self.connection
             .execute_batch("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -280,13 +286,8 @@ impl DatabaseFile {
     /// From here on the file says that it is in use, until `end_use`.
     fn begin_use(&mut self) -> rusqlite::Result<()> {
         self.synchronize(true)?;
-        let clean: Option<bool> = self
-            .connection
-            .query_row("SELECT value FROM state WHERE name = 'clean'", [], |row| {
-                row.get(0)
-            })
-            .optional()?;
-        if clean == Some(false) {
+        let is_unclean = self.state("clean")? == Some(0);
+        if is_unclean {
             let verdict: String =
                 self.connection
                     .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
@@ -294,37 +295,97 @@ impl DatabaseFile {
                 let problem = format!("{verdict}; move the file away to begin with an empty one");
                 return Err(failure(rusqlite::ffi::SQLITE_CORRUPT, &problem));
             }
-            self.renew_epochs()?;
         }
-        self.set_clean(false)?;
+        let lineage = self.state("lineage")?.map(i64::cast_unsigned);
+        let commits = self.state("commits")?.unwrap_or(0).unsigned_abs();
+        let found = self.commits.record();
+        let is_expected = match (lineage, found) {
+            // new, or of a version that counted no commits
+            (None, None) => true,
+            (Some(lineage), Some(found)) => found.fits(lineage, commits, self.record.boot),
+            _ => false,
+        };
+        self.begin()?;
+        if !is_expected {
+            self.renew_epochs(true, &PublishedMap::all())?;
+        } else if is_unclean {
+            // a power failure may have taken the map's latest bytes
+            let is_same_boot = found.is_some_and(|found| found.boot == self.record.boot);
+            let published = if is_same_boot {
+                self.commits.published()
+            } else {
+                PublishedMap::all()
+            };
+            self.renew_epochs(false, &published)?;
+        }
+        if let Some(lineage) = lineage.filter(|_| is_expected) {
+            self.record.lineage = lineage;
+        }
+        self.record.commits = commits;
+        self.record.synced = commits;
+        self.set_state("lineage", self.record.lineage.cast_signed())?;
+        self.set_state("commits", commits.cast_signed())?;
+        self.set_state("clean", 0)?;
+        self.connection.prepare_cached("COMMIT")?.execute([])?;
+        // after the commit: a kill between the two renews the epochs again, which nobody has seen yet
+        self.commits
+            .begin(&self.record)
+            .map_err(|error| failure(rusqlite::ffi::SQLITE_IOERR, &error.to_string()))?;
         self.connection.busy_timeout(BUSY_TIMEOUT)
     }
 
-    /// What was not yet saved when the process ended is lost; only on durable channels nobody had seen it.
-    fn renew_epochs(&self) -> rusqlite::Result<()> {
+    /// Gives streams another epoch: those of which publications may have been lost that were handed over before they were
+    /// saved, which are none of a durable channel, or `all`.
+    fn renew_epochs(&self, all: bool, published: &PublishedMap) -> rusqlite::Result<()> {
         let mut streams = self
             .connection
-            .prepare("SELECT id FROM streams WHERE NOT durable")?;
-        let ids: Vec<i64> = streams
-            .query_map([], |row| row.get(0))?
+            .prepare("SELECT id, channel FROM streams WHERE ?1 OR NOT durable")?;
+        let streams: Vec<(i64, String)> = streams
+            .query_map([all], |row| Ok((row.get(0)?, row.get(1)?)))?
             .collect::<Result<_, _>>()?;
         let mut renew = self
             .connection
             .prepare("UPDATE streams SET epoch = ?2 WHERE id = ?1")?;
-        self.begin()?;
-        for id in ids {
-            let epoch = random_u64();
-            self.move_keys(id, epoch)?;
-            renew.execute(params![id, epoch.cast_signed()])?;
+        for (id, channel) in streams {
+            if published.has(&channel) {
+                let epoch = random_u64();
+                self.move_keys(id, epoch)?;
+                renew.execute(params![id, epoch.cast_signed()])?;
+            }
         }
-        self.connection.prepare_cached("COMMIT")?.execute([])?;
         Ok(())
     }
 
-    fn set_clean(&self, is_clean: bool) -> rusqlite::Result<()> {
+    /// To be called within a transaction, before its end.
+    pub(super) fn count_commit(&self) -> rusqlite::Result<()> {
+        self.set_state("commits", (self.record.commits + 1).cast_signed())
+    }
+
+    /// To be called after the end of a transaction that was counted.
+    pub(super) fn note_commit(&mut self) {
+        self.record.commits += 1;
+        if self.is_synchronous == Some(true) {
+            self.record.synced = self.record.commits;
+        }
+        // a count that is too low costs nothing but that an older copy may not be noticed
+        let _ = self.commits.write(&self.record);
+    }
+
+    pub fn commits_file(&self) -> &Arc<CommitsFile> {
+        &self.commits
+    }
+
+    fn state(&self, name: &str) -> rusqlite::Result<Option<i64>> {
         self.connection
-            .prepare_cached("INSERT OR REPLACE INTO state (name, value) VALUES ('clean', ?1)")?
-            .execute([is_clean])
+            .prepare_cached("SELECT value FROM state WHERE name = ?1")?
+            .query_row([name], |row| row.get(0))
+            .optional()
+    }
+
+    fn set_state(&self, name: &str, value: i64) -> rusqlite::Result<()> {
+        self.connection
+            .prepare_cached("INSERT OR REPLACE INTO state (name, value) VALUES (?1, ?2)")?
+            .execute(params![name, value])
             .map(drop)
     }
 
@@ -356,6 +417,13 @@ impl DatabaseFile {
         }
         Ok(())
     }
+}
+
+/// A file that belongs to a database.
+pub(super) fn beside(database: &Path, suffix: &str) -> PathBuf {
+    let mut path = database.as_os_str().to_owned();
+    path.push(suffix);
+    path.into()
 }
 
 fn failure(code: i32, problem: &str) -> rusqlite::Error {

@@ -4,7 +4,7 @@ use crate::fork::ParentsOwn;
 use crate::store::StoreError;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Keeps other processes, and other Tantors of this one, from using a database at the same time.
 pub(super) struct FileLock {
@@ -16,9 +16,7 @@ pub(super) struct FileLock {
 impl FileLock {
     /// Errors: somebody else has it; the folder cannot be written to.
     pub fn take(database: &Path) -> Result<Self, StoreError> {
-        let mut path = database.as_os_str().to_owned();
-        path.push("-lock");
-        let path = PathBuf::from(path);
+        let path = super::file::beside(database, "-lock");
         let failed = |error: std::io::Error| {
             StoreError(cannot_open(
                 database,

@@ -3,8 +3,10 @@
 //! Nobody waits for it but who asked to hear (`Committed`). While the file cannot be written, what is to be durable
 //! fails at once, the rest waits in memory, bounded, and `health` says so; live delivery goes on.
 
+mod backup;
 mod batch;
 mod changes;
+mod commits;
 mod deletions;
 mod file;
 mod keys;
@@ -15,9 +17,12 @@ mod queue;
 mod schema;
 mod writer;
 
+pub use backup::{back_up, restore};
+
 use super::{Change, Committed, Health, Saved, Store, StoreError};
 use crate::fork::{self, Whole};
 use crate::sync::Mutex;
+use commits::CommitsFile;
 use file::DatabaseFile;
 use lock::FileLock;
 use queue::Queue;
@@ -34,6 +39,8 @@ pub struct SqliteStore {
     open: Mutex<Option<Open>>,
     queue: Arc<Queue>,
     gauges: Arc<Gauges>,
+    /// While the file is open.
+    commits: Mutex<Option<Arc<CommitsFile>>>,
 }
 
 /// What the file and the way to it may take.
@@ -75,6 +82,7 @@ impl SqliteStore {
             open: Mutex::default(),
             queue: Arc::new(Queue::new(limits.queue_bytes)),
             gauges: Arc::default(),
+            commits: Mutex::default(),
         }
     }
 }
@@ -100,6 +108,7 @@ impl Store for SqliteStore {
         let mut file = DatabaseFile::open(&self.path, self.limits)?;
         let saved = file.load()?;
         self.gauges.begin(&file);
+        *self.commits.lock() = Some(Arc::clone(file.commits_file()));
         self.queue.open();
         let (tell_ended, ended) = flume::bounded::<()>(1);
         let (tell_running, is_running) = flume::bounded::<()>(0);
@@ -139,6 +148,15 @@ impl Store for SqliteStore {
         }
     }
 
+    fn note_published(&self, channel: &str) -> bool {
+        let commits = self.commits.lock().clone();
+        let is_open = commits.is_some();
+        if let Some(commits) = commits {
+            commits.note_published(channel);
+        }
+        is_open
+    }
+
     fn health(&self) -> Health {
         let (queued_changes, queued_bytes) = self.queue.size();
         let gauges = &self.gauges;
@@ -169,6 +187,7 @@ impl Store for SqliteStore {
             return;
         }
         self.queue.close();
+        *self.commits.lock() = None;
         // the last to let go of a server may be a publication that the writer itself has saved
         let is_writer = thread::current().id() == running.writer;
         let has_ended = is_writer
