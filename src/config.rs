@@ -156,6 +156,7 @@ pub struct Config {
     pub max_channels_per_client: usize,
     pub max_pending_bytes: usize,
     pub max_queued_bytes: usize,
+    pub publisher_hold: Duration,
     pub slow_consumer: SlowConsumer,
     pub history_size: usize,
     pub history_bytes: usize,
@@ -221,6 +222,7 @@ impl Default for Config {
             max_channels_per_client: 128,
             max_pending_bytes: 1 << 20,
             max_queued_bytes: 1 << 30,
+            publisher_hold: Duration::from_secs(1),
             slow_consumer: SlowConsumer::Disconnect,
             history_size: 100,
             history_bytes: 64 << 20,
@@ -472,6 +474,7 @@ settings! {
     max_channels_per_client: integer(1, 1_000_000), GIVEN, "channels that one client may join";
     max_pending_bytes: integer(1024, GIB), GIVEN, "bytes that may wait for one client before it is closed as a slow consumer (3008)";
     max_queued_bytes: integer(1024, 64 * GIB), GIVEN, "bytes that may wait for all clients together; beyond it the one with most is treated as a slow consumer";
+    publisher_hold: seconds(0.0, 60.0), GIVEN, "seconds for which a subscriber that half of max_pending_bytes waits for holds back the clients that publish to it; 0 for never";
     slow_consumer: read("text", SlowConsumer::TAKES, read_slow_consumer, write_slow_consumer), GIVEN, "what happens over max_pending_bytes: disconnect, drop_oldest, or latest (only the newest of a channel waits)";
     history_size: integer(0, MAX_HISTORY_SIZE), GIVEN, "publications kept of each channel, for clients that return; 0 keeps none";
     history_bytes: integer(0, 64 * GIB), GIVEN, "bytes of publications kept of all channels, but for durable ones; beyond it the channels that take most lose their oldest";

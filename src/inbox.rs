@@ -81,15 +81,23 @@ impl<T: Weigh> Inbox<T> {
         }
     }
 
-    /// Moves all that waits into `taken`, which must be empty. True when it was full: then others may hold back.
-    pub fn take(&self, taken: &mut Vec<T>) -> bool {
-        let mut items = self.items.lock();
-        std::mem::swap(&mut items.queue, taken);
-        let was_full = self.bytes.swap(0, Ordering::Relaxed) > self.max_bytes;
-        if items.waiters > 0 {
-            self.room.notify_all();
+    /// Moves all that waits into `taken`, which must be empty. The bytes count until `settle`.
+    pub fn take(&self, taken: &mut Vec<T>) {
+        std::mem::swap(&mut self.items.lock().queue, taken);
+    }
+
+    /// Says that so many bytes of what was taken wait no longer. True when that has ended the inbox's being full:
+    /// publishers may have been held back because of it.
+    pub fn settle(&self, bytes: usize) -> bool {
+        let before = self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        let has_room_again = before > self.max_bytes && before - bytes <= self.max_bytes;
+        if has_room_again {
+            let items = self.items.lock();
+            if items.waiters > 0 {
+                self.room.notify_all();
+            }
         }
-        was_full
+        has_room_again
     }
 
     /// Who is woken by the next push into the empty queue.
@@ -116,7 +124,7 @@ impl<T: Weigh> Inbox<T> {
         self.items.lock().queue.len()
     }
 
-    /// Bytes that wait.
+    /// Bytes that wait, taken or not.
     pub fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)
     }
@@ -164,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_inbox_holds_back_until_it_is_taken() {
+    fn a_full_inbox_holds_back_until_it_has_room() {
         let inbox = Arc::new(Inbox::new(10));
         assert!(inbox.push(11_usize));
         assert!(inbox.is_full());
@@ -174,7 +182,9 @@ mod tests {
             std::thread::spawn(move || inbox.wait_for_room(Duration::from_secs(30)))
         };
         let mut taken = Vec::new();
-        assert!(inbox.take(&mut taken));
+        inbox.take(&mut taken);
+        assert!(inbox.is_full(), "what was taken still waits");
+        assert!(inbox.settle(11));
         assert!(waiting.join().expect("no panic"));
         assert_eq!((taken, inbox.len(), inbox.bytes()), (vec![11], 0, 0));
     }

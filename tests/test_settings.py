@@ -80,6 +80,7 @@ BAD_SETTINGS: list[tuple[str, Any]] = [
     ("handshake_timeout", 0),
     ("max_channels_per_client", 0),
     ("max_pending_bytes", 0),
+    ("publisher_hold", -1),
     ("event_queue_bytes", 0),
     ("drain_timeout", -1),
     ("notice_limit", -1),

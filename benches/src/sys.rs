@@ -176,7 +176,7 @@ pub fn sharpen_timers() -> io::Result<()> {
 /// Have this thread run before all ordinary ones of its core, so that what it measures is the server's delay, not
 /// that of a busy generator; false where the system does not allow it.
 pub fn run_first() -> bool {
-    let parameters = libc::sched_param { sched_priority: 1 };
+    let parameters = libc::sched_param { sched_priority: 2 };
     // SAFETY: 0 is the calling thread, and `parameters` lives through the call.
     unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters) == 0 }
 }

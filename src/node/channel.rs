@@ -5,8 +5,11 @@ use crate::channel_settings::ChannelSettings;
 use crate::hub::ChannelKey;
 use crate::interest::Interest;
 use crate::presence::Roster;
+use crate::protocol;
 use crate::sync::Mutex;
 use std::fmt;
+use std::ops::Deref;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 pub struct Channel {
@@ -20,9 +23,97 @@ pub struct Channel {
     /// Opened at its first use (`Node::stream`), when what was saved is known.
     pub(super) stream: OnceLock<Arc<dyn Stream>>,
     pub members: Mutex<Members>,
+    /// Connections that are behind with this channel, on any shard: the channel's publishers are read no further
+    /// meanwhile.
+    behind: AtomicUsize,
+    /// Bytes that were published and are in no queue of a connection yet, once for each shard.
+    in_flight: AtomicUsize,
+}
+
+/// Counts a connection as behind with a channel until it is dropped.
+#[derive(Debug)]
+pub struct BehindWith(Arc<Channel>);
+
+impl BehindWith {
+    pub fn new(channel: &Arc<Channel>) -> Self {
+        channel.behind.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(channel))
+    }
+
+    pub fn is(&self, channel: &Channel) -> bool {
+        self.0.key == channel.key
+    }
+}
+
+/// A channel with a publication that is on its way to the queues of connections: counted there until it is dropped.
+#[derive(Debug)]
+pub struct InFlight {
+    channel: Arc<Channel>,
+    bytes: usize,
+}
+
+impl InFlight {
+    pub fn new(channel: &Arc<Channel>, bytes: usize) -> Self {
+        channel.in_flight.fetch_add(bytes, Ordering::Relaxed);
+        let channel = Arc::clone(channel);
+        Self { channel, bytes }
+    }
+
+    /// The channel, with the publication there.
+    pub fn into_channel(self) -> Arc<Channel> {
+        Arc::clone(&self.channel)
+    }
+
+    /// Takes another publication of the same channel along.
+    pub fn join(&mut self, mut other: Self) {
+        self.bytes += std::mem::take(&mut other.bytes);
+    }
+}
+
+impl Deref for InFlight {
+    type Target = Arc<Channel>;
+
+    fn deref(&self) -> &Arc<Channel> {
+        &self.channel
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.channel
+            .in_flight
+            .fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+impl Drop for BehindWith {
+    fn drop(&mut self) {
+        self.0.behind.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Channel {
+    pub fn new(key: ChannelKey, name: &str, kind: &str, settings: ChannelSettings) -> Self {
+        Self {
+            key,
+            name: name.into(),
+            kind: kind.into(),
+            created: protocol::now_micros(),
+            settings,
+            stream: OnceLock::new(),
+            members: Mutex::default(),
+            behind: AtomicUsize::new(0),
+            in_flight: AtomicUsize::new(0),
+        }
+    }
+
+    /// True while publishers wait: a connection is behind with the channel, or more than so many bytes are on their way
+    /// to connections that may be.
+    pub fn is_full(&self, max_in_flight: usize) -> bool {
+        self.behind.load(Ordering::Relaxed) > 0
+            || self.in_flight.load(Ordering::Relaxed) > max_in_flight
+    }
+
     /// The incarnation of its stream; `None` before anything was published or joined.
     pub fn epoch(&self) -> Option<u64> {
         let mut epoch = None;
@@ -166,6 +257,22 @@ mod tests {
         assert_eq!(pending.add(&id("f"), 2, 2, start + 2), Tell::Now(Some(2)));
         assert_eq!(pending.take_due(4, start + 3 * NOTICE_INTERVAL), None);
         assert!(!pending.is_waiting());
+    }
+
+    #[test]
+    fn publishers_wait_for_what_is_in_flight_and_for_those_behind() {
+        let config = crate::config::Config::default();
+        let channel = Channel::new(1, "a", "public", config.of_channel("a"));
+        let channel = Arc::new(channel);
+        let mut first = InFlight::new(&channel, 60);
+        assert!(!channel.is_full(60));
+        first.join(InFlight::new(&channel, 1));
+        assert!(channel.is_full(60));
+        let behind = BehindWith::new(&first);
+        drop(first);
+        assert!(behind.is(&channel) && channel.is_full(60));
+        drop(behind);
+        assert!(!channel.is_full(0));
     }
 
     #[test]

@@ -52,6 +52,8 @@ pub struct Counters {
     pub not_saved: Counter,
     /// How often a shard read no further because another's inbox was full.
     pub inbox_pauses: Counter,
+    /// How often a publisher was read no further because a subscriber was behind.
+    pub publisher_pauses: Counter,
     disconnects: Mutex<BTreeMap<&'static str, u64>>,
     /// By reason and channel.
     dropped: Mutex<BTreeMap<(&'static str, Box<str>), u64>>,

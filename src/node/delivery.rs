@@ -1,6 +1,6 @@
 //! What a shard's inbox takes, and where a connection is.
 
-use super::channel::Channel;
+use super::channel::InFlight;
 use crate::error::Disconnect;
 use crate::frame::EncodedFrame;
 use crate::hub::{ChannelKey, Slot};
@@ -9,7 +9,7 @@ use crate::priority::{Priority, SlowConsumer};
 use crate::receipt::Receipt;
 use std::net::TcpStream;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 
 /// Where a connection is: its shard, its slot there, and which of the slot's connections it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +53,7 @@ pub enum Delivery {
     },
     /// To the local subscribers of a channel.
     Publish {
-        channel: Arc<Channel>,
+        channel: InFlight,
         frame: EncodedFrame,
         terms: Terms,
     },
@@ -118,6 +118,8 @@ pub struct Door {
     pub unfinished_bytes: AtomicUsize,
     /// Sockets whose request head has not arrived in full.
     pub handshakes: AtomicUsize,
+    /// The shard has not finished its large fan-outs: those who publish such are read no further.
+    pub has_backlog: AtomicBool,
 }
 
 impl Door {
@@ -128,6 +130,7 @@ impl Door {
             queued_bytes: AtomicUsize::new(0),
             unfinished_bytes: AtomicUsize::new(0),
             handshakes: AtomicUsize::new(0),
+            has_backlog: AtomicBool::new(false),
         }
     }
 }

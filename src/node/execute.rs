@@ -1,6 +1,6 @@
 //! What clients ask for, and what they are answered.
 
-use super::channel::Notice;
+use super::channel::{Channel, Notice};
 use super::client::Client;
 use super::delivery::Place;
 use super::publish::NewPublication;
@@ -9,18 +9,31 @@ use super::{Node, PublishOptions, Published, encode};
 use crate::command::{Command, Request};
 use crate::error::{ErrorCode, Refusal};
 use crate::events::Detail;
+use crate::priority::SlowConsumer;
 use crate::protocol::{self, Reference};
 use crate::store::{Committed, StoreError};
 use crate::sync::Mutex;
 use std::sync::Arc;
 
-/// What a client's frame made for others to do. Whoever is behind with it may have the client held back.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// The work that a client's frame caused. The client is read no further while too much of that work is unfinished.
+#[derive(Debug, Default)]
 pub struct Work {
-    /// For shards.
+    /// Shards have something to deliver.
     pub published: bool,
-    /// For Python.
+    /// Python has an event to handle.
     pub told: bool,
+    /// The frame was published, or told as a notice, to the subscribers of a channel.
+    pub fan_out: Option<FanOut>,
+}
+
+/// A frame on its way to the subscribers of a channel.
+#[derive(Debug)]
+pub struct FanOut {
+    pub channel: Arc<Channel>,
+    /// Connected subscribers.
+    pub recipients: usize,
+    /// A shard can join the frame to the one published before on the same channel, and queue both as one.
+    pub can_be_joined: bool,
 }
 
 /// Who asks, by which of its connections, and what it calls its question. Answers go where the question came from.
@@ -73,8 +86,9 @@ impl Node {
     }
 
     /// Tells a client what was wrong with its frame.
-    pub fn refuse(&self, place: Place, refusal: &Refusal) {
+    pub fn refuse(&self, place: Place, refusal: &Refusal) -> Work {
         self.refuse_command(place, None, refusal);
+        Work::default()
     }
 
     /// A client answered the protocol's ping.
@@ -84,8 +98,8 @@ impl Node {
             Detail::None
         });
         Work {
-            published: false,
             told,
+            ..Work::default()
         }
     }
 
@@ -104,18 +118,19 @@ impl Node {
                     reference: asker.reference,
                     recover,
                 };
-                self.join(client, &channel, &question)?;
                 Work {
                     published: true,
                     told: is_told(Notice::Joined.event()),
+                    fan_out: self.join(client, &channel, &question)?,
                 }
             }
             Command::Leave { channel } => {
-                self.leave(client, &channel);
+                let fan_out = self.leave(client, &channel);
                 self.answer_reference(asker, &channel, |_| {});
                 Work {
                     published: true,
                     told: is_told(Notice::Left.event()),
+                    fan_out,
                 }
             }
             Command::Broadcast {
@@ -135,10 +150,11 @@ impl Node {
                     from: Some(client),
                     options: &options,
                 };
-                self.publish_for(asker, &new);
+                let fan_out = Some(self.publish_for(asker, &new));
                 Work {
                     published: true,
                     told: is_told(&event),
+                    fan_out,
                 }
             }
             Command::Ping => {
@@ -154,8 +170,8 @@ impl Node {
                 }
                 let system = Some(protocol::SYSTEM_CHANNEL);
                 Work {
-                    published: false,
                     told: self.client_event("ping", client, system, || Detail::None),
+                    ..Work::default()
                 }
             }
             Command::Presence { channel } => {
@@ -184,17 +200,17 @@ impl Node {
                 let told = self.client_event("message", client, None, detail);
                 self.answer_reference(asker, protocol::SYSTEM_CHANNEL, |_| {});
                 Work {
-                    published: false,
                     told,
+                    ..Work::default()
                 }
             }
         })
     }
 
     /// Publishes what a client wants published; answers if it asked to be, on a durable channel when it is saved.
-    fn publish_for(self: &Arc<Self>, asker: Asker<'_>, new: &NewPublication<'_>) {
+    fn publish_for(self: &Arc<Self>, asker: Asker<'_>, new: &NewPublication<'_>) -> FanOut {
         let mut answer: Option<Arc<Answer>> = None;
-        let published = self.publish(new, &mut || {
+        let (published, channel) = self.publish(new, &mut || {
             let begun = Arc::new(Answer {
                 node: Arc::clone(self),
                 place: asker.place,
@@ -210,6 +226,15 @@ impl Node {
             None => self.answer_reference(asker, new.channel, |out| {
                 write_published(out, &published);
             }),
+        }
+        FanOut {
+            recipients: if published.is_duplicate {
+                0
+            } else {
+                published.recipients
+            },
+            can_be_joined: channel.settings.slow_consumer == SlowConsumer::Disconnect,
+            channel,
         }
     }
 

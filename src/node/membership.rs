@@ -4,7 +4,7 @@ use super::channel::{Channel, Members, Notice, Tell};
 use super::client::{Client, ClientState, Joined};
 use super::delivery::{Delivery, Place, Terms};
 use super::recovery::Asked;
-use super::{Node, argument};
+use super::{FanOut, Node, argument};
 use crate::broker::Closing;
 use crate::capacity::shrink_map;
 use crate::error::{Error, ErrorCode, Refusal};
@@ -50,12 +50,12 @@ impl Node {
         client: &Arc<Client>,
         channel: &str,
         asked: &Asked<'_>,
-    ) -> Result<(), Refusal> {
+    ) -> Result<Option<FanOut>, Refusal> {
         let limit = self.config.max_channels_per_client;
         let mut state = client.state.lock();
         if state.place != Some(asked.place) {
             // it was displaced in this moment
-            return Ok(());
+            return Ok(None);
         }
         if state.position(channel).is_none() && state.channels.len() >= limit {
             let message = format!(
@@ -71,18 +71,18 @@ impl Node {
             self.save_joined(client, &state, &channel.name);
         }
         drop(state);
-        self.tell_joined(client, joined);
-        Ok(())
+        Ok(self.tell_joined(client, joined))
     }
 
-    pub(super) fn leave(&self, client: &Arc<Client>, channel: &str) {
+    /// Takes a client off a channel; returns the notice that tells of it.
+    pub(super) fn leave(&self, client: &Arc<Client>, channel: &str) -> Option<FanOut> {
         let mut state = client.state.lock();
         let was_remembered = state.forget_channel(channel);
         let Some(at) = state.position(channel) else {
             if was_remembered {
                 self.save_left(client, &state, channel);
             }
-            return;
+            return None;
         };
         let channel = state.channels.remove(at).channel;
         let mut members = channel.members.lock();
@@ -99,7 +99,7 @@ impl Node {
         if is_idle {
             self.remove_client(&client.id);
         }
-        self.notice(&channel, Notice::Left, &client.id, total);
+        Some(self.notice(&channel, Notice::Left, &client.id, total))
     }
 
     /// Makes a channel of a kind; false when there is one of that name.
@@ -220,15 +220,9 @@ impl Node {
         if let Some(channel) = channels.get(name) {
             return Arc::clone(channel);
         }
-        let channel = Arc::new(Channel {
-            key: self.next_channel.fetch_add(1, Ordering::Relaxed),
-            name: name.into(),
-            kind: kind().into(),
-            created: protocol::now_micros(),
-            settings: self.config.of_channel(name),
-            stream: std::sync::OnceLock::new(),
-            members: crate::sync::Mutex::default(),
-        });
+        let key = self.next_channel.fetch_add(1, Ordering::Relaxed);
+        let settings = self.config.of_channel(name);
+        let channel = Arc::new(Channel::new(key, name, kind(), settings));
         channels.insert(Arc::clone(&channel.name), Arc::clone(&channel));
         drop(channels);
         self.note_empty(&channel, &mut channel.members.lock());
@@ -325,11 +319,14 @@ impl Node {
         Some((channel, total))
     }
 
-    /// Tells a channel of who has joined it. Not to be called with the client's state locked.
-    pub(super) fn tell_joined(&self, client: &Client, joined: Option<(Arc<Channel>, usize)>) {
-        if let Some((channel, total)) = joined {
-            self.notice(&channel, Notice::Joined, &client.id, total);
-        }
+    /// Tells a channel that a client has joined; returns the notice. Not to be called with the client's state locked.
+    pub(super) fn tell_joined(
+        &self,
+        client: &Client,
+        joined: Option<(Arc<Channel>, usize)>,
+    ) -> Option<FanOut> {
+        let (channel, total) = joined?;
+        Some(self.notice(&channel, Notice::Joined, &client.id, total))
     }
 
     pub(super) fn remove_member(
@@ -353,13 +350,19 @@ impl Node {
         );
     }
 
+    /// Tells a channel of a join or a leave, now or later; returns the notices that went out now.
     pub(super) fn notice(
         &self,
         channel: &Arc<Channel>,
         notice: Notice,
         id: &Arc<str>,
         total: usize,
-    ) {
+    ) -> FanOut {
+        let mut told = FanOut {
+            channel: Arc::clone(channel),
+            recipients: 0,
+            can_be_joined: false,
+        };
         if let Some(name) = self.events.wanted(notice.event()) {
             self.event(
                 name,
@@ -370,7 +373,7 @@ impl Node {
         }
         // goodbyes to all need no leaves
         if self.is_draining() || self.doors.load().is_empty() {
-            return;
+            return told;
         }
         let (tell, joins_before) = {
             let mut members = channel.members.lock();
@@ -389,16 +392,19 @@ impl Node {
             }
         };
         if let Some((id, count)) = joins_before {
-            self.publish_notice(channel, Notice::Joined, &id, Some(count));
+            told.recipients += self.publish_notice(channel, Notice::Joined, &id, Some(count));
         }
         match tell {
-            Tell::Now(count) => self.publish_notice(channel, notice, id, count),
+            Tell::Now(count) => {
+                told.recipients += self.publish_notice(channel, notice, id, count);
+            }
             Tell::Later => {
                 if !std::mem::replace(&mut channel.members.lock().is_noticed, true) {
                     self.noticed.lock().push(Arc::clone(channel));
                 }
             }
         }
+        told
     }
 
     fn publish_notice(
@@ -407,7 +413,7 @@ impl Node {
         notice: Notice,
         id: &str,
         count: Option<usize>,
-    ) {
+    ) -> usize {
         let mut recipients = 0;
         self.stream(channel).notify(&mut |_| {
             let members = channel.members.lock();
@@ -435,6 +441,7 @@ impl Node {
             frame.into()
         });
         self.counters.messages_sent.add(recipients);
+        recipients
     }
 }
 

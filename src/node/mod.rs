@@ -19,11 +19,11 @@ mod saved;
 mod session;
 mod token;
 
-pub use channel::{Channel, Notice};
+pub use channel::{BehindWith, Channel, InFlight, Notice};
 pub use client::Client;
 pub use counters::Counters;
 pub use delivery::{Delivery, Door, Place, Terms};
-pub use execute::Work;
+pub use execute::{FanOut, Work};
 pub use mail::{DeliveryReport, Sent};
 pub use publish::{Emergency, PublishOptions, Published};
 pub use recovery::HistoryPage;
@@ -381,6 +381,19 @@ impl Node {
     /// True while some shard has more to do than may wait: clients are to be read no further.
     pub fn is_congested(&self) -> bool {
         self.doors.load().iter().any(|door| door.inbox.is_full())
+    }
+
+    /// True while the publishers of a channel wait for its subscribers.
+    pub fn is_full(&self, channel: &Channel) -> bool {
+        !self.config.publisher_hold.is_zero() && channel.is_full(self.config.max_pending_bytes / 4)
+    }
+
+    /// True while some shard has not finished its large fan-outs.
+    pub fn has_backlog(&self) -> bool {
+        self.doors
+            .load()
+            .iter()
+            .any(|door| door.has_backlog.load(Ordering::Relaxed))
     }
 
     /// Wakes every shard, to look again at what it held back.

@@ -1,6 +1,6 @@
 //! Publishing: a place in the channel's stream, one encoding, one push for each shard that has a subscriber.
 
-use super::channel::{Channel, Members};
+use super::channel::{Channel, InFlight, Members};
 use super::client::Client;
 use super::delivery::{Delivery, Terms};
 use super::{Node, argument, encode};
@@ -79,7 +79,7 @@ impl Node {
             from: None,
             options,
         };
-        Ok(self.publish(&new, commit))
+        Ok(self.publish(&new, commit).0)
     }
 
     /// To every connected client once, before all that waits for it. It is kept for clients that are away, and sent
@@ -152,20 +152,21 @@ impl Node {
         Ok(Emergency { stamp, recipients })
     }
 
-    /// Publishes, or finds that the idempotency key was used.
+    /// Publishes, or finds that the idempotency key was used; returns the channel as well.
     pub(super) fn publish(
         self: &Arc<Self>,
         new: &NewPublication<'_>,
         commit: &mut dyn FnMut() -> Committed,
-    ) -> Published {
+    ) -> (Published, Arc<Channel>) {
         let channel = self.channel(new.channel);
         let is_durable = new.options.durable || self.waits_for_saving(&channel);
         let Some(key) = new.options.idempotency_key else {
             let committed = is_durable.then(&mut *commit);
-            return self.publish_now(new, committed, None);
+            return (self.publish_now(new, committed, None), channel);
         };
         let (once, scope) = (self.published_once(new.from.is_some()), new.scope());
-        match self.begin_once(once, scope, key, &mut || is_durable.then(&mut *commit)) {
+        let known = self.begin_once(once, scope, key, &mut || is_durable.then(&mut *commit));
+        let published = match known {
             Known::Nothing(number, fate) if is_durable => {
                 let committed = self.settle_once(commit(), new, key, number);
                 let published = self.publish_now(new, Some(committed), Some(&fate));
@@ -181,7 +182,8 @@ impl Node {
                 is_duplicate: true,
                 ..published
             },
-        }
+        };
+        (published, channel)
     }
 
     /// Looks an idempotency key up; waits while another thread publishes the same.
@@ -322,7 +324,7 @@ impl Node {
                 .filter_map(|shard| doors.get(shard))
             {
                 door.inbox.push(Delivery::Publish {
-                    channel: Arc::clone(channel),
+                    channel: InFlight::new(channel, frame.len()),
                     frame: frame.clone(),
                     terms,
                 });
@@ -378,8 +380,11 @@ impl Node {
             let channel = self.channel(new.channel);
             let stream = self.stream(&channel);
             let done = if stream.is_durable() {
-                let mut hand_over =
-                    Some(self.hand_over_saved(&channel, new.options.priority, committed.take()));
+                let mut hand_over = Some(self.hand_over_saved(
+                    &channel,
+                    (new.options.priority, new.data.len()),
+                    committed.take(),
+                ));
                 let stream = Arc::clone(stream);
                 let done = stream.publish_saved(
                     &mut |position| {
@@ -446,10 +451,11 @@ impl Node {
     fn hand_over_saved(
         self: &Arc<Self>,
         channel: &Arc<Channel>,
-        priority: Priority,
+        (priority, bytes): (Priority, usize),
         committed: Option<Committed>,
     ) -> HandOverSaved {
-        let (node, channel) = (Arc::clone(self), Arc::clone(channel));
+        let node = Arc::clone(self);
+        let channel = InFlight::new(channel, bytes);
         Box::new(move |result| {
             let outcome = match result {
                 Ok((position, frame)) => {
@@ -471,6 +477,11 @@ impl Node {
             };
             if let Some(committed) = committed {
                 committed(outcome);
+            }
+            let was_full = node.is_full(&channel);
+            let channel = channel.into_channel();
+            if was_full && !node.is_full(&channel) {
+                node.wake_shards();
             }
         })
     }

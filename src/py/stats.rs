@@ -54,6 +54,7 @@ pub fn stats<'py>(
         ("handshakes_shed", &counters.handshakes_shed),
         ("dropped_slow_consumer", &counters.dropped_slow_consumer),
         ("inbox_pauses", &counters.inbox_pauses),
+        ("publisher_pauses", &counters.publisher_pauses),
         ("resumes", &counters.resumes),
         ("resumes_refused", &counters.resumes_refused),
         ("away_forgotten", &counters.away_forgotten),

@@ -1,11 +1,13 @@
-//! The way out: from the inbox to the outbound queues, and from those to the sockets.
+//! The way out: from the inbox to the outbound queues.
 
 use super::Shard;
 use super::socket::Phase;
+use super::write::{InLine, line_for};
 use crate::error::Disconnect;
 use crate::frame::EncodedFrame;
 use crate::hub::{ChannelKey, Slot};
-use crate::node::{Channel, Delivery, Door, Place, Terms};
+use crate::inbox::Weigh;
+use crate::node::{Channel, Delivery, InFlight, Place, Terms};
 use crate::outbound::{Chunk, Outbound, Shed};
 use crate::priority::{Priority, SlowConsumer};
 use bytes::{Bytes, BytesMut};
@@ -16,130 +18,175 @@ use std::time::Instant;
 /// Frames of one channel that came together are joined up to this size, so that a subscriber gets one chunk.
 const MAX_RUN: usize = 64 << 10;
 
+/// Chunks that one turn puts into queues, about; the rest of the inbox waits for the next turn.
+const TURN_PUSHES: usize = 4096;
+
+/// Pushes that take about as long as a send.
+const PUSHES_PER_SEND: usize = 64;
+
 impl Shard {
-    /// Carries out what is in the inbox, in its order.
+    /// Carries out what is in the inbox, in its order; what goes beyond this turn's pushes waits for the next turn.
     pub(super) fn deliver(&mut self) {
-        let mut deliveries = std::mem::take(&mut self.deliveries);
-        if self.door.inbox.take(&mut deliveries) {
+        if self.deliveries.is_empty() {
+            let mut taken = Vec::from(std::mem::take(&mut self.deliveries));
+            if taken.capacity() > KEPT_CAPACITY {
+                taken = Vec::new();
+            }
+            self.door.inbox.take(&mut taken);
+            self.deliveries = taken.into();
+        }
+        let mut settled = 0;
+        while self.pushes < TURN_PUSHES
+            && !self.must_wait_for_others()
+            && let Some(delivery) = self.deliveries.pop_front()
+        {
+            settled += delivery.weight();
+            self.pushes += 1;
+            settled += self.carry_out(delivery);
+        }
+        if self.door.inbox.settle(settled) {
             // others may hold back because of this inbox
             self.node.wake_shards();
         }
-        let mut deliveries_left = deliveries.drain(..).peekable();
-        while let Some(delivery) = deliveries_left.next() {
-            match delivery {
-                Delivery::Publish {
-                    channel,
-                    frame,
-                    mut terms,
-                } => {
-                    let mut run = Run::new(frame);
-                    // what may be dropped is dropped one by one
-                    let is_joined = terms.policy == SlowConsumer::Disconnect;
-                    while let Some(Delivery::Publish {
-                        frame, terms: next, ..
-                    }) = deliveries_left
-                        .next_if(|next| is_joined && run.is_continued_by(next, &channel, terms))
-                    {
-                        run.add(&frame);
-                        terms.offset = next.offset.or(terms.offset);
-                    }
-                    self.fan_out(&channel, &run.into_chunk(&channel, terms), terms.policy);
-                }
-                Delivery::Adopt { stream, is_tuned } => self.adopt(stream, is_tuned),
-                Delivery::Subscribe { place, channel } => {
-                    if self.is_open(place) {
-                        self.hub.subscribe(place.slot, channel);
-                    }
-                }
-                Delivery::Unsubscribe { place, channel } => {
-                    if self.is_open(place) {
-                        self.hub.unsubscribe(place.slot, channel);
-                    }
-                }
-                Delivery::Direct {
-                    place,
-                    frame,
-                    priority,
-                    receipt,
-                } => {
-                    if self.is_open(place) {
-                        self.queue(place.slot, Chunk::direct(&frame, priority, receipt));
-                        self.check_slow(place.slot);
-                    }
-                }
-                Delivery::Close {
-                    place,
-                    disconnect,
-                    frame,
-                } => {
-                    if self.is_open(place) {
-                        self.close(place.slot, disconnect, &frame);
-                    }
-                }
-                Delivery::Ended { place } => {
-                    if self.is_open(place) {
-                        self.flush(place.slot);
-                        self.drop_connection(place.slot, Disconnect::Lost);
-                    }
-                }
-                Delivery::Urgent {
-                    number,
-                    frame,
-                    receipt,
-                } => {
-                    let chunk = Chunk::direct(&frame, Priority::Emergency, receipt);
-                    self.deliver_urgent(number, &chunk);
-                }
-                Delivery::Drain => self.drain(),
-                Delivery::Finish => self.is_finished = true,
-            }
-        }
-        drop(deliveries_left);
-        if deliveries.capacity() > KEPT_CAPACITY {
-            deliveries = Vec::new();
-        }
-        self.deliveries = deliveries;
     }
 
-    /// Writes each touched connection once.
-    pub(super) fn flush_touched(&mut self) {
-        // some are touched again: they are told what was dropped for them
-        while !self.touched.is_empty() {
-            let mut touched = std::mem::take(&mut self.touched);
-            for slot in touched.drain(..) {
-                if let Some(connection) = self.connections.get_mut(slot as usize) {
-                    connection.is_touched = false;
-                    self.flush(slot);
+    /// Carries out a delivery and those that join it; returns the weight of the latter.
+    fn carry_out(&mut self, delivery: Delivery) -> usize {
+        match delivery {
+            Delivery::Publish {
+                channel,
+                frame,
+                terms,
+            } => return self.publish(channel, frame, terms),
+            Delivery::Adopt { stream, is_tuned } => self.adopt(stream, is_tuned),
+            Delivery::Subscribe { place, channel } => {
+                if self.is_open(place) {
+                    self.hub.subscribe(place.slot, channel);
                 }
             }
-            if self.touched.is_empty() {
-                self.touched = touched;
+            Delivery::Unsubscribe { place, channel } => {
+                if self.is_open(place) {
+                    self.hub.unsubscribe(place.slot, channel);
+                }
+            }
+            Delivery::Direct {
+                place,
+                frame,
+                priority,
+                receipt,
+            } => {
+                if self.is_open(place) {
+                    self.queue(place.slot, Chunk::direct(&frame, priority, receipt));
+                    self.check_slow(place.slot);
+                    if self.would_overfill(0) {
+                        self.flush(place.slot);
+                        self.make_room();
+                    }
+                }
+            }
+            Delivery::Close {
+                place,
+                disconnect,
+                frame,
+            } => {
+                if self.is_open(place) {
+                    self.close(place.slot, disconnect, &frame);
+                }
+            }
+            Delivery::Ended { place } => {
+                if self.is_open(place) {
+                    self.flush(place.slot);
+                    self.drop_connection(place.slot, Disconnect::Lost);
+                }
+            }
+            Delivery::Urgent {
+                number,
+                frame,
+                receipt,
+            } => {
+                let chunk = Chunk::direct(&frame, Priority::Emergency, receipt);
+                self.deliver_urgent(number, &chunk);
+            }
+            Delivery::Drain => self.drain(),
+            Delivery::Finish => self.is_finished = true,
+        }
+        0
+    }
+
+    /// Queues a publication for its subscribers, together with those behind it that join it; returns the weight of
+    /// those.
+    fn publish(&mut self, mut channel: InFlight, frame: EncodedFrame, mut terms: Terms) -> usize {
+        let mut run = Run::new(frame);
+        let mut joined = 0;
+        // what may be dropped is dropped one by one
+        let is_joined = terms.policy == SlowConsumer::Disconnect;
+        while is_joined
+            && let Some(next) = self.deliveries.front()
+            && run.is_continued_by(next, &channel, terms)
+        {
+            joined += next.weight();
+            if let Some(Delivery::Publish {
+                channel: next_channel,
+                frame,
+                terms: next,
+            }) = self.deliveries.pop_front()
+            {
+                channel.join(next_channel);
+                run.add(&frame);
+                terms.offset = next.offset.or(terms.offset);
             }
         }
+        self.fan_out(&channel, &run.into_chunk(&channel, terms), terms.policy);
+        let was_full = self.node.is_full(&channel);
+        let channel = channel.into_channel();
+        self.stalls.has_ended |= was_full && !self.node.is_full(&channel);
+        joined
     }
 
     fn fan_out(&mut self, channel: &Arc<Channel>, chunk: &Chunk, policy: SlowConsumer) {
-        let mut over = Vec::new();
-        let limit = self.config.max_pending_bytes;
         if policy == SlowConsumer::Latest {
             self.conflate(channel);
         }
-        for &slot in self.hub.subscribers(channel.key) {
+        let subscribers = self.hub.subscribers(channel.key);
+        let bytes = chunk.bytes.len();
+        self.pushes += subscribers.len();
+        if self.would_overfill(subscribers.len().saturating_mul(bytes)) {
+            let subscribers = subscribers.to_vec();
+            self.fan_out_in_little_room(&subscribers, chunk);
+            return;
+        }
+        let mut over = Vec::new();
+        let mark = self.mark().min(self.config.max_pending_bytes);
+        let line = line_for(subscribers.len(), bytes);
+        for &slot in subscribers {
             let Some(connection) = self.connections.get_mut(slot as usize) else {
                 continue;
             };
             let added = connection.outbound.push(chunk.clone());
             self.queued_frames = self.queued_frames.wrapping_add_signed(added);
-            self.queued_bytes += chunk.bytes.len();
-            if connection.outbound.weight() > limit {
+            self.queued_bytes += bytes;
+            if connection.outbound.weight() > mark {
                 over.push(slot);
             }
-            if !std::mem::replace(&mut connection.is_touched, true) {
-                self.touched.push(slot);
-            }
+            Self::touch(&mut self.lines, slot, &mut connection.in_line, line);
+        }
+        if line == InLine::Sliced {
+            self.door.has_backlog.store(true, Ordering::Relaxed);
         }
         for slot in over {
             self.check_slow(slot);
+            self.check_behind(slot, channel);
+        }
+    }
+
+    /// A fan-out for which `max_queued_bytes` has no room unless the sockets take it at once: each subscriber is written
+    /// before the next one gets its share.
+    fn fan_out_in_little_room(&mut self, subscribers: &[Slot], chunk: &Chunk) {
+        for &slot in subscribers {
+            self.queue(slot, chunk.clone());
+            self.flush(slot);
+            self.check_slow(slot);
+            self.make_room();
         }
     }
 
@@ -155,6 +202,7 @@ impl Shard {
                 connection.is_some_and(|connection| connection.outbound.has_older(channel.key))
             })
             .collect();
+        self.pushes += behind.len() * PUSHES_PER_SEND;
         let mut dropped = 0;
         for slot in behind {
             // it may only not have had its turn
@@ -186,28 +234,14 @@ impl Shard {
         }
     }
 
-    /// Has the connection with the most bytes waiting let go of what waits, while more waits in the process than may.
-    pub(super) fn check_process(&mut self) {
-        let limit = self.config.max_queued_bytes;
-        let doors = self.node.doors();
-        let waits = |door: &Arc<Door>| door.queued_bytes.load(Ordering::Relaxed);
-        let queued: usize = doors.iter().map(waits).sum();
-        // the shard that has most to let go of does
-        if queued <= limit || doors.iter().map(waits).max() != Some(self.queued_bytes) {
-            return;
-        }
-        let wanted = self.queued_bytes.saturating_sub(queued - limit);
-        while self.queued_bytes > wanted {
-            let open = self.connections.iter().filter(|(_, connection)| {
-                matches!(connection.phase, Phase::Open(_)) && connection.outbound.chunks() > 1
-            });
-            let worst = open.max_by_key(|(_, connection)| connection.outbound.bytes());
-            let Some((slot, _)) = worst else { return };
-            let before = self.queued_bytes;
-            self.shed_oldest(slot as Slot, 0);
-            if self.queued_bytes == before {
-                self.end(slot as Slot, Disconnect::SlowConsumer);
-            }
+    /// Counts a connection as behind with a channel, if more waits for the connection than publishers may leave there.
+    fn check_behind(&mut self, slot: Slot, channel: &Arc<Channel>) {
+        let mark = self.mark();
+        if let Some(connection) = self.connections.get_mut(slot as usize)
+            && connection.outbound.weight() > mark
+            && matches!(connection.phase, Phase::Open(_))
+        {
+            Self::fall_behind(connection, channel);
         }
     }
 
@@ -217,7 +251,7 @@ impl Shard {
     }
 
     /// Drops the oldest, where that is the channels' policy, until what waits weighs `limit`.
-    fn shed_oldest(&mut self, slot: Slot, limit: usize) {
+    pub(super) fn shed_oldest(&mut self, slot: Slot, limit: usize) {
         let dropped = self.shed(slot, |outbound| outbound.shed(limit));
         self.count_shed(SlowConsumer::DropOldest.name(), &dropped);
     }
@@ -283,6 +317,7 @@ impl Shard {
 
     fn deliver_urgent(&mut self, number: u64, chunk: &Chunk) {
         let mut over = Vec::new();
+        let line = line_for(self.connections.len(), chunk.bytes.len());
         let limit = self.config.max_pending_bytes;
         for (slot, connection) in &mut self.connections {
             // for one that came later it was mail, or is nothing
@@ -293,9 +328,7 @@ impl Shard {
                 if connection.outbound.weight() > limit {
                     over.push(slot as Slot);
                 }
-                if !std::mem::replace(&mut connection.is_touched, true) {
-                    self.touched.push(slot as Slot);
-                }
+                Self::touch(&mut self.lines, slot as Slot, &mut connection.in_line, line);
             }
         }
         for slot in over {

@@ -1,15 +1,20 @@
 //! A shard: one thread, one current-thread runtime, and the connections that it owns.
 //!
 //! One future runs everything in turns: take the inbox, read what is readable, take the inbox again, write each
-//! touched connection once. There is no task, lock or wake-up per connection on the way out.
+//! connection that has something new once. There is no task, lock or wake-up per connection on the way out.
+//!
+//! A turn is short, whatever was asked of the shard: reading, pushing and writing each stop after their share of work,
+//! and go on in the next turn, with a look at the sockets in between.
 
 mod acceptor;
 mod deliver;
+mod hold;
 mod memory;
 mod receive;
 mod socket;
 mod unfinished;
 mod wake;
+mod write;
 
 pub use acceptor::Acceptor;
 
@@ -19,6 +24,7 @@ use crate::events::LogLevel;
 use crate::hub::{ChannelKey, Hub, Slot};
 use crate::node::{Channel, Delivery, Door, Node};
 use crate::wheel::Wheel;
+use hold::{Hold, Stalls};
 use slab::Slab;
 use socket::{Connection, Phase, Watch};
 use std::collections::{HashMap, VecDeque};
@@ -32,6 +38,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 use tokio::time::{Interval, MissedTickBehavior};
 use wake::ReadyList;
+use write::{Lines, Others};
 
 /// Bytes that are read at once; what they leave over is copied to the connection.
 const READ_BUFFER: usize = 64 << 10;
@@ -41,11 +48,14 @@ const MAX_LATE_TICKS: u64 = 4;
 
 /// Turns of a busy shard between two looks at which sockets are ready, so that one that sends without pause does
 /// not hide the others.
-const TURNS_PER_POLL: u32 = 4;
+const TURNS_PER_POLL: u32 = 1;
 
 /// Bytes of deliveries that one turn's reading may make, about: what is read beyond it waits for the next turn, so
 /// that others are written to, and looked at, in between.
 const TURN_BYTES: usize = 256 << 10;
+
+/// The work that one turn's reading may cause, in nanoseconds, about.
+const TURN_READ_WORK: usize = 400_000;
 
 /// Ticks that the wheel reaches ahead.
 const WHEEL_REACH: usize = 64;
@@ -65,12 +75,12 @@ pub struct Shard {
     next_generation: u32,
     hub: Hub,
     ready: Arc<ReadyList>,
-    /// Connections that are not read while Python is behind with what they sent.
-    held_for_events: Vec<Slot>,
-    /// Connections that are not read while another shard is behind with what they sent.
-    held_for_shards: Vec<Slot>,
-    /// Connections with something new to write.
-    touched: Vec<Slot>,
+    /// Connections that had more to read than one turn takes.
+    busy: VecDeque<Slot>,
+    /// Connections that are read no further for now.
+    held: Vec<(Slot, Hold)>,
+    stalls: Stalls,
+    lines: Lines,
     wheel: Wheel<Watch>,
     started: Instant,
     tick: Duration,
@@ -93,10 +103,19 @@ pub struct Shard {
     unfinished_bytes: usize,
     /// Connections with a message that has not arrived in full, with some that have completed it.
     unfinished_slots: Vec<Slot>,
+    others: Others,
+    /// The work that this turn's reading has caused so far.
+    read_work: usize,
+    /// Bytes in the inbox at which this turn reads no further.
+    most_inbox: usize,
+    /// What is left of the share of the connection that is read.
+    read_share: usize,
+    /// Chunks that this turn has put into queues so far.
+    pushes: usize,
     /// Some of the channels of which something was dropped.
     shed_channels: HashMap<ChannelKey, Arc<Channel>>,
     // buffers that are kept from turn to turn
-    deliveries: Vec<Delivery>,
+    deliveries: VecDeque<Delivery>,
     ready_slots: Vec<Slot>,
     due: Vec<Watch>,
 }
@@ -116,9 +135,10 @@ impl Shard {
             next_generation: 0,
             hub: Hub::default(),
             ready: Arc::default(),
-            held_for_events: Vec::new(),
-            held_for_shards: Vec::new(),
-            touched: Vec::new(),
+            busy: VecDeque::new(),
+            held: Vec::new(),
+            stalls: Stalls::default(),
+            lines: Lines::default(),
             wheel: Wheel::new(WHEEL_REACH),
             started: Instant::now(),
             draining: None,
@@ -133,8 +153,13 @@ impl Shard {
             transient: VecDeque::new(),
             unfinished_bytes: 0,
             unfinished_slots: Vec::new(),
+            others: Others::default(),
+            read_work: 0,
+            most_inbox: 0,
+            read_share: 0,
+            pushes: 0,
             shed_channels: HashMap::new(),
-            deliveries: Vec::new(),
+            deliveries: VecDeque::new(),
             ready_slots: Vec::new(),
             due: Vec::new(),
         }
@@ -183,6 +208,8 @@ impl Shard {
         // while it runs nobody needs to wake it
         self.door.inbox.sleepless();
         self.ready.sleepless();
+        (self.read_work, self.pushes) = (0, 0);
+        self.look_at_others();
         self.deliver();
         self.release_held_back();
         self.read_ready();
@@ -193,6 +220,9 @@ impl Shard {
             let _ = interval.poll_tick(context);
         }
         self.flush_touched();
+        if self.is_finished {
+            self.drop_all();
+        }
         self.door
             .queued_frames
             .store(self.queued_frames, Ordering::Relaxed);
@@ -203,13 +233,11 @@ impl Shard {
         self.door
             .handshakes
             .store(self.connections.len() - self.open_count, Ordering::Relaxed);
-        self.check_process();
-        // those that this ends
-        self.flush_touched();
         if self.is_finished {
-            self.drop_all();
             return Poll::Ready(());
         }
+        self.look_at_others();
+        self.make_room();
         if self.has_drained()
             && let Some(drained) = self.tell_drained.take()
         {
@@ -217,65 +245,73 @@ impl Shard {
         }
         self.door.inbox.register(context.waker());
         self.ready.register(context.waker());
+        self.end_stalls(context);
         // room may have come since this turn began, before there was anybody to wake
         self.release_held_back();
-        if !self.door.inbox.is_empty() || !self.ready.is_empty() {
+        if self.has_lines()
+            || !self.deliveries.is_empty()
+            || !self.busy.is_empty()
+            || !self.door.inbox.is_empty()
+            || !self.ready.is_empty()
+        {
             context.waker().wake_by_ref();
         }
         Poll::Pending
     }
 
+    /// Reads connections that have something to read: first those that had little before, then the busy ones in turns,
+    /// as far as this turn's work goes.
     fn read_ready(&mut self) {
         let mut slots = std::mem::take(&mut self.ready_slots);
         self.ready.take(&mut slots);
         let mut slots_left = slots.drain(..);
-        for slot in slots_left.by_ref() {
+        self.most_inbox = self.door.inbox.bytes().saturating_add(TURN_BYTES);
+        let mut is_first = true;
+        while (std::mem::take(&mut is_first) || !self.has_read_enough())
+            && let Some(slot) = slots_left.next()
+        {
             let Some(connection) = self.connections.get(slot as usize) else {
                 continue;
             };
-            connection.readiness.clear();
-            if catch_unwind(AssertUnwindSafe(|| self.on_ready(slot))).is_err() {
-                self.node.events.log(LogLevel::Error, "server", || {
-                    "a panic was contained and its connection closed; please report it".to_owned()
-                });
-                if self.buffer.is_empty() {
-                    // it was in use
-                    self.buffer = vec![0; READ_BUFFER].into();
-                }
-                self.end(slot, Disconnect::Internal);
-            }
-            if self.has_read_enough() {
-                break;
+            if connection.is_busy {
+                self.busy.push_back(slot);
+            } else {
+                self.read(slot);
             }
         }
         self.ready.put_back(slots_left);
         self.ready_slots = slots;
-    }
-
-    /// True when what was read in this turn made so much to deliver that the rest can wait for the next.
-    fn has_read_enough(&self) -> bool {
-        self.door.inbox.bytes() > TURN_BYTES
-    }
-
-    /// Connections that were held back are looked at again once there is room.
-    fn release_held_back(&mut self) {
-        if !self.held_for_events.is_empty() && !self.node.events.must_hold_back() {
-            let slots = std::mem::take(&mut self.held_for_events);
-            self.release(slots);
-        }
-        if !self.held_for_shards.is_empty() && !self.node.is_congested() {
-            let slots = std::mem::take(&mut self.held_for_shards);
-            self.release(slots);
+        // one at least, so that many that send little do not stop it
+        let mut is_first = true;
+        let mut left = self.busy.len();
+        while left > 0
+            && (std::mem::take(&mut is_first) || !self.has_read_enough())
+            && let Some(slot) = self.busy.pop_front()
+        {
+            left -= 1;
+            self.read(slot);
         }
     }
 
-    fn release(&mut self, slots: Vec<Slot>) {
-        for slot in slots {
-            if let Some(connection) = self.connections.get_mut(slot as usize) {
-                connection.is_held_back = false;
-                connection.readiness.set();
+    fn read(&mut self, slot: Slot) {
+        if let Some(connection) = self.connections.get(slot as usize) {
+            connection.readiness.clear();
+        }
+        if catch_unwind(AssertUnwindSafe(|| self.on_ready(slot))).is_err() {
+            self.node.events.log(LogLevel::Error, "server", || {
+                "a panic was contained and its connection closed; please report it".to_owned()
+            });
+            if self.buffer.is_empty() {
+                // it was in use
+                self.buffer = vec![0; READ_BUFFER].into();
             }
+            self.end(slot, Disconnect::Internal);
         }
+    }
+
+    /// True when what was read in this turn caused so much work that the rest can wait for the next.
+    fn has_read_enough(&self) -> bool {
+        self.read_work >= TURN_READ_WORK || self.door.inbox.bytes() > self.most_inbox
     }
 
     fn on_tick(&mut self) {

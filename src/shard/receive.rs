@@ -1,7 +1,9 @@
 //! The way in: what a connection's socket has, read, decoded and carried out.
 
 use super::Shard;
+use super::hold::Hold;
 use super::socket::{Connection, Phase};
+use super::write::{InLine, SLICE_WORK, fan_out_work};
 use crate::client_module::client_file;
 use crate::connection::Received;
 use crate::error::{Disconnect, ErrorCode, Refusal};
@@ -9,7 +11,7 @@ use crate::events::LogLevel;
 use crate::frame::EncodedFrame;
 use crate::handshake::{self, Refused, Request};
 use crate::hub::Slot;
-use crate::node::{Delivery, Greeting, Place, Work};
+use crate::node::{Channel, Delivery, FanOut, Greeting, Place, Work};
 use crate::outbound::Chunk;
 use crate::priority::Priority;
 use std::pin::Pin;
@@ -20,17 +22,84 @@ use tokio::io::{AsyncRead, ReadBuf};
 /// Reads of one connection in a turn, so that one that sends without pause leaves room for others.
 const READS_PER_TURN: usize = 4;
 
-/// Who holds a connection back.
-#[derive(Clone, Copy)]
-enum Behind {
-    Python,
-    Shard,
+/// One connection's share of a turn: the work that its frames may cause, in nanoseconds, about.
+const READ_SHARE: usize = 200_000;
+
+/// What it takes to carry out a frame, in nanoseconds, about.
+const FRAME_WORK: usize = 1000;
+
+/// What each subscriber adds to that when a frame is published.
+const PUSH_WORK: usize = 50;
+
+/// What it takes to open a connection.
+const OPEN_WORK: usize = 20_000;
+
+/// Bytes that one connection may publish in a turn, about: what joins into one run.
+const SHARE_BYTES: usize = 64 << 10;
+
+/// The work of the frames that a connection sent, added up while they are read.
+#[derive(Default)]
+struct Charge {
+    /// Nanoseconds, about.
+    work: usize,
+    published_bytes: usize,
+    /// The work of writing what was published.
+    fan_out_work: usize,
+    /// The channel published on last.
+    channel: Option<Arc<Channel>>,
+    /// The work of pushing what was published on `channel` last.
+    run_work: usize,
+    /// What is published next on `channel` joins what was published before.
+    is_run: bool,
+}
+
+impl Charge {
+    fn add(&mut self, bytes: usize, fan_out: Option<FanOut>) {
+        self.work += FRAME_WORK + bytes / 4;
+        let Some(fan_out) = fan_out else {
+            self.end_run();
+            return;
+        };
+        let is_same = |channel: &Arc<Channel>| channel.key == fan_out.channel.key;
+        if !(self.is_run && self.channel.as_ref().is_some_and(is_same)) {
+            self.end_run();
+            self.run_work = fan_out.recipients * PUSH_WORK;
+        }
+        self.published_bytes += bytes;
+        self.fan_out_work += fan_out_work(fan_out.recipients, bytes);
+        self.is_run = fan_out.can_be_joined;
+        self.channel = Some(fan_out.channel);
+    }
+
+    /// A run is charged when it ends: more frames add little to it, and go out at the price of one.
+    fn end_run(&mut self) {
+        self.work += std::mem::take(&mut self.run_work);
+        self.is_run = false;
+    }
 }
 
 impl Shard {
     /// The socket may be readable or writable again.
     pub(super) fn on_ready(&mut self, slot: Slot) {
-        self.flush(slot);
+        if let Some(connection) = self.connections.get_mut(slot as usize)
+            && !(connection.outbound.is_empty() && connection.shed.is_empty())
+        {
+            // many may be writable at once: they are written in slices
+            let in_line = &mut connection.in_line;
+            Self::touch(&mut self.lines, slot, in_line, InLine::Sliced);
+        }
+        self.read_share = READ_SHARE;
+        let has_more = self.read_some(slot);
+        if let Some(connection) = self.connections.get_mut(slot as usize) {
+            connection.is_busy = has_more || connection.is_held_back;
+            if has_more {
+                connection.readiness.set();
+            }
+        }
+    }
+
+    /// Reads a connection's share; true when there may be more, after the others' turn.
+    fn read_some(&mut self, slot: Slot) -> bool {
         // what was read before the connection was held back comes first
         if self
             .connections
@@ -41,19 +110,18 @@ impl Shard {
             self.note_input(slot, 0);
         }
         for _ in 0..READS_PER_TURN {
-            let has_read_enough = self.has_read_enough();
+            let has_read_enough = self.read_share == 0 || self.has_read_enough();
             let Some(connection) = self.connections.get_mut(slot as usize) else {
-                return;
+                return false;
             };
             if connection.is_held_back || connection.is_at_end {
-                return;
+                return false;
             }
             // a close that was read is in the inbox, and comes before the end of the stream
             let is_closing =
                 connection.has_ended_reading && matches!(connection.phase, Phase::Open(_));
             if is_closing || has_read_enough {
-                connection.readiness.set();
-                return;
+                return true;
             }
             let mut buffer = std::mem::take(&mut self.buffer);
             let mut read = ReadBuf::new(&mut buffer);
@@ -78,13 +146,10 @@ impl Shard {
             };
             self.buffer = buffer;
             if !goes_on {
-                return;
+                return false;
             }
         }
-        // there may be more, after the others' turn
-        if let Some(connection) = self.connections.get(slot as usize) {
-            connection.readiness.set();
-        }
+        true
     }
 
     /// The peer has shut its side: what it is owed is still written.
@@ -235,6 +300,7 @@ impl Shard {
             format!("{} {word}", connected.client.id)
         });
         self.node.enter(&connected);
+        self.read_work += OPEN_WORK;
     }
 
     fn read_frames(&mut self, slot: Slot, bytes: &mut [u8]) {
@@ -260,51 +326,62 @@ impl Shard {
         let mut reader = std::mem::take(&mut connection.reader);
         let held = reader.held();
         let limit = self.config.max_message_size;
-        let mut closed = None;
-        let mut behind = None;
+        let mut close = None;
+        let mut wait = None;
+        let mut charge = Charge::default();
+        let share = self.read_share;
+        let share_bytes = SHARE_BYTES.min(self.config.max_pending_bytes / 8);
         let mut completed = false;
         let result = reader.read(bytes, limit, &mut |received| {
             completed |= matches!(
                 received,
                 Received::Text(_) | Received::Binary(_) | Received::TooLarge(_)
             );
+            let mut bytes = 0;
             let work = match received {
                 Received::Text(text) => {
                     #[cfg(test)]
                     assert_ne!(text, "panic", "as the test asked for");
+                    bytes = text.len();
                     self.node.execute(&client, place, text)
                 }
                 Received::Binary(_) => {
                     let message = "binary frames are not understood here; send JSON in text frames";
-                    self.node
-                        .refuse(place, &Refusal::new(ErrorCode::Binary, message));
-                    Work::default()
+                    let refusal = Refusal::new(ErrorCode::Binary, message);
+                    self.node.refuse(place, &refusal)
                 }
                 Received::TooLarge(size) => {
                     let message = format!("the message is {size} bytes; at most {limit} are taken");
-                    self.node
-                        .refuse(place, &Refusal::new(ErrorCode::TooLarge, message));
-                    Work::default()
+                    let refusal = Refusal::new(ErrorCode::TooLarge, message);
+                    self.node.refuse(place, &refusal)
                 }
                 Received::Ping(payload) => {
-                    let frame = EncodedFrame::pong(payload);
-                    self.door.inbox.push(Delivery::Direct {
-                        place,
-                        frame,
-                        priority: Priority::Normal,
-                        receipt: None,
-                    });
+                    self.answer_ping(place, payload);
                     Work::default()
                 }
                 Received::Pong => self.node.ponged(&client),
                 Received::Close(code) => {
-                    closed = Some(code);
+                    // answered with the same code (RFC 6455 section 5.5.1); 1005 stands for none
+                    let disconnect = Disconnect::Closed(code.unwrap_or(1005));
+                    close = Some((disconnect, EncodedFrame::close(code, "")));
                     Work::default()
                 }
             };
-            behind = self.behind_with(work);
-            closed.is_none() && behind.is_none() && !self.has_read_enough()
+            wait = self.hold_after(&work);
+            charge.add(bytes, work.fan_out);
+            close.is_none()
+                && wait.is_none()
+                && charge.work < share
+                && charge.published_bytes < share_bytes
+                && !self.has_read_enough()
         });
+        charge.end_run();
+        self.read_work += charge.work;
+        self.read_share = if charge.published_bytes < share_bytes {
+            share.saturating_sub(charge.work)
+        } else {
+            0
+        };
         self.freed += held.saturating_sub(reader.held());
         if let Some(connection) = self.connections.get_mut(slot as usize) {
             connection.reader = reader;
@@ -312,54 +389,59 @@ impl Shard {
                 connection.unfinished.complete();
             }
         }
-        if let Some(behind) = behind {
-            self.hold_back(slot, behind);
+        // what it has published is written before it publishes more
+        let is_large = charge.fan_out_work > SLICE_WORK;
+        let wait = wait.or_else(|| {
+            is_large
+                .then_some(charge.channel)
+                .flatten()
+                .map(Hold::FanOut)
+        });
+        if let Some(hold) = wait {
+            self.hold_back(slot, hold);
         }
-        // by way of the inbox, as replies are, so that it leaves behind them
-        let close = match (result, closed) {
-            (Err(disconnect), _) => Some((disconnect, EncodedFrame::of_disconnect(disconnect))),
-            // answered with the same code (RFC 6455 section 5.5.1); 1005 stands for none
-            (Ok(()), Some(code)) => Some((
-                Disconnect::Closed(code.unwrap_or(1005)),
-                EncodedFrame::close(code, ""),
-            )),
-            (Ok(()), None) => None,
-        };
+        if let Err(disconnect) = result {
+            close = Some((disconnect, EncodedFrame::of_disconnect(disconnect)));
+        }
         if let Some((disconnect, frame)) = close {
-            self.door.inbox.push(Delivery::Close {
-                place,
-                disconnect,
-                frame,
-            });
-            if let Some(connection) = self.connections.get_mut(slot as usize) {
-                connection.has_ended_reading = true;
-            }
+            self.end_reading(place, disconnect, frame);
         }
     }
 
-    /// Reads a connection no further, while Python or another shard is behind with what it sent.
-    fn hold_back(&mut self, slot: Slot, behind: Behind) {
-        let Some(connection) = self.connections.get_mut(slot as usize) else {
-            return;
+    fn answer_ping(&self, place: Place, payload: &[u8]) {
+        self.door.inbox.push(Delivery::Direct {
+            place,
+            frame: EncodedFrame::pong(payload),
+            priority: Priority::Normal,
+            receipt: None,
+        });
+    }
+
+    /// Ends a connection whose peer has closed it or broken the protocol. By way of the inbox, as replies are, so that
+    /// the close frame leaves behind them.
+    fn end_reading(&mut self, place: Place, disconnect: Disconnect, frame: EncodedFrame) {
+        self.door.inbox.push(Delivery::Close {
+            place,
+            disconnect,
+            frame,
+        });
+        if let Some(connection) = self.connections.get_mut(place.slot as usize) {
+            connection.has_ended_reading = true;
+        }
+    }
+
+    /// What a connection has to wait for after a frame.
+    fn hold_after(&self, work: &Work) -> Option<Hold> {
+        let behind = |fan_out: &FanOut| {
+            let must_wait = fan_out.recipients > 0 && self.node.is_full(&fan_out.channel);
+            must_wait.then(|| Hold::Subscribers(Arc::clone(&fan_out.channel)))
         };
-        connection.is_held_back = true;
-        match behind {
-            Behind::Python => self.held_for_events.push(slot),
-            Behind::Shard => {
-                self.held_for_shards.push(slot);
-                self.node.counters.inbox_pauses.add(1);
-            }
-        }
-    }
-
-    /// Who, if anybody, is behind with the work that a frame made.
-    fn behind_with(&self, work: Work) -> Option<Behind> {
         if work.told && self.node.events.must_hold_back() {
-            Some(Behind::Python)
+            Some(Hold::Events)
         } else if work.published && self.node.is_congested() {
-            Some(Behind::Shard)
+            Some(Hold::Inbox)
         } else {
-            None
+            work.fan_out.as_ref().and_then(behind)
         }
     }
 }

@@ -1,7 +1,9 @@
 //! One connection on its shard: the handshake, reading, writing, heartbeats and the end.
 
+use super::hold::Stall;
 use super::unfinished::Unfinished;
 use super::wake::Readiness;
+use super::write::InLine;
 use super::{CLOSE_TIMEOUT, Shard};
 use crate::config::Config;
 use crate::connection::Reader;
@@ -51,7 +53,11 @@ pub(super) struct Connection {
     pub(super) next_ping: u64,
     /// The number of its latest entry in the wheel.
     watch: u32,
-    pub(super) is_touched: bool,
+    pub(super) in_line: InLine,
+    /// Too much waits for it.
+    pub(super) stall: Option<Stall>,
+    /// It had more to read than one turn takes: those that had not come first.
+    pub(super) is_busy: bool,
     pub(super) is_held_back: bool,
     /// A close frame or a violation was read; nothing that follows counts.
     pub(super) has_ended_reading: bool,
@@ -121,7 +127,9 @@ impl Shard {
             last_seen: self.wheel.now(),
             next_ping: u64::MAX,
             watch: 0,
-            is_touched: false,
+            in_line: InLine::No,
+            stall: None,
+            is_busy: false,
             is_held_back: false,
             has_ended_reading: false,
             is_at_end: false,
@@ -176,6 +184,12 @@ impl Shard {
         self.queued_frames -= frames - connection.outbound.frames();
         self.queued_bytes -= bytes - connection.outbound.bytes();
         connection.report_waiting();
+        if connection.stall.is_some() {
+            self.look_at_stall(slot);
+        }
+        let Some(connection) = self.connections.get_mut(slot as usize) else {
+            return;
+        };
         match result {
             // what it sent before it went still counts: the read comes to the end after it
             Err(()) if matches!(connection.phase, Phase::Open(_)) => {
@@ -196,19 +210,6 @@ impl Shard {
                 }
             }
             Ok(()) => {}
-        }
-    }
-
-    /// Queues for one connection, which is written at the end of the turn.
-    pub(super) fn queue(&mut self, slot: Slot, chunk: Chunk) {
-        let Some(connection) = self.connections.get_mut(slot as usize) else {
-            return;
-        };
-        self.queued_bytes += chunk.bytes.len();
-        let added = connection.outbound.push(chunk);
-        self.queued_frames = self.queued_frames.wrapping_add_signed(added);
-        if !std::mem::replace(&mut connection.is_touched, true) {
-            self.touched.push(slot);
         }
     }
 
@@ -312,6 +313,7 @@ impl Shard {
         self.queued_bytes -= connection.outbound.bytes();
         self.freed += CONNECTION_SIZE + connection.outbound.weight() + connection.reader.held();
         self.hub.remove(slot);
+        self.stalls.has_ended |= connection.stall.is_some();
         // a fork of this process may hold the descriptor, so dropping it alone would not end the connection
         let _ = socket2::SockRef::from(&connection.stream).shutdown(Shutdown::Both);
         if let Phase::Open(client) = connection.phase {
@@ -366,6 +368,7 @@ impl Shard {
             },
         );
         connection.is_held_back = false;
+        self.stalls.has_ended |= connection.stall.take().is_some();
         self.freed += std::mem::take(&mut connection.reader).held();
         let mut unfinished = std::mem::take(&mut connection.unfinished);
         let generation = connection.generation;

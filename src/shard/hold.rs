@@ -1,0 +1,176 @@
+//! Backpressure: connections that are read no further while the work that they caused is unfinished.
+//!
+//! A publisher waits for the subscribers of its channel as long as one of them is *behind*: more than half of
+//! `max_pending_bytes` waits for that subscriber although its socket was tried. A subscriber counts as behind for at
+//! most `publisher_hold` and then not again before its queue was below the mark, so that one which reads nothing does
+//! not stop the channel; `max_pending_bytes` and the slow-consumer policy deal with it.
+
+use super::Shard;
+use super::socket::Connection;
+use crate::hub::Slot;
+use crate::node::{BehindWith, Channel};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Context;
+use std::time::Instant;
+use tokio::time::Sleep;
+
+/// Why a connection is read no further for now.
+#[derive(Debug)]
+pub(super) enum Hold {
+    /// Python has too many events to handle.
+    Events,
+    /// The inbox of a shard is full.
+    Inbox,
+    /// The frames that the connection published are still being written to many subscribers.
+    FanOut(Arc<Channel>),
+    /// A subscriber of this channel is behind.
+    Subscribers(Arc<Channel>),
+}
+
+/// A connection for which more than half of `max_pending_bytes` waits.
+#[derive(Debug, Default)]
+pub(super) struct Stall {
+    /// The channels that fill its queue. Empty once the publishers have waited long enough.
+    channels: Vec<BehindWith>,
+    /// When publishers go on; `None` before the socket was tried.
+    until: Option<Instant>,
+}
+
+/// What the shard knows of subscribers that are behind.
+#[derive(Default)]
+pub(super) struct Stalls {
+    /// Whom publishers wait for, by the end of the wait: the soonest first.
+    due: std::collections::VecDeque<(Instant, Slot, u32)>,
+    /// One timer for the soonest; `None` before it was needed.
+    timer: Option<Pin<Box<Sleep>>>,
+    /// A connection is behind no longer: publishers on any shard may go on.
+    pub(super) has_ended: bool,
+}
+
+impl Shard {
+    /// Bytes that may wait for a connection before its publishers wait.
+    pub(super) fn mark(&self) -> usize {
+        if self.config.publisher_hold.is_zero() {
+            usize::MAX
+        } else {
+            self.config.max_pending_bytes / 2
+        }
+    }
+
+    /// Counts a connection as behind with a channel that has filled its queue over the mark.
+    pub(super) fn fall_behind(connection: &mut Connection, channel: &Arc<Channel>) {
+        let stall = connection.stall.get_or_insert_default();
+        let has_expired = stall.until.is_some() && stall.channels.is_empty();
+        if !has_expired && !stall.channels.iter().any(|behind| behind.is(channel)) {
+            stall.channels.push(BehindWith::new(channel));
+        }
+    }
+
+    /// To be called when the socket of a connection that is behind was tried: the connection has caught up, or the time
+    /// for which publishers wait for it begins.
+    pub(super) fn look_at_stall(&mut self, slot: Slot) {
+        let mark = self.mark();
+        let Some(connection) = self.connections.get_mut(slot as usize) else {
+            return;
+        };
+        let Some(stall) = &mut connection.stall else {
+            return;
+        };
+        if connection.outbound.weight() <= mark {
+            connection.stall = None;
+            self.stalls.has_ended = true;
+        } else if stall.until.is_none() {
+            let until = Instant::now() + self.config.publisher_hold;
+            stall.until = Some(until);
+            self.stalls
+                .due
+                .push_back((until, slot, connection.generation));
+        }
+    }
+
+    /// Lets publishers go on whose subscribers were behind for long enough.
+    pub(super) fn end_stalls(&mut self, context: &mut Context<'_>) {
+        while let Some(&(until, slot, generation)) = self.stalls.due.front() {
+            let is_over = Instant::now() >= until;
+            let connection = self.connections.get_mut(slot as usize);
+            let stall = connection
+                .filter(|connection| connection.generation == generation)
+                .and_then(|connection| connection.stall.as_mut())
+                .filter(|stall| stall.until == Some(until));
+            match stall {
+                Some(stall) if is_over => {
+                    stall.channels.clear();
+                    self.stalls.has_ended = true;
+                }
+                Some(_) => break,
+                // it has caught up, or is gone
+                None => {}
+            }
+            self.stalls.due.pop_front();
+        }
+        if let Some(&(until, ..)) = self.stalls.due.front() {
+            let until = tokio::time::Instant::from_std(until);
+            let timer = self
+                .stalls
+                .timer
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
+            if timer.deadline() != until {
+                timer.as_mut().reset(until);
+            }
+            if timer.as_mut().poll(context).is_ready() {
+                context.waker().wake_by_ref();
+            }
+        }
+        if std::mem::take(&mut self.stalls.has_ended) {
+            self.node.wake_shards();
+        }
+    }
+
+    /// Reads a connection no further until the hold ends.
+    pub(super) fn hold_back(&mut self, slot: Slot, hold: Hold) {
+        let Some(connection) = self.connections.get_mut(slot as usize) else {
+            return;
+        };
+        connection.is_held_back = true;
+        match hold {
+            Hold::Inbox => self.node.counters.inbox_pauses.add(1),
+            Hold::Subscribers(_) => self.node.counters.publisher_pauses.add(1),
+            Hold::Events | Hold::FanOut(_) => {}
+        }
+        self.held.push((slot, hold));
+    }
+
+    /// Looks again at the connections that are held back, and reads those on whose work nothing waits any more.
+    pub(super) fn release_held_back(&mut self) {
+        if self.held.is_empty() {
+            return;
+        }
+        let events = self.node.events.must_hold_back();
+        let inbox = self.node.is_congested();
+        let backlog = self.has_backlog() || self.node.has_backlog();
+        let mut held = std::mem::take(&mut self.held);
+        held.retain_mut(|(slot, hold)| {
+            // the queues tell who is behind once the backlog is written
+            if !backlog && let Hold::FanOut(channel) = hold {
+                *hold = Hold::Subscribers(Arc::clone(channel));
+            }
+            let is_held = match hold {
+                Hold::Events => events,
+                Hold::Inbox => inbox,
+                Hold::FanOut(_) => true,
+                Hold::Subscribers(channel) => self.node.is_full(channel),
+            };
+            if !is_held
+                && let Some(connection) = self.connections.get_mut(*slot as usize)
+                && connection.is_held_back
+            {
+                connection.is_held_back = false;
+                connection.readiness.set();
+            }
+            is_held
+        });
+        self.held = held;
+    }
+}

@@ -1,0 +1,189 @@
+//! The order in which connections are written: a large fan-out leaves in slices, so that everything else leaves in
+//! between.
+//!
+//! Work is counted in bytes, a send counting as so many bytes as take about the same time.
+
+use super::Shard;
+use super::socket::Phase;
+use crate::error::Disconnect;
+use crate::hub::Slot;
+use crate::outbound::Chunk;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// What a send costs besides its bytes.
+const SEND_WORK: usize = 4 << 10;
+
+/// A turn's share of large fan-outs, and what makes a fan-out a large one.
+pub(super) const SLICE_WORK: usize = 256 << 10;
+
+/// A turn's share of everything else. Most turns have far less to write.
+const TURN_WORK: usize = 4 * SLICE_WORK;
+
+/// Whether a connection is in line to be written, and in which.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum InLine {
+    #[default]
+    No,
+    /// In this turn.
+    Next,
+    /// In one of the slices of large fan-outs.
+    Sliced,
+}
+
+/// Connections with something new to write, each line in the order in which they got it.
+#[derive(Debug, Default)]
+pub(super) struct Lines {
+    next: VecDeque<Slot>,
+    sliced: VecDeque<Slot>,
+}
+
+impl Lines {
+    fn of(&mut self, line: InLine) -> &mut VecDeque<Slot> {
+        match line {
+            InLine::Sliced => &mut self.sliced,
+            InLine::No | InLine::Next => &mut self.next,
+        }
+    }
+}
+
+/// What the other shards have queued, when this turn began.
+#[derive(Debug, Default)]
+pub(super) struct Others {
+    /// Bytes, of all of them.
+    queued: usize,
+    /// Bytes, of the one that has most.
+    most: usize,
+}
+
+/// The work of writing something to so many connections.
+pub(super) fn fan_out_work(recipients: usize, bytes: usize) -> usize {
+    recipients.saturating_mul(SEND_WORK + bytes)
+}
+
+/// The line for something that goes to so many connections.
+pub(super) fn line_for(recipients: usize, bytes: usize) -> InLine {
+    if fan_out_work(recipients, bytes) > SLICE_WORK {
+        InLine::Sliced
+    } else {
+        InLine::Next
+    }
+}
+
+impl Shard {
+    /// Puts a connection in line to be written. From the line of slices it may move up.
+    pub(super) fn touch(lines: &mut Lines, slot: Slot, in_line: &mut InLine, line: InLine) {
+        // one that moves up leaves its place in the other line empty
+        if *in_line == InLine::No || (*in_line == InLine::Sliced && line == InLine::Next) {
+            *in_line = line;
+            lines.of(line).push_back(slot);
+        }
+    }
+
+    /// Writes each connection in line once, as far as this turn's work goes.
+    pub(super) fn flush_touched(&mut self) {
+        self.flush_line(InLine::Next, TURN_WORK);
+        self.flush_line(InLine::Sliced, SLICE_WORK);
+        let has_backlog = self.has_backlog();
+        if self.door.has_backlog.swap(has_backlog, Ordering::Relaxed) && !has_backlog {
+            // publishers on other shards may go on
+            self.node.wake_shards();
+        }
+    }
+
+    /// True while a large fan-out, or what is behind it in the inbox, is unfinished.
+    pub(super) fn has_backlog(&self) -> bool {
+        !self.lines.sliced.is_empty() || !self.deliveries.is_empty()
+    }
+
+    /// True when something is in line that the turn has left for the next.
+    pub(super) fn has_lines(&self) -> bool {
+        !self.lines.sliced.is_empty() || !self.lines.next.is_empty()
+    }
+
+    fn flush_line(&mut self, line: InLine, mut work: usize) {
+        while work > 0
+            && let Some(slot) = self.lines.of(line).pop_front()
+        {
+            let Some(connection) = self.connections.get_mut(slot as usize) else {
+                continue;
+            };
+            if connection.in_line != line {
+                continue;
+            }
+            connection.in_line = InLine::No;
+            let before = connection.outbound.bytes();
+            self.flush(slot);
+            let after = match self.connections.get(slot as usize) {
+                Some(connection) => connection.outbound.bytes(),
+                None => 0,
+            };
+            work = work.saturating_sub(SEND_WORK + before.saturating_sub(after));
+        }
+    }
+
+    /// Queues for one connection, which is written at the end of the turn.
+    pub(super) fn queue(&mut self, slot: Slot, chunk: Chunk) {
+        let Some(connection) = self.connections.get_mut(slot as usize) else {
+            return;
+        };
+        let line = line_for(1, chunk.bytes.len());
+        self.queued_bytes += chunk.bytes.len();
+        let added = connection.outbound.push(chunk);
+        self.queued_frames = self.queued_frames.wrapping_add_signed(added);
+        Self::touch(&mut self.lines, slot, &mut connection.in_line, line);
+    }
+
+    /// True when so many bytes more would be too many for the process.
+    pub(super) fn would_overfill(&self, bytes: usize) -> bool {
+        self.queued_bytes + self.others.queued + bytes > self.config.max_queued_bytes
+    }
+
+    /// True when the process is over its bound and another shard is to let go of something first.
+    pub(super) fn must_wait_for_others(&self) -> bool {
+        self.would_overfill(0) && self.queued_bytes < self.others.most
+    }
+
+    /// Looks at what the other shards have queued.
+    pub(super) fn look_at_others(&mut self) {
+        self.others = Others::default();
+        for door in self.node.doors().iter() {
+            if !Arc::ptr_eq(door, &self.door) {
+                let queued = door.queued_bytes.load(Ordering::Relaxed);
+                self.others.queued += queued;
+                self.others.most = self.others.most.max(queued);
+            }
+        }
+    }
+
+    /// Has the connections with the most bytes waiting let go of what waits, until the process has room. The shard that
+    /// has most to let go of does so.
+    pub(super) fn make_room(&mut self) {
+        if self.must_wait_for_others() {
+            self.node.wake_shards();
+            return;
+        }
+        while self.would_overfill(0) {
+            let worst = self
+                .connections
+                .iter()
+                .filter(|(_, connection)| connection.outbound.bytes() > 0)
+                .max_by_key(|(_, connection)| connection.outbound.bytes());
+            let Some((slot, connection)) = worst else {
+                return;
+            };
+            let slot = slot as Slot;
+            if !matches!(connection.phase, Phase::Open(_)) {
+                // its last word does not leave either
+                self.drop_connection(slot, Disconnect::SlowConsumer);
+                continue;
+            }
+            let before = self.queued_bytes;
+            self.shed_oldest(slot, 0);
+            if self.queued_bytes == before {
+                self.end(slot, Disconnect::SlowConsumer);
+            }
+        }
+    }
+}
