@@ -1,7 +1,10 @@
 //! What Python is told: a bounded queue from any thread to the one that calls handlers.
 
+use crate::log_throttle::LogThrottle;
+use crate::protocol::monotonic_micros;
 use arc_swap::ArcSwap;
 use std::collections::HashSet;
+use std::panic::Location;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
@@ -78,6 +81,7 @@ pub struct EventQueue {
     max_bytes: usize,
     wanted: ArcSwap<HashSet<Arc<str>>>,
     log_level: AtomicU8,
+    throttle: LogThrottle,
     open: AtomicBool,
     held_back: AtomicBool,
     dropped: AtomicU64,
@@ -100,6 +104,7 @@ impl EventQueue {
             max_bytes,
             wanted: ArcSwap::default(),
             log_level: AtomicU8::new(LogLevel::Info as u8),
+            throttle: LogThrottle::default(),
             open: AtomicBool::new(false),
             held_back: AtomicBool::new(false),
             dropped: AtomicU64::new(0),
@@ -137,12 +142,32 @@ impl EventQueue {
         level as u8 >= self.log_level.load(Ordering::Relaxed) && self.open.load(Ordering::Relaxed)
     }
 
+    /// Logs a line, unless its level is too low, or the same place in the code has logged too many above DEBUG lately.
+    #[track_caller]
     pub fn log(&self, level: LogLevel, logger: &'static str, message: impl FnOnce() -> String) {
-        if self.logs(level) {
+        let place = Location::caller();
+        if self.logs(level)
+            && (level == LogLevel::Debug || self.throttle.admits(place, monotonic_micros()))
+        {
             self.tell(Told::Log(LogRecord {
                 level,
                 logger,
                 message: message(),
+            }));
+        }
+    }
+
+    /// Logs how many lines were withheld in the last period. To be called about once a second.
+    pub fn log_withheld(&self) {
+        for (place, count) in self.throttle.end_periods(monotonic_micros()) {
+            self.tell(Told::Log(LogRecord {
+                level: LogLevel::Warning,
+                logger: "server",
+                message: format!(
+                    "{count} more lines like those of {}:{} were not logged",
+                    place.file(),
+                    place.line()
+                ),
             }));
         }
     }
@@ -210,7 +235,12 @@ impl EventQueue {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// Events lost because the queue was far over its bound.
+    /// Counts an event that no handler can be told of.
+    pub fn count_dropped(&self) {
+        self.dropped.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Events lost: the queue was far over its bound, or Python could not read the event.
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }

@@ -381,12 +381,20 @@ impl Server {
     fn tell_of_start(&self, address: SocketAddr) {
         let shards = self.node.config.shards;
         self.node.events.log(LogLevel::Info, "server", || {
+            let limits = self.node.socket_limits();
+            let room = match limits.limited_by {
+                Some(limit) => format!(
+                    " (the limit of open files is {limit}; max_connections is {})",
+                    self.node.config.max_connections
+                ),
+                None => String::new(),
+            };
             format!(
-                "listening on {address} with {shards} shard{}",
-                if shards == 1 { "" } else { "s" }
+                "listening on {address} with {shards} shard{}, room for {} connections{room}",
+                if shards == 1 { "" } else { "s" },
+                limits.connections
             )
         });
-        self.tell_of_room();
         let private = self.node.private_channels();
         if !private.is_empty() {
             self.node.events.log(LogLevel::Warning, "auth", || {
@@ -396,26 +404,6 @@ impl Server {
                 )
             });
         }
-    }
-}
-
-impl Server {
-    fn tell_of_room(&self) {
-        let SocketLimits {
-            connections,
-            handshakes,
-            limited_by,
-        } = self.node.socket_limits();
-        self.node.events.log(LogLevel::Info, "server", || {
-            let room = format!("room for {connections} connections and {handshakes} handshakes");
-            match limited_by {
-                Some(limit) => format!(
-                    "{room}: the limit of open files is {limit}, and max_connections is {}",
-                    self.node.config.max_connections
-                ),
-                None => room,
-            }
-        });
     }
 }
 

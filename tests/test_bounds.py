@@ -123,9 +123,9 @@ with Tantor(0, "127.0.0.1") as server:
         port, limit, in_force = server.wait_for_line("port ").split()
         assert int(in_force) == hard
         assert hard // 2 < int(limit) < hard
-        room = server.wait_for_line("room for ")
-        assert room.startswith(f"{limit} connections")
-        assert room.endswith(f"the limit of open files is {hard}, and max_connections is 100000")
+        started = server.wait_for_line("listening on ")
+        limits = f"(the limit of open files is {hard}; max_connections is 100000)"
+        assert started.endswith(f", room for {limit} connections {limits}")
         for _ in range(hard + 100):
             stack.enter_context(open_socket(int(port)))
         for _ in range(20):

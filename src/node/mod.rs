@@ -327,6 +327,7 @@ impl Node {
         self.tend_away();
         self.tend_mail();
         self.watch_store();
+        self.events.log_withheld();
         self.count_evicted();
         self.expire_kept();
         self.remove_empty_channels(0);

@@ -532,9 +532,12 @@ impl Messenger {
             match event_dicts::told(py, told) {
                 Ok(Some(event)) => events.push(event),
                 Ok(None) => self.has_ended.store(true, Ordering::Relaxed),
-                Err(error) => node.events.log(LogLevel::Error, "events", || {
-                    format!("an event was lost: {error}")
-                }),
+                Err(error) => {
+                    node.events.count_dropped();
+                    node.events.log(LogLevel::Error, "events", || {
+                        format!("an event was lost: {error}")
+                    });
+                }
             }
         }
         Ok(Some(events))
