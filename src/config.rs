@@ -482,8 +482,8 @@ settings! {
     channel_settings: read("json", "an object of channels or patterns, each with an object of settings", ChannelRules::parse, write_rules), GIVEN, "history_size, message_ttl, durable and slow_consumer by channel or pattern: {\"chat:*\": {\"history_size\": 1000}}";
     resume_ttl: seconds(0.0, YEAR), GIVEN, "seconds in which a client that was lost can return as the same; 0 for never";
     leave_delay: seconds(0.0, YEAR), DERIVED, "seconds after which others are told that a client was lost (default: 15, at most resume_ttl)";
-    max_away_clients: integer(0, 10_000_000), GIVEN, "lost clients that may return; beyond it those that are away longest cannot";
-    away_bytes: integer(0, 64 * GIB), GIVEN, "bytes that lost clients which may return take, with their channels; beyond it those that are away longest cannot";
+    max_away_clients: integer(0, 10_000_000), GIVEN, "lost clients that may return; beyond it those that never sent a frame cannot, then those of the address that has most";
+    away_bytes: integer(0, 64 * GIB), GIVEN, "bytes that lost clients which may return take, with their channels; beyond it those that never sent a frame cannot, then those of the address that has most";
     mailbox_size: integer(1, 10_000_000), GIVEN, "messages kept for one client that is away; the oldest go first";
     mailbox_bytes: integer(0, GIB), DERIVED, "bytes kept for one client that is away (default: 256 KiB, at most half of max_pending_bytes)";
     mailboxes_bytes: integer(0, 64 * GIB), GIVEN, "bytes kept for all clients that are away; the oldest go first";

@@ -509,3 +509,19 @@ def test_clients_that_come_and_go_take_no_memory(tmp_path: Path) -> None:
         client.action("join_channel", channel="stop")
         assert int(process.wait_for_line("away ")) <= 100
         client.close()
+
+
+def test_clients_that_never_sent_a_frame_make_room_for_those_that_did(
+    make_server: MakeServer, connect: Connect
+) -> None:
+    server = make_server(max_away_clients=20)
+    honest = connect(server)
+    honest.ask("ping")
+    token = lost(server, honest)
+    for _ in range(100):
+        connect(server).reset()
+    eventually(lambda: server.stats()["away_forgotten"] >= 81, server.stats)
+    assert server.stats()["away"] <= 20
+    returned = connect(server, path(token))
+    assert returned.welcome["resumed"] is True
+    assert returned.client_id == honest.client_id

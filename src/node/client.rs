@@ -8,6 +8,7 @@ use crate::mailbox::Mailbox;
 use crate::sync::Mutex;
 use bytes::Bytes;
 use smallvec::SmallVec;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
@@ -24,6 +25,10 @@ pub struct Client {
     wants_gaps: AtomicBool,
     /// The number of its latest connection (`Place::number`) once a frame has come on it; before that 0.
     heard_on: AtomicU64,
+    /// It has sent a frame, on any of its connections.
+    has_spoken: AtomicBool,
+    /// Where its latest connection came from.
+    address: Mutex<Option<IpAddr>>,
     /// Bytes that wait for its socket; its shard keeps this up to date while it is behind.
     queued_bytes: AtomicUsize,
     pub state: Mutex<ClientState>,
@@ -80,6 +85,8 @@ impl Client {
             last_ping: AtomicU64::new(now),
             wants_gaps: AtomicBool::new(false),
             heard_on: AtomicU64::new(0),
+            has_spoken: AtomicBool::new(false),
+            address: Mutex::new(None),
             queued_bytes: AtomicUsize::new(0),
             state: Mutex::new(state),
         }
@@ -112,9 +119,24 @@ impl Client {
     }
 
     /// A connection begins: nothing has come on it. One that resumes understands what plain pages do not.
-    pub fn begin_connection(&self, is_resuming: bool) {
+    pub fn begin_connection(&self, is_resuming: bool, address: Option<IpAddr>) {
+        *self.address.lock() = address;
         self.heard_on.store(0, Ordering::Relaxed);
         self.set_wants_gaps(is_resuming);
+    }
+
+    /// Where its latest connection came from; `None` for a client that never connected, or by no network.
+    pub fn address(&self) -> Option<IpAddr> {
+        *self.address.lock()
+    }
+
+    /// True if the client has ever sent a frame, or the application vouches for it.
+    pub fn has_spoken(&self) -> bool {
+        self.has_spoken.load(Ordering::Relaxed)
+    }
+
+    pub fn note_spoken(&self) {
+        self.has_spoken.store(true, Ordering::Relaxed);
     }
 
     /// A frame has come on a connection; false when another one has taken its place, so that it is not to be carried
@@ -129,6 +151,7 @@ impl Client {
             return false;
         }
         self.heard_on.store(place.number(), Ordering::Relaxed);
+        self.note_spoken();
         if let Some(mailbox) = &mut state.mailbox {
             mailbox.confirm();
         }

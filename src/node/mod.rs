@@ -3,6 +3,7 @@
 //! Lock order: emergencies, a client's state, the map of channels, a channel's stream, the channel's members, then
 //! lists and inboxes. The map of clients is always locked alone.
 
+mod away;
 mod channel;
 mod client;
 mod counters;
@@ -46,9 +47,9 @@ use crate::socket_limits::SocketLimits;
 use crate::store::Store;
 use crate::sync::{Mutex, RwLock};
 use arc_swap::ArcSwap;
+use away::{Due, Expected};
 use empty::EmptyChannels;
 use mailroom::Mailed;
-use session::Due;
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -79,7 +80,7 @@ pub struct Node {
     /// Clients that are away and of whom nobody was told yet that they have left.
     leaving: Mutex<Due>,
     /// Clients that are away, by when they are forgotten.
-    expiring: Mutex<Due>,
+    expiring: Mutex<Expected>,
     /// How many emergencies went out. Held for writing while one does: nobody comes or goes meanwhile, and nobody
     /// acknowledges it before it is known for whom it is kept.
     emergencies: RwLock<u64>,

@@ -11,11 +11,10 @@ use crate::outbound::Unwritten;
 use crate::protocol::{self, ResumeOutcome, WelcomeFields};
 use crate::random::random_u64;
 use crate::store::Change;
-use std::collections::BTreeMap;
 use std::collections::hash_map::Entry;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 /// Why a client could not come back.
 enum Unresumed {
@@ -32,6 +31,8 @@ pub struct Greeting<'a> {
     pub resume: Option<&'a str>,
     /// It acknowledges what is sent to it.
     pub acknowledges: bool,
+    /// Where it connects from.
+    pub address: Option<IpAddr>,
 }
 
 /// A client that has connected.
@@ -43,10 +44,6 @@ pub struct Connected {
     /// How many emergencies went out before; what of them is for this client is in its mail.
     pub emergencies: u64,
 }
-
-/// Clients that are away, by the number of the time they went: so in the order in which something is due for them,
-/// with when it is.
-pub type Due = BTreeMap<u64, (u64, Arc<Client>)>;
 
 const MALFORMED: &str = "the resume token is malformed";
 const UNKNOWN: &str =
@@ -135,6 +132,7 @@ impl Node {
             if state.removed {
                 continue;
             }
+            client.note_spoken();
             let is_new = state.session.is_none();
             let token = state
                 .session
@@ -187,7 +185,10 @@ impl Node {
     /// Tells of lost clients that were given their time to come back, and forgets those that did not.
     pub(super) fn tend_away(&self) {
         let now = protocol::monotonic_micros();
-        while let Some((number, client)) = pop_due(&self.leaving, now) {
+        loop {
+            // the lock must not be held while the client is dealt with
+            let due = self.leaving.lock().pop_due(now);
+            let Some((number, client)) = due else { break };
             let state = client.state.lock();
             if state
                 .away
@@ -197,7 +198,9 @@ impl Node {
                 self.leave_all(&client, state);
             }
         }
-        while let Some((number, client)) = pop_due(&self.expiring, now) {
+        loop {
+            let due = self.expiring.lock().pop_due(now);
+            let Some((number, client)) = due else { break };
             self.forget_away(&client, number);
         }
     }
@@ -220,6 +223,7 @@ impl Node {
                 break Arc::clone(vacant.insert(Arc::new(Client::new(id, now, Some(place)))));
             }
         };
+        client.begin_connection(false, greeting.address);
         let mut state = client.state.lock();
         state.acknowledges = greeting.acknowledges;
         if !self.config.resume_ttl.is_zero() {
@@ -271,7 +275,7 @@ impl Node {
             return Err(Unresumed::Full);
         }
         session.rotate(used);
-        client.begin_connection(true);
+        client.begin_connection(true, greeting.address);
         client.ping(protocol::now_micros());
         let displaced = state.place.replace(place);
         state.acknowledges = greeting.acknowledges;
@@ -280,8 +284,8 @@ impl Node {
             Some(away) => {
                 self.away.fetch_sub(1, Ordering::Relaxed);
                 self.away_bytes.fetch_sub(away.bytes, Ordering::Relaxed);
-                self.leaving.lock().remove(&away.number);
-                self.expiring.lock().remove(&away.number);
+                self.leaving.lock().remove(away.number);
+                self.expiring.lock().remove(away.number);
                 away.remembered
             }
             None => Vec::new(),
@@ -408,7 +412,8 @@ impl Node {
             self.leave_all(client, state);
         } else {
             if let Some(away) = &state.away {
-                push_due(&self.leaving, self.config.leave_delay, away.number, client);
+                let wait = self.config.leave_delay;
+                self.leaving.lock().push(wait, away.number, client);
             }
             drop(state);
         }
@@ -430,7 +435,8 @@ impl Node {
         }));
         self.away.fetch_add(1, Ordering::Relaxed);
         self.weigh_away(state);
-        push_due(&self.expiring, self.config.resume_ttl, number, client);
+        let wait = self.config.resume_ttl;
+        self.expiring.lock().push(wait, number, client);
     }
 
     /// Counts what a client that is away takes of `away_bytes`.
@@ -443,12 +449,13 @@ impl Node {
         }
     }
 
-    /// Forgets those that are away longest while more are than may be, or they take more bytes than they may. Not to be called with a client's state locked.
+    /// Forgets clients that are away while they are too many, or take too many bytes. Must not be called with a client's
+    /// state locked.
     pub(super) fn forget_surplus(&self) {
         while self.away_count() > self.config.max_away_clients
             || self.away_bytes() > self.config.away_bytes
         {
-            let Some((number, (_, client))) = self.expiring.lock().pop_first() else {
+            let Some((number, client)) = self.expiring.lock().pop_surplus() else {
                 return;
             };
             if self.forget_away(&client, number) {
@@ -460,8 +467,8 @@ impl Node {
     /// Clients that are away and were told to have left are not on a channel again when they are back. Not to be called
     /// with a client's state locked.
     pub(super) fn forget_channel(&self, name: &str) {
-        let away: Vec<_> = self.expiring.lock().values().cloned().collect();
-        for (_, client) in away {
+        let away = self.expiring.lock().clients();
+        for client in away {
             let mut state = client.state.lock();
             if state.forget_channel(name) {
                 self.save_left(&client, &state, name);
@@ -478,7 +485,7 @@ impl Node {
         self.away_bytes.fetch_sub(away.bytes, Ordering::Relaxed);
         state.session = None;
         self.away.fetch_sub(1, Ordering::Relaxed);
-        self.leaving.lock().remove(&number);
+        self.leaving.lock().remove(number);
         self.leave_for_good(client, state);
         true
     }
@@ -542,19 +549,4 @@ impl Node {
             self.notice(&channel, Notice::Left, &client.id, total);
         }
     }
-}
-
-fn push_due(due: &crate::sync::Mutex<Due>, wait: Duration, number: u64, client: &Arc<Client>) {
-    let at = protocol::monotonic_micros().saturating_add(wait.as_micros() as u64);
-    due.lock().insert(number, (at, Arc::clone(client)));
-}
-
-fn pop_due(due: &crate::sync::Mutex<Due>, now: u64) -> Option<(u64, Arc<Client>)> {
-    let mut due = due.lock();
-    let first = due.first_entry()?;
-    if first.get().0 > now {
-        return None;
-    }
-    let (number, (_, client)) = first.remove_entry();
-    Some((number, client))
 }

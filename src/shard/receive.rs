@@ -228,9 +228,12 @@ impl Shard {
                 resume,
                 acknowledges,
             } => {
+                let connection = self.connections.get(slot as usize);
+                let address = connection.and_then(|connection| connection.stream.peer_addr().ok());
                 let greeting = Greeting {
                     resume: resume.as_deref(),
                     acknowledges,
+                    address: address.map(|address| address.ip()),
                 };
                 self.open(slot, &accept, &greeting);
                 return len;

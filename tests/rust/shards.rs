@@ -67,6 +67,7 @@ impl Shard {
         let greeting = Greeting {
             resume: token,
             acknowledges: false,
+            ..Greeting::default()
         };
         let connected = self.node.connect(self.place(slot), &greeting).unwrap();
         self.lines.push(Line {
