@@ -74,6 +74,51 @@ def script_with(file: Path, log: Path, *arguments: object) -> Any:
     return Script([sys.executable, str(file), *map(str, arguments)], log=log)
 
 
+FILL_UNTIL_KILLED = """
+    import sys
+    from tantor import StorageError, Tantor
+
+    tantor = Tantor(port=0, host="127.0.0.1", database=sys.argv[1], database_bytes=1 << 20, history_bytes=1 << 20,
+        durable_bytes=1 << 18, mailboxes_bytes=1 << 18, history_size=1_000_000,
+        channel_settings={"durable": {"durable": True}}).start_background()
+    for number in range(int(sys.argv[2]), 10_000_000):
+        tantor.broadcast(f"plain {number % 100}", "message", {"n": number, "x": "x" * 3000})
+        tantor.send(f"client_{number % 100}", {"n": number, "x": "x" * 3000})
+        try:
+            tantor.broadcast("durable", "message", {"n": number, "x": "x" * 300}).result(20)
+        except StorageError:
+            print("refused", number, flush=True)
+        else:
+            print("saved", number, flush=True)
+"""
+
+
+def test_what_was_acknowledged_is_there_after_ten_kills_with_every_budget_exhausted(
+    tmp_path: Path, database: str
+) -> None:
+    file = tmp_path / "fill.py"
+    file.write_text(textwrap.dedent(FILL_UNTIL_KILLED))
+    saved: set[int] = set()
+    refused: set[int] = set()
+    first = 0
+    for kill in range(10):
+        with script_with(file, tmp_path / f"log {kill}", database, first) as publisher:
+            last = first + 100 + kill * 3
+            eventually(lambda last=last, output=publisher: f" {last}\n" in output.output, "it has published", 60)
+            publisher.process.kill()
+            publisher.process.wait(30)
+            lines = [line.split() for line in publisher.output.splitlines(keepends=True) if line.endswith("\n")]
+        numbers = {word: {int(line[1]) for line in lines if line[0] == word} for word in ("saved", "refused")}
+        saved |= numbers["saved"]
+        refused |= numbers["refused"]
+        first = max(saved | refused) + 2
+    assert saved
+    assert refused, "the budgets were exhausted"
+    tantor = Tantor(database=database, history_size=1_000_000, durable_bytes=1 << 20)
+    kept = {publication["data"]["n"] for publication in history_of(tantor, "durable", limit=1_000_000).publications}
+    assert saved <= kept, f"lost: {sorted(saved - kept)}"
+
+
 # Files that cannot be used
 
 

@@ -178,8 +178,9 @@ impl Stream for MemoryStream {
     fn read(&self, look: &mut dyn FnMut(&History)) {
         let mut state = self.state.lock();
         self.trim(&mut state, monotonic_micros());
-        // a position that is given out, be it the beginning, has to be known after a restart
-        if self.saves {
+        // A position that is given out, be it the beginning, has to be known after a restart. While too much waits to be
+        // saved, clients that join ever new channels are not to fill the rest: the first publication announces those.
+        if self.saves && (state.is_announced || !self.store.is_busy()) {
             self.announce(&mut state);
         }
         look(&state.history);

@@ -21,6 +21,10 @@ impl Store for MemoryStore {
         true
     }
 
+    fn is_busy(&self) -> bool {
+        false
+    }
+
     fn health(&self) -> Health {
         Health {
             kind: "memory",

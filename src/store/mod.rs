@@ -43,6 +43,11 @@ pub trait Store: Send + Sync {
     /// that waits for no disk.
     fn note_published(&self, channel: &str) -> bool;
 
+    /// True while half of what may wait to be saved does: what can be done without is not to be given.
+    ///
+    /// Ordering: any. Errors: none. Blocking: no.
+    fn is_busy(&self) -> bool;
+
     /// How the store is.
     ///
     /// Ordering: any. Errors: none. Blocking: no.

@@ -190,6 +190,10 @@ impl Store for FullStore {
         }
     }
 
+    fn is_busy(&self) -> bool {
+        false
+    }
+
     fn note_published(&self, _: &str) -> bool {
         true
     }

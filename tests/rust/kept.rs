@@ -190,6 +190,10 @@ impl Store for HeldStore {
         self.held.lock().extend(committed);
     }
 
+    fn is_busy(&self) -> bool {
+        false
+    }
+
     fn note_published(&self, _: &str) -> bool {
         true
     }

@@ -140,14 +140,19 @@ impl DatabaseFile {
         for stream in trims {
             self.trims.remove(&stream);
         }
-        self.orphans.retain(|stream| !orphans.contains(stream));
+        for row in orphans {
+            self.orphans.remove(&row);
+        }
         for stream in &self.opened {
             self.early_trims.remove(stream);
         }
-        for row in std::mem::take(&mut self.forgotten) {
-            self.streams.retain(|_, known| *known != row);
+        for (stream, row) in std::mem::take(&mut self.forgotten) {
+            // the key may stand for a later stream already
+            if self.streams.get(&stream) == Some(&row) {
+                self.streams.remove(&stream);
+            }
             self.trims.remove(&row);
-            self.orphans.push(row);
+            self.orphans.insert(row);
         }
         Ok(())
     }
@@ -213,7 +218,7 @@ impl DatabaseFile {
             }
             Item::StreamForgotten { stream, channel } => {
                 self.early_trims.remove(stream);
-                self.forget_stream(channel)
+                self.forget_stream(*stream, channel)
             }
             Item::Mailed {
                 client,
@@ -285,13 +290,13 @@ impl DatabaseFile {
         Ok(())
     }
 
-    fn forget_stream(&mut self, channel: &str) -> rusqlite::Result<()> {
+    fn forget_stream(&mut self, stream: StreamKey, channel: &str) -> rusqlite::Result<()> {
         let row: Option<i64> = self
             .connection
             .prepare_cached("DELETE FROM streams WHERE channel = ?1 RETURNING id")?
             .query_row([channel], |row| row.get(0))
             .optional()?;
-        self.forgotten.extend(row);
+        self.forgotten.extend(row.map(|row| (stream, row)));
         Ok(())
     }
 

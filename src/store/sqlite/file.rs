@@ -9,7 +9,7 @@ use crate::fork::Whole;
 use crate::random::random_u64;
 use crate::store::{StoreError, StreamKey};
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, params};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,14 +22,14 @@ pub(super) struct DatabaseFile {
     pub(super) streams: HashMap<StreamKey, i64>,
     /// Streams that the transaction under way has opened.
     pub(super) opened: Vec<StreamKey>,
-    /// Rows of streams that the transaction under way has deleted.
-    pub(super) forgotten: Vec<i64>,
+    /// Streams that the transaction under way has deleted, and their rows.
+    pub(super) forgotten: Vec<(StreamKey, i64)>,
     /// By row: publications up to this offset are to go.
     pub(super) trims: HashMap<i64, u64>,
     /// The same of streams whose opening is still to be saved.
     pub(super) early_trims: HashMap<StreamKey, u64>,
     /// Streams whose publications are to go.
-    pub(super) orphans: Vec<i64>,
+    pub(super) orphans: BTreeSet<i64>,
     /// Idempotency keys that there are.
     pub(super) key_counts: KeyCounts,
     /// Idempotency keys that are kept of one kind.
@@ -105,7 +105,7 @@ impl DatabaseFile {
             forgotten: Vec::new(),
             trims: HashMap::new(),
             early_trims: HashMap::new(),
-            orphans: Vec::new(),
+            orphans: BTreeSet::new(),
             key_counts: KeyCounts::default(),
             max_keys: limits.keys,
             key_ttl: limits.key_ttl,

@@ -157,6 +157,10 @@ impl Store for SqliteStore {
         is_open
     }
 
+    fn is_busy(&self) -> bool {
+        self.queue.is_half_full()
+    }
+
     fn health(&self) -> Health {
         let (queued_changes, queued_bytes) = self.queue.size();
         let gauges = &self.gauges;

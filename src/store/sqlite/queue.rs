@@ -203,6 +203,10 @@ impl Queue {
         drop(spare);
     }
 
+    pub fn is_half_full(&self) -> bool {
+        self.state.lock().weight > self.limit / 2
+    }
+
     /// Changes that wait, and their bytes.
     pub fn size(&self) -> (usize, usize) {
         let state = self.state.lock();

@@ -224,6 +224,8 @@ impl Writer {
 
     /// The file has no room for this message alone: it waits, unless somebody waits for it, who is told.
     fn pass_over(&mut self, at: &mut Place, problem: &str) {
+        // before anybody is told
+        self.degrade(problem);
         let error = self.error(problem);
         let Some(batch) = self.backlog.get_mut(at.batch) else {
             return;
