@@ -152,7 +152,7 @@ impl Shard {
         self.pushes += subscribers.len();
         if self.would_overfill(subscribers.len().saturating_mul(bytes)) {
             let subscribers = subscribers.to_vec();
-            self.fan_out_in_little_room(&subscribers, chunk);
+            self.fan_out_in_little_room(&subscribers, channel, chunk);
             return;
         }
         let mut over = Vec::new();
@@ -179,14 +179,23 @@ impl Shard {
         }
     }
 
-    /// A fan-out for which `max_queued_bytes` has no room unless the sockets take it at once: each subscriber is written
-    /// before the next one gets its share.
-    fn fan_out_in_little_room(&mut self, subscribers: &[Slot], chunk: &Chunk) {
+    /// A fan-out for which `max_queued_bytes` has no room unless sockets take it at once: from the bound on, each
+    /// subscriber is written before the next one gets its share.
+    fn fan_out_in_little_room(
+        &mut self,
+        subscribers: &[Slot],
+        channel: &Arc<Channel>,
+        chunk: &Chunk,
+    ) {
         for &slot in subscribers {
+            let is_over = self.would_overfill(chunk.bytes.len());
             self.queue(slot, chunk.clone());
-            self.flush(slot);
+            if is_over {
+                self.flush(slot);
+                self.make_room();
+            }
             self.check_slow(slot);
-            self.make_room();
+            self.check_behind(slot, channel);
         }
     }
 

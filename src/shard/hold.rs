@@ -2,8 +2,8 @@
 //!
 //! A publisher waits for the subscribers of its channel as long as one of them is *behind*: more than half of
 //! `max_pending_bytes` waits for that subscriber although its socket was tried. A subscriber counts as behind for at
-//! most `publisher_hold` and then not again before its queue was below the mark, so that one which reads nothing does
-//! not stop the channel; `max_pending_bytes` and the slow-consumer policy deal with it.
+//! most `publisher_hold`, again only if it took half of `max_pending_bytes` meanwhile, and then not before its queue was
+//! below the mark, so that one which reads nothing does not stop the channel; `max_pending_bytes` and the slow-consumer policy deal with it.
 
 use super::Shard;
 use super::socket::Connection;
@@ -23,8 +23,13 @@ pub(super) enum Hold {
     Events,
     /// The inbox of a shard is full.
     Inbox,
-    /// The frames that the connection published are still being written to many subscribers.
-    FanOut(Arc<Channel>),
+    /// The frames that the connection published are still being written to many subscribers, or `max_queued_bytes` has no
+    /// room for as many bytes again. The latter is waited for until the deadline.
+    FanOut {
+        channel: Arc<Channel>,
+        bytes: usize,
+        deadline: Instant,
+    },
     /// A subscriber of this channel is behind.
     Subscribers(Arc<Channel>),
 }
@@ -36,6 +41,8 @@ pub(super) struct Stall {
     channels: Vec<BehindWith>,
     /// When publishers go on; `None` before the socket was tried.
     until: Option<Instant>,
+    /// Bytes that the socket took since publishers wait.
+    taken: usize,
 }
 
 /// What the shard knows of subscribers that are behind.
@@ -70,7 +77,7 @@ impl Shard {
 
     /// To be called when the socket of a connection that is behind was tried: the connection has caught up, or the time
     /// for which publishers wait for it begins.
-    pub(super) fn look_at_stall(&mut self, slot: Slot) {
+    pub(super) fn look_at_stall(&mut self, slot: Slot, written: usize) {
         let mark = self.mark();
         let Some(connection) = self.connections.get_mut(slot as usize) else {
             return;
@@ -78,12 +85,14 @@ impl Shard {
         let Some(stall) = &mut connection.stall else {
             return;
         };
+        stall.taken += written;
         if connection.outbound.weight() <= mark {
             connection.stall = None;
             self.stalls.has_ended = true;
         } else if stall.until.is_none() {
             let until = Instant::now() + self.config.publisher_hold;
             stall.until = Some(until);
+            stall.taken = 0;
             self.stalls
                 .due
                 .push_back((until, slot, connection.generation));
@@ -91,7 +100,10 @@ impl Shard {
     }
 
     /// Lets publishers go on whose subscribers were behind for long enough.
+    ///
+    /// A subscriber that took as much as the mark meanwhile is reading, and is waited for again.
     pub(super) fn end_stalls(&mut self, context: &mut Context<'_>) {
+        let mark = self.mark();
         while let Some(&(until, slot, generation)) = self.stalls.due.front() {
             let is_over = Instant::now() >= until;
             let connection = self.connections.get_mut(slot as usize);
@@ -100,6 +112,11 @@ impl Shard {
                 .and_then(|connection| connection.stall.as_mut())
                 .filter(|stall| stall.until == Some(until));
             match stall {
+                Some(stall) if is_over && stall.taken >= mark => {
+                    let again = Instant::now() + self.config.publisher_hold;
+                    (stall.until, stall.taken) = (Some(again), 0);
+                    self.stalls.due.push_back((again, slot, generation));
+                }
                 Some(stall) if is_over => {
                     stall.channels.clear();
                     self.stalls.has_ended = true;
@@ -137,7 +154,7 @@ impl Shard {
         match hold {
             Hold::Inbox => self.node.counters.inbox_pauses.add(1),
             Hold::Subscribers(_) => self.node.counters.publisher_pauses.add(1),
-            Hold::Events | Hold::FanOut(_) => {}
+            Hold::Events | Hold::FanOut { .. } => {}
         }
         self.held.push((slot, hold));
     }
@@ -152,14 +169,27 @@ impl Shard {
         let backlog = self.has_backlog() || self.node.has_backlog();
         let mut held = std::mem::take(&mut self.held);
         held.retain_mut(|(slot, hold)| {
-            // the queues tell who is behind once the backlog is written
-            if !backlog && let Hold::FanOut(channel) = hold {
-                *hold = Hold::Subscribers(Arc::clone(channel));
+            if !backlog
+                && let Hold::FanOut {
+                    channel,
+                    bytes,
+                    deadline,
+                } = hold
+            {
+                let now = Instant::now();
+                if self.would_overfill(*bytes) && self.node.is_full(channel) {
+                    // the time begins when no subscriber is behind
+                    *deadline = now + self.config.publisher_hold;
+                }
+                if !self.would_overfill(*bytes) || now >= *deadline {
+                    // the queues tell who is behind once the backlog is written
+                    *hold = Hold::Subscribers(Arc::clone(channel));
+                }
             }
             let is_held = match hold {
                 Hold::Events => events,
                 Hold::Inbox => inbox,
-                Hold::FanOut(_) => true,
+                Hold::FanOut { .. } => true,
                 Hold::Subscribers(channel) => self.node.is_full(channel),
             };
             if !is_held

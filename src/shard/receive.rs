@@ -17,6 +17,7 @@ use crate::priority::Priority;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, ReadBuf};
 
 /// Reads of one connection in a turn, so that one that sends without pause leaves room for others.
@@ -43,6 +44,8 @@ struct Charge {
     /// Nanoseconds, about.
     work: usize,
     published_bytes: usize,
+    /// Bytes that this puts into the queues of subscribers.
+    queued_bytes: usize,
     /// The work of writing what was published.
     fan_out_work: usize,
     /// The channel published on last.
@@ -66,9 +69,20 @@ impl Charge {
             self.run_work = fan_out.recipients * PUSH_WORK;
         }
         self.published_bytes += bytes;
+        self.queued_bytes += fan_out.recipients * bytes;
         self.fan_out_work += fan_out_work(fan_out.recipients, bytes);
         self.is_run = fan_out.can_be_joined;
         self.channel = Some(fan_out.channel);
+    }
+
+    /// A large fan-out is written before its publisher publishes more.
+    fn hold(self, publisher_hold: Duration) -> Option<Hold> {
+        let channel = self.channel.filter(|_| self.fan_out_work > SLICE_WORK)?;
+        Some(Hold::FanOut {
+            channel,
+            bytes: self.queued_bytes,
+            deadline: Instant::now() + publisher_hold,
+        })
     }
 
     /// A run is charged when it ends: more frames add little to it, and go out at the price of one.
@@ -392,14 +406,7 @@ impl Shard {
                 connection.unfinished.complete();
             }
         }
-        // what it has published is written before it publishes more
-        let is_large = charge.fan_out_work > SLICE_WORK;
-        let wait = wait.or_else(|| {
-            is_large
-                .then_some(charge.channel)
-                .flatten()
-                .map(Hold::FanOut)
-        });
+        let wait = wait.or_else(|| charge.hold(self.config.publisher_hold));
         if let Some(hold) = wait {
             self.hold_back(slot, hold);
         }

@@ -185,7 +185,8 @@ impl Shard {
         self.queued_bytes -= bytes - connection.outbound.bytes();
         connection.report_waiting();
         if connection.stall.is_some() {
-            self.look_at_stall(slot);
+            let written = bytes - connection.outbound.bytes();
+            self.look_at_stall(slot, written);
         }
         let Some(connection) = self.connections.get_mut(slot as usize) else {
             return;
