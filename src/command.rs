@@ -1,6 +1,7 @@
 //! Commands, as clients write them (`docs/protocol.md`).
 
 use crate::error::{ErrorCode, Refusal};
+use crate::json_limits::{JsonLimits, check_limits};
 use crate::protocol::{
     self, EMERGENCY_CHANNEL, Reference, SYSTEM_CHANNEL, check_channel_name, check_client_event,
     parse_message_id,
@@ -79,13 +80,13 @@ impl<'a> Request<'a> {
     pub fn parse(
         text: &'a str,
         default_channel: &'a str,
-        max_depth: usize,
+        limits: JsonLimits,
     ) -> Result<Self, Rejected<'a>> {
         let unreadable = |refusal| Rejected {
             refusal,
             reference: None,
         };
-        if let Err(refusal) = check_depth(text, max_depth) {
+        if let Err(refusal) = check_limits(text, limits) {
             let fields = Fields::read(text).ok();
             let reference = fields.and_then(|fields| read_reference(fields.reference?).ok());
             return Err(Rejected { refusal, reference });
@@ -312,41 +313,6 @@ fn shown(text: &str) -> Cow<'_, str> {
         .find(|end| text.is_char_boundary(*end))
         .unwrap_or(0);
     Cow::Owned(format!("{}…", &text[..end]))
-}
-
-/// Brackets are counted in the text, because what is passed on unread is skipped without recursion or limit.
-fn check_depth(text: &str, max_depth: usize) -> Result<(), Refusal> {
-    // a text too short to nest so deep needs no scan
-    if text.len() < 2 * max_depth {
-        return Ok(());
-    }
-    let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
-    for byte in text.bytes() {
-        if in_string {
-            match byte {
-                _ if escaped => escaped = false,
-                b'\\' => escaped = true,
-                b'"' => in_string = false,
-                _ => {}
-            }
-            continue;
-        }
-        match byte {
-            b'"' => in_string = true,
-            b'[' | b'{' => {
-                depth += 1;
-                if depth > max_depth {
-                    return Err(Refusal::new(
-                        ErrorCode::TooDeep,
-                        format!("a message may nest {max_depth} deep, not more"),
-                    ));
-                }
-            }
-            b']' | b'}' => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-    }
-    Ok(())
 }
 
 fn not_json(error: &serde_json::Error) -> Refusal {

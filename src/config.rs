@@ -151,6 +151,7 @@ pub struct Config {
     pub send_buffer_bytes: usize,
     pub receive_buffer_bytes: usize,
     pub max_depth: usize,
+    pub max_digits: usize,
     pub max_header_size: usize,
     pub handshake_timeout: Duration,
     pub max_channels_per_client: usize,
@@ -217,6 +218,7 @@ impl Default for Config {
             send_buffer_bytes: 128 << 10,
             receive_buffer_bytes: 64 << 10,
             max_depth: 128,
+            max_digits: 100,
             max_header_size: 16 << 10,
             handshake_timeout: Duration::from_secs(10),
             max_channels_per_client: 128,
@@ -467,7 +469,8 @@ settings! {
     min_message_rate: integer(1, GIB), GIVEN, "bytes a second at which a message has to arrive";
     send_buffer_bytes: integer(0, GIB), GIVEN, "bytes that the system may hold for one client to send, of which it takes up to double; 0 leaves the size to the system, which may take megabytes";
     receive_buffer_bytes: integer(0, GIB), GIVEN, "bytes that the system may hold of one client unread, of which it takes up to double; 0 leaves the size to the system";
-    max_depth: integer(1, 10_000), GIVEN, "nesting of arrays and objects in a client's message";
+    max_depth: integer(1, 500), GIVEN, "nesting of arrays and objects in a client's message; Python's JSON parser reads no more than about 1000";
+    max_digits: integer(16, 640), GIVEN, "digits of a number in a client's message";
     max_header_size: integer(256, 1 << 20), GIVEN, "bytes of an HTTP request head";
     max_handshakes: integer(1, 10_000_000), GIVEN, "connections whose request head has not arrived yet, besides max_connections; beyond it the oldest are closed";
     handshake_timeout: seconds(0.05, 3600.0), GIVEN, "seconds for an HTTP request head to arrive";

@@ -22,11 +22,13 @@ pub enum ErrorCode {
     BadLimit = 112,
     UnknownMessage = 113,
     NotSaved = 114,
+    /// A number that the JSON parsers of subscribers cannot hold.
+    Unreadable = 115,
 }
 
 impl ErrorCode {
     /// Every code, in the order of the documented table.
-    pub const ALL: [ErrorCode; 13] = [
+    pub const ALL: [ErrorCode; 14] = [
         ErrorCode::NotJson,
         ErrorCode::NotAnObject,
         ErrorCode::BadField,
@@ -40,6 +42,7 @@ impl ErrorCode {
         ErrorCode::BadLimit,
         ErrorCode::UnknownMessage,
         ErrorCode::NotSaved,
+        ErrorCode::Unreadable,
     ];
 
     pub fn number(self) -> u16 {

@@ -20,6 +20,7 @@ pub mod hub;
 pub mod idempotency;
 pub mod inbox;
 pub mod interest;
+pub mod json_limits;
 pub mod log_throttle;
 pub mod mailbox;
 pub mod node;

@@ -69,6 +69,10 @@ def too_deep(depth: int) -> str:
     return '{"action":"broadcast","event":"deep","data":' + "[" * depth + "]" * depth + "}"
 
 
+def with_data(data: str) -> str:
+    return f'{{"action":"broadcast","event":"number","data":{data}}}'
+
+
 REFUSED: list[tuple[str, int, str]] = [
     ("", 101, "JSON"),
     ("hello", 101, "JSON"),
@@ -103,6 +107,12 @@ REFUSED: list[tuple[str, int, str]] = [
     ('{"action":"broadcast","event":"\\ud800"}', 103, "event"),
     (too_deep(128), 106, "128"),
     (too_deep(100_000), 106, "128"),
+    (with_data("7" * 4301), 115, "4301 digits"),
+    (with_data("-" + "7" * 101), 115, "max_digits"),
+    (with_data("[0." + "7" * 100 + "]"), 115, "max_digits"),
+    (with_data('{"price":1e999}'), 115, "double"),
+    (with_data("-1e309"), 115, "double"),
+    ('{"action":"chat","number":' + "7" * 101 + "}", 115, "max_digits"),
     ('{"action":"join_channel","channel":""}', 107, "channel"),
     ('{"action":"join_channel","channel":"' + "x" * 256 + '"}', 107, "255"),
     ('{"action":"join_channel","channel":"' + "é" * 128 + '"}', 107, "255"),

@@ -20,6 +20,7 @@ def test_defaults() -> None:
         "max_message_size": 1 << 20,
         "notice_limit": 200,
         "max_depth": 128,
+        "max_digits": 100,
     }
     assert {name: tantor.setting(name) for name in expected} == expected
     assert 1 <= tantor.setting("shards") <= 4
@@ -76,6 +77,9 @@ BAD_SETTINGS: list[tuple[str, Any]] = [
     ("max_message_size", 0),
     ("max_message_size", 1.5),
     ("max_depth", 0),
+    ("max_depth", 501),
+    ("max_digits", 15),
+    ("max_digits", 641),
     ("max_header_size", -5),
     ("handshake_timeout", 0),
     ("max_channels_per_client", 0),

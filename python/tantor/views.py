@@ -14,6 +14,7 @@ from typing import Any, Generic, Self, TypeVar
 
 from tantor import _tantor
 from tantor.errors import DataError
+from tantor.json_messages import UnreadableMessage, read_message
 
 _LOGGER = logging.getLogger("tantor.connections")
 
@@ -66,8 +67,25 @@ class History:
 
     @classmethod
     def from_wire(cls, epoch: str, offset: int, publications: list[bytes]) -> "History":
-        """From the publications' JSON."""
-        return cls(epoch, offset, [json.loads(publication) for publication in publications])
+        """From the publications' JSON. A publication that cannot be read is left out and logged."""
+        return cls(epoch, offset, list(_readable(publications)))
+
+
+def _readable(publications: list[bytes]) -> Iterator[dict[str, Any]]:
+    for text in publications:
+        try:
+            publication = read_message(text)
+        except (ValueError, RecursionError) as error:
+            logging.getLogger("tantor").warning("a publication cannot be read (%r): %.80r", error, text)
+            continue
+        if isinstance(publication, UnreadableMessage):
+            logging.getLogger("tantor").warning(
+                "the publication %s of channel %r cannot be read: an integer has more digits than Python reads",
+                publication.get("offset"),
+                publication.get("channel"),
+            )
+            continue
+        yield publication
 
 
 class ReadOnlyList(list[str]):

@@ -9,6 +9,7 @@ use super::{Node, PublishOptions, Published, encode};
 use crate::command::{Command, Request};
 use crate::error::{ErrorCode, Refusal};
 use crate::events::Detail;
+use crate::json_limits::JsonLimits;
 use crate::priority::SlowConsumer;
 use crate::protocol::{self, Reference};
 use crate::store::{Committed, StoreError};
@@ -64,7 +65,11 @@ impl Node {
         if !client.hear(place, |state| self.save_client(client, state)) {
             return Work::default();
         }
-        let request = Request::parse(text, &self.config.default_channel, self.config.max_depth);
+        let limits = JsonLimits {
+            max_depth: self.config.max_depth,
+            max_digits: self.config.max_digits,
+        };
+        let request = Request::parse(text, &self.config.default_channel, limits);
         match request {
             Ok(request) => {
                 let asker = Asker {

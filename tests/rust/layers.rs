@@ -25,6 +25,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("hub", 1),
     ("inbox", 1),
     ("interest", 1),
+    ("json_limits", 1),
     ("log_throttle", 1),
     ("outbound", 1),
     ("receipt", 1),

@@ -2,12 +2,18 @@
 
 use _tantor::command::{Command, Recover, Request};
 use _tantor::error::{Disconnect, ErrorCode};
+use _tantor::json_limits::JsonLimits;
 use _tantor::protocol::{self, Body, OwnFields, Publication, Reference, Stamp};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+const LIMITS: JsonLimits = JsonLimits {
+    max_depth: 8,
+    max_digits: 20,
+};
+
 fn parse(text: &str) -> Result<Command<'_>, ErrorCode> {
-    Request::parse(text, "jungle", 8)
+    Request::parse(text, "jungle", LIMITS)
         .map(|request| request.command)
         .map_err(|rejected| rejected.refusal.code)
 }
@@ -95,6 +101,11 @@ fn what_is_wrong_gets_its_code() {
             ErrorCode::ReservedChannel,
         ),
         (r#"{"a":[[[[[[[[]]]]]]]]}"#, ErrorCode::TooDeep),
+        (r#"{"a":123456789012345678901}"#, ErrorCode::Unreadable),
+        (
+            r#"{"action":"broadcast","data":[-1e999]}"#,
+            ErrorCode::Unreadable,
+        ),
     ] {
         assert_eq!(parse(text), Err(code), "{text}");
     }
@@ -106,7 +117,7 @@ fn what_is_wrong_gets_its_code() {
 
 #[test]
 fn a_reference_goes_with_the_command_and_with_its_refusal() {
-    let request = |text| Request::parse(text, "jungle", 8);
+    let request = |text| Request::parse(text, "jungle", LIMITS);
     let join = request(
         r#"{"action":"join_channel","channel":"a","ref":"x","recover":{"epoch":"e","offset":7}}"#,
     )
@@ -176,7 +187,7 @@ fn a_reference_goes_with_the_command_and_with_its_refusal() {
 #[test]
 fn a_field_of_the_wrong_type_is_named() {
     let rejected =
-        Request::parse(r#"{"action":"broadcast","event":[1]}"#, "jungle", 8).unwrap_err();
+        Request::parse(r#"{"action":"broadcast","event":[1]}"#, "jungle", LIMITS).unwrap_err();
     assert_eq!(
         rejected.refusal.message,
         "event must be a string, not an array"

@@ -357,7 +357,12 @@ class Client:
             if not self._is_closing:
                 self._check_final(closed)
         except NotTantorError as problem:
-            raise DisconnectedError(f"{self._target} does not speak as a Tantor does: {problem}") from None
+            description = f"{self._target} does not speak as a Tantor does: {problem}"
+            if not self._welcomed.is_set():
+                raise DisconnectedError(description) from None
+            # a proxy may answer in the server's place for a while
+            self._problem = problem
+            logger.warning("%s; the client connects again", description)
         finally:
             self._connection = None
             self._stop_watching()

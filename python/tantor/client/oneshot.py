@@ -24,6 +24,7 @@ from tantor.client.reconnect import is_final
 from tantor.client.session import encode_command
 from tantor.client.settings import ClientSettings
 from tantor.client.stream import Message
+from tantor.json_messages import read_message
 
 _Uncertain = TypeVar("_Uncertain", bound=UncertainError)
 
@@ -120,8 +121,11 @@ class _Attempt:
 
     async def _await_answer(self, connection: ClientConnection) -> Message:
         while True:
-            message = json.loads(await connection.recv())
             # the messages of the channels that every client is on come too
+            try:
+                message = read_message(await connection.recv())
+            except (ValueError, RecursionError):
+                continue
             if isinstance(message, dict) and message.get("ref") == self._ref:
                 return message
 

@@ -6,6 +6,7 @@
 
 import json
 import logging
+import re
 import secrets
 from collections import deque
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from tantor.client.recent import Recent
 from tantor.client.settings import ClientSettings
 from tantor.client.stream import Gap, Message, Question, Stream, offset_of
 from tantor.errors import DataError
+from tantor.json_messages import UnreadableMessage, read_message
 
 logger = logging.getLogger("tantor.client")
 
@@ -126,11 +128,17 @@ class Session:
         return {"ack": "1"} | ({"resume": self._token} if self._token else {})
 
     def receive(self, text: str) -> None:
-        """A text frame has come. Errors: `NotTantorError`."""
+        """A text frame has come. Errors: `NotTantorError`.
+
+        Once the connection is welcomed, a frame that cannot be read is told as a `Gap`, and the next frame is read.
+        """
         try:
-            message = json.loads(text)
+            message = read_message(text)
         except (ValueError, RecursionError) as error:
-            raise NotTantorError(f"a frame was no JSON: {error}") from None
+            if not self.is_welcome:
+                raise NotTantorError(f"a frame was no JSON: {error}") from None
+            self._pass_over(text, error)
+            return
         if not isinstance(message, dict):
             raise NotTantorError(f"a frame was no JSON object: {text[:80]!r}")
         try:
@@ -254,14 +262,25 @@ class Session:
     # For streams
 
     def show(self, message: Message) -> None:
-        """Give a message to the application, but for one to this client alone that it has had."""
+        """Give a message to the application, but for one to this client alone that it has had.
+
+        Of a message that cannot be read, the application is told by a `Gap`.
+        """
         message_id = message.get("id")
+        is_unreadable = isinstance(message, UnreadableMessage)
         if message.get("ack") is True and isinstance(message_id, str):
             if not self._mail.add(message_id, 0.0):
                 if message_id not in self._untaken:
                     self._acks[message_id] = None
                 return
-            self._untaken.add(message_id)
+            if is_unreadable:
+                # a repeat could not be read either
+                self._acks[message_id] = None
+            else:
+                self._untaken.add(message_id)
+        if is_unreadable:
+            self._tell_unreadable(message)
+            return
         self.messages.append(message)
         self._was_full = self._was_full or not self.has_room
 
@@ -276,6 +295,24 @@ class Session:
         command = self._encode(action, {"channel": stream.channel, **fields})
         self._questions[command.ref] = (stream, question)
         self._outgoing.append(command)
+
+    def _tell_unreadable(self, message: Message) -> None:
+        channel, offset = message.get("channel"), offset_of(message)
+        logger.warning("a message on %r cannot be read: an integer has more digits than Python reads", channel)
+        if not _is_published(message) or not isinstance(channel, str):
+            self.tell(Gap(None, None, None, None, 1, "unreadable"))
+            return
+        position = self.position(channel)
+        epoch = position[0] if position is not None else None
+        self.tell(Gap(channel, epoch, offset, offset, 1, "unreadable"))
+
+    def _pass_over(self, text: str, error: Exception) -> None:
+        """Tell of a frame that is not JSON, or that nests too deep. What waits for its answer is refused."""
+        logger.warning("a frame cannot be read (%r): %.80s", error, text)
+        self.tell(Gap(None, None, None, None, 1, "unreadable"))
+        if found := re.search(rf'"ref":\s*"({self._prefix}\d+)"', text):
+            problem = "the answer cannot be read"
+            self._answered(found[1], {"event": "error", "ref": found[1], "code": 0, "message": problem})
 
     def _dispatch(self, message: Message) -> None:
         if not self.is_welcome:
@@ -381,8 +418,15 @@ class Session:
             self._left.discard(str(command.channel))
         if is_refused:
             self.events.append(Failed(ref, _command_error(message)))
-        else:
-            self.events.append(Answered(ref, message))
+            return
+        publications = message.get("publications", [])
+        for publication in publications:
+            if isinstance(publication, UnreadableMessage):
+                self._tell_unreadable(publication)
+        if publications:
+            kept = [publication for publication in publications if not isinstance(publication, UnreadableMessage)]
+            message["publications"] = kept
+        self.events.append(Answered(ref, message))
 
     def _settle_joiners(self, stream: Stream, reply: Message) -> None:
         if stream.position is None or not stream.is_wanted:

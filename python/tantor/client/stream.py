@@ -28,8 +28,9 @@ class Gap:
     reason: str
     """`epoch`, `offset_ahead`: the channel's stream began anew or lost its end; `expired`: they are kept no longer;
     `drop_oldest`, `latest`: the channel's policy for slow consumers dropped them; `overflow`: too many came at once
-    of a channel that keeps none; `refused`, `unsubscribed`: the channel could not be joined again; `new_client`,
-    `mailbox`: of this client's own messages. Others as the server gives them."""
+    of a channel that keeps none; `refused`, `unsubscribed`: the channel could not be joined again; `unreadable`:
+    Python's JSON parser cannot read the message; `new_client`, `mailbox`: of this client's own messages. Others as the
+    server gives them."""
 
 
 class Question(enum.Enum):
