@@ -77,7 +77,10 @@ pub enum Told {
 pub struct EventQueue {
     sender: flume::Sender<Told>,
     receiver: flume::Receiver<Told>,
+    /// Of what waits, and of the batch that was taken last.
     bytes: AtomicUsize,
+    /// Of the batch that was taken last.
+    taken_bytes: AtomicUsize,
     max_bytes: usize,
     wanted: ArcSwap<HashSet<Arc<str>>>,
     log_level: AtomicU8,
@@ -91,6 +94,9 @@ pub struct EventQueue {
 /// What an event takes besides its payload, roughly.
 const EVENT_OVERHEAD: usize = 160;
 
+/// Bytes after which a batch is full: as Python objects, events take many times the bytes of their JSON.
+const BATCH_BYTES: usize = 1 << 20;
+
 /// How far over its bound the queue goes for events that cannot be held back.
 const OVERFLOW_FACTOR: usize = 4;
 
@@ -101,6 +107,7 @@ impl EventQueue {
             sender,
             receiver,
             bytes: AtomicUsize::new(0),
+            taken_bytes: AtomicUsize::new(0),
             max_bytes,
             wanted: ArcSwap::default(),
             log_level: AtomicU8::new(LogLevel::Info as u8),
@@ -189,6 +196,12 @@ impl EventQueue {
         self.bytes.load(Ordering::Acquire) > self.max_bytes
     }
 
+    /// Stops counting the batch that was taken last: its events were handled.
+    pub fn settle(&self) {
+        let handled = self.taken_bytes.swap(0, Ordering::AcqRel);
+        self.bytes.fetch_sub(handled, Ordering::AcqRel);
+    }
+
     /// True once there is room again after somebody held back.
     pub fn take_held_back(&self) -> bool {
         self.bytes.load(Ordering::Acquire) <= self.max_bytes / 2
@@ -206,20 +219,23 @@ impl EventQueue {
         }
     }
 
-    /// Blocks for the next, then takes up to `most` of what is there into `batch`.
+    /// Blocks for the next event, then takes up to `most` events, or a mebibyte of them, into `batch`. The bytes of the
+    /// batch count until `settle`.
     pub fn take(&self, most: usize, batch: &mut Vec<Told>) {
         let Ok(first) = self.receiver.recv() else {
             return;
         };
+        let mut bytes = first.weight();
         batch.push(first);
-        while batch.len() < most && !matches!(batch.last(), Some(Told::End)) {
+        while batch.len() < most && bytes < BATCH_BYTES && !matches!(batch.last(), Some(Told::End))
+        {
             let Ok(next) = self.receiver.try_recv() else {
                 break;
             };
+            bytes += next.weight();
             batch.push(next);
         }
-        let bytes: usize = batch.iter().map(weight).sum();
-        self.bytes.fetch_sub(bytes, Ordering::AcqRel);
+        self.taken_bytes.fetch_add(bytes, Ordering::AcqRel);
     }
 
     /// Events that wait.
@@ -231,6 +247,7 @@ impl EventQueue {
         self.receiver.is_empty()
     }
 
+    /// Bytes of the events that wait, and of those that are being handled.
     pub fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)
     }
@@ -254,7 +271,7 @@ impl EventQueue {
         if !self.open.load(Ordering::Relaxed) {
             return;
         }
-        let weight = weight(&told);
+        let weight = told.weight();
         if self.bytes.load(Ordering::Relaxed) > self.max_bytes.saturating_mul(OVERFLOW_FACTOR) {
             self.dropped.fetch_add(1, Ordering::Relaxed);
             return;
@@ -264,18 +281,23 @@ impl EventQueue {
     }
 }
 
-fn weight(told: &Told) -> usize {
-    match told {
-        Told::Event(event) => {
-            EVENT_OVERHEAD
-                + match &event.detail {
-                    Detail::Data(bytes) | Detail::Frame(bytes) => bytes.len(),
-                    Detail::Message(text) | Detail::Emergency { message: text, .. } => text.len(),
-                    Detail::None | Detail::TotalUsers(_) | Detail::Disconnect { .. } => 0,
-                }
+impl Told {
+    /// Bytes that this takes of the queue's bound.
+    pub fn weight(&self) -> usize {
+        match self {
+            Told::Event(event) => {
+                EVENT_OVERHEAD
+                    + match &event.detail {
+                        Detail::Data(bytes) | Detail::Frame(bytes) => bytes.len(),
+                        Detail::Message(text) | Detail::Emergency { message: text, .. } => {
+                            text.len()
+                        }
+                        Detail::None | Detail::TotalUsers(_) | Detail::Disconnect { .. } => 0,
+                    }
+            }
+            Told::Log(record) => EVENT_OVERHEAD + record.message.len(),
+            Told::End => 0,
         }
-        Told::Log(record) => EVENT_OVERHEAD + record.message.len(),
-        Told::End => 0,
     }
 }
 
@@ -321,8 +343,23 @@ mod tests {
         let mut batch = Vec::new();
         queue.take(100, &mut batch);
         assert_eq!(batch.len(), taken);
+        // what is being handled counts
+        assert!(!queue.take_held_back() && queue.bytes() > 1000);
+        queue.settle();
         assert!(queue.take_held_back() && !queue.take_held_back());
         assert_eq!((queue.pauses(), queue.bytes()), (1, 0));
+    }
+
+    #[test]
+    fn a_batch_is_bounded_by_bytes_too() {
+        let queue = EventQueue::new(64 << 20);
+        queue.open();
+        for _ in 0..5 {
+            queue.event(event(BATCH_BYTES / 2));
+        }
+        let mut batch = Vec::new();
+        queue.take(1000, &mut batch);
+        assert_eq!((batch.len(), queue.len()), (2, 3));
     }
 
     #[test]

@@ -240,8 +240,9 @@ class Messenger:
     def set_log_level(self, level: int) -> None:
         """Make no log records below this level of `logging`."""
 
-    def next_events(self, most: int) -> list[tuple[str, dict[str, Any]]] | None:
+    def next_events(self, most: int) -> list[tuple[str, dict[str, Any], int]] | None:
         """Wait (without the interpreter lock) for events; None once the server has ended and all are taken.
 
-        A log record comes as `("", {"logger", "level", "message"})` with the level of `logging`.
+        Each is `(name, fields, bytes that it took of event_queue_bytes)`; those of the call before count as handled.
+        A log record is `("", {"logger", "level", "message"}, bytes)` with the level of `logging`.
         """

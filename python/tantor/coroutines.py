@@ -14,7 +14,8 @@ Handler = Callable[[dict[str, Any]], Any]
 
 _LOGGER = logging.getLogger("tantor.events")
 
-# handlers that wait for the loop; beyond it no further events are taken, and clients are held back in turn
+# coroutines under way; beyond it, or beyond `event_queue_bytes` of their events, no further events are taken, and
+# clients are held back in turn
 _MAX_WAITING = 16384
 
 
@@ -38,7 +39,7 @@ def log_failure(event: str, handler: Handler) -> None:
         traceback.print_exc()
 
 
-_Job = tuple[str, Handler, Awaitable[Any]]
+_Job = tuple[str, Handler, Awaitable[Any], int]
 
 
 class CoroutineRunner:
@@ -48,29 +49,35 @@ class CoroutineRunner:
     `finish` are for one thread.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop | None) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop | None, max_bytes: int) -> None:
         self._loop = loop
+        self._max_bytes = max_bytes
         self._own_loop: asyncio.AbstractEventLoop | None = None
         self._is_inline = False
         self._batch: list[tuple[str | None, _Job]] = []
         self._waiting: dict[str | None, deque[_Job]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        # coroutines, and the bytes of their events
         self._submitted = 0
+        self._submitted_bytes = 0
         self._done = 0
+        self._done_bytes = 0
         self._room = native("_thread", "allocate_lock")()
 
-    def add(self, name: str, handler: Handler, client_id: str | None, awaitable: Awaitable[Any]) -> None:
-        """Note what a handler of an event returned, for the next `submit`."""
-        self._batch.append((client_id, (name, handler, awaitable)))
+    def add(self, name: str, handler: Handler, client_id: str | None, awaitable: Awaitable[Any], size: int) -> None:
+        """Note what a handler of an event of `size` bytes returned, for the next `submit`."""
+        self._batch.append((client_id, (name, handler, awaitable, size)))
 
     def submit(self) -> None:
         """Hand what was added to the loop, in one call; waits while too much is under way."""
         if not self._batch:
             return
         batch, self._batch = self._batch, []
+        size = sum(job[-1] for _, job in batch)
         for _ in range(2):
             loop = self._target()
             self._submitted += len(batch)
+            self._submitted_bytes += size
             if self._is_inline:
                 loop.run_until_complete(self._run_all(batch))
                 return
@@ -79,7 +86,8 @@ class CoroutineRunner:
                 break
             except RuntimeError:  # it was closed in between, and another one is chosen
                 self._done += len(batch)
-        while self._submitted - self._done > _MAX_WAITING and loop.is_running():
+                self._done_bytes += size
+        while self._is_full() and loop.is_running():
             # released by each coroutine that ends; the timeout is for a loop that ended without one
             self._room.acquire(timeout=0.1)
 
@@ -95,13 +103,17 @@ class CoroutineRunner:
         else:
             self._own_loop.call_soon_threadsafe(self._own_loop.stop)
 
+    def _is_full(self) -> bool:
+        is_over = self._submitted_bytes - self._done_bytes > self._max_bytes
+        return is_over or self._submitted - self._done > _MAX_WAITING
+
     def _target(self) -> asyncio.AbstractEventLoop:
         if self._loop is not None and not self._loop.is_closed():
             return self._loop
         if self._own_loop is None or self._own_loop.is_closed():
             # what waited on a loop that is gone went with it
             self._waiting = {}
-            self._done = self._submitted
+            self._done, self._done_bytes = self._submitted, self._submitted_bytes
             self._own_loop = self._start_loop()
         return self._own_loop
 
@@ -148,7 +160,7 @@ class CoroutineRunner:
         jobs = waiting[client_id]
         try:
             while jobs:
-                name, handler, awaitable = jobs.popleft()
+                name, handler, awaitable, size = jobs.popleft()
                 try:
                     await awaitable
                 except asyncio.CancelledError:
@@ -160,15 +172,16 @@ class CoroutineRunner:
                 except BaseException:  # SystemExit included: a handler ends no loop
                     log_failure(name, handler)
                 finally:
-                    self._finish_one()
+                    self._finish_one(size)
         finally:
             del waiting[client_id]
-            for _, _, awaitable in jobs:  # the loop is being closed
-                self._finish_one()
+            for _, _, awaitable, size in jobs:  # the loop is being closed
+                self._finish_one(size)
                 if inspect.iscoroutine(awaitable):
                     awaitable.close()
 
-    def _finish_one(self) -> None:
+    def _finish_one(self, size: int) -> None:
         self._done += 1
+        self._done_bytes += size
         if self._room.locked():
             self._room.release()

@@ -72,7 +72,7 @@ class Dispatcher:
         self._handlers = handlers
         self._previous = previous
         self._on_finished = on_finished
-        self._coroutines = CoroutineRunner(loop)
+        self._coroutines = CoroutineRunner(loop, messenger.setting("event_queue_bytes"))
         self._taken = _closed_gate()
         self._finished = _closed_gate()
         native("_thread", "start_new_thread")(self._run, ())
@@ -93,9 +93,9 @@ class Dispatcher:
                 _wait_gate(self._previous._taken, -1)
                 self._previous = None
             while (batch := self._messenger.next_events(_BATCH)) is not None:
-                for name, data in batch:
+                for name, data, size in batch:
                     try:
-                        self._tell(name, data)
+                        self._tell(name, data, size)
                     except BaseException:  # nothing ends the thread that all events go through
                         traceback.print_exc()
                 _contained(self._coroutines.submit)
@@ -105,7 +105,7 @@ class Dispatcher:
             self._on_finished(self)
             self._finished.release()
 
-    def _tell(self, name: str, data: dict[str, Any]) -> None:
+    def _tell(self, name: str, data: dict[str, Any], size: int) -> None:
         if not name:
             logging.getLogger(f"tantor.{data['logger']}").log(data["level"], "%s", data["message"])
             return
@@ -116,7 +116,7 @@ class Dispatcher:
                 result = handler(data if len(handlers) == 1 else data.copy())
                 # `Done` has its result already
                 if result is not None and not isinstance(result, _tantor.Done) and inspect.isawaitable(result):
-                    self._coroutines.add(name, handler, client_id, result)
+                    self._coroutines.add(name, handler, client_id, result, size)
             except BaseException:  # whatever a handler raises, SystemExit included, ends here
                 log_failure(name, handler)
 

@@ -164,6 +164,12 @@ impl Node {
         names
     }
 
+    /// Bytes that wait for shards.
+    pub fn inbox_bytes(&self) -> usize {
+        let doors = self.doors.load();
+        doors.iter().map(|door| door.inbox.bytes()).sum()
+    }
+
     /// Frames and bytes that wait for sockets, those that wait for shards included.
     pub fn queued(&self) -> (usize, usize) {
         self.doors

@@ -1,21 +1,64 @@
 //! Events as the dicts that handlers get.
 
-use crate::events::{Detail, Event, LogRecord, Told};
+use crate::events::{Detail, Event, LogLevel, LogRecord, Told};
+use crate::node::Node;
 use jiter::PythonParse;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
+use std::sync::atomic::{AtomicBool, Ordering};
 
-/// An event's name and its fields.
-pub type NamedDict<'py> = (Bound<'py, PyString>, Bound<'py, PyDict>);
+/// An event's name, its fields, and the bytes that it took of the queue. A log record has no name.
+pub type EventDict<'py> = (Bound<'py, PyString>, Bound<'py, PyDict>, usize);
 
-/// An event's name and fields; a log record has no name.
-pub fn told(py: Python<'_>, told: Told) -> PyResult<Option<NamedDict<'_>>> {
-    Ok(match told {
-        Told::Event(event) => Some((PyString::new(py, &event.name), event_dict(py, &event)?)),
-        Told::Log(record) => Some((PyString::new(py, ""), log_dict(py, &record)?)),
-        Told::End => None,
-    })
+/// Waits for events without the interpreter lock, and returns up to `most`; those of the call before count as handled.
+/// Returns `None` once the server has ended and all were returned; `has_ended` is set when the end is in the batch.
+pub fn next_events<'py>(
+    py: Python<'py>,
+    node: &Node,
+    has_ended: &AtomicBool,
+    most: usize,
+) -> Option<Vec<EventDict<'py>>> {
+    let queue = &node.events;
+    queue.settle();
+    if queue.take_held_back() {
+        node.wake_shards();
+    }
+    if has_ended.swap(false, Ordering::Relaxed) {
+        return None;
+    }
+    let batch = py.detach(|| {
+        let mut batch = Vec::new();
+        queue.take(most, &mut batch);
+        batch
+    });
+    if matches!(batch[..], [] | [Told::End]) {
+        return None;
+    }
+    let mut events = Vec::with_capacity(batch.len());
+    for told in batch {
+        match event(py, told) {
+            Ok(Some(event)) => events.push(event),
+            Ok(None) => has_ended.store(true, Ordering::Relaxed),
+            Err(error) => {
+                queue.count_dropped();
+                queue.log(LogLevel::Error, "events", || {
+                    format!("an event was lost: {error}")
+                });
+            }
+        }
+    }
+    Some(events)
+}
+
+fn event(py: Python<'_>, told: Told) -> PyResult<Option<EventDict<'_>>> {
+    let bytes = told.weight();
+    let (name, fields) = match told {
+        Told::Event(event) => (PyString::new(py, &event.name), event_dict(py, &event)?),
+        Told::Log(record) => (PyString::new(py, ""), log_dict(py, &record)?),
+        Told::End => return Ok(None),
+    };
+    Ok(Some((name, fields, bytes)))
 }
 
 fn event_dict<'py>(py: Python<'py>, event: &Event) -> PyResult<Bound<'py, PyDict>> {

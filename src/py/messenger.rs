@@ -2,11 +2,9 @@
 
 use super::commit::{Commit, Settled};
 use super::done::Done;
-use super::event_dicts::NamedDict;
 use super::{bridge, errors, event_dicts, json, to_python};
 use crate::config::{Config, SETTINGS, Value};
 use crate::error::Error;
-use crate::events::{LogLevel, Told};
 use crate::history::Page;
 use crate::node::{Node, PublishOptions};
 use crate::priority::Priority;
@@ -20,7 +18,7 @@ use pyo3::types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyList, PyMapping, Py
 use pyo3::{PyTraverseError, PyVisit};
 use std::cell::RefCell;
 use std::mem::ManuallyDrop;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -511,36 +509,9 @@ impl Messenger {
         &self,
         py: Python<'py>,
         most: usize,
-    ) -> PyResult<Option<Vec<NamedDict<'py>>>> {
+    ) -> PyResult<Option<Vec<event_dicts::EventDict<'py>>>> {
         let node = self.node()?;
-        if self.has_ended.swap(false, Ordering::Relaxed) {
-            return Ok(None);
-        }
-        let batch = py.detach(|| {
-            let mut batch = Vec::new();
-            node.events.take(most, &mut batch);
-            if node.events.take_held_back() {
-                node.wake_shards();
-            }
-            batch
-        });
-        if matches!(batch[..], [] | [Told::End]) {
-            return Ok(None);
-        }
-        let mut events = Vec::with_capacity(batch.len());
-        for told in batch {
-            match event_dicts::told(py, told) {
-                Ok(Some(event)) => events.push(event),
-                Ok(None) => self.has_ended.store(true, Ordering::Relaxed),
-                Err(error) => {
-                    node.events.count_dropped();
-                    node.events.log(LogLevel::Error, "events", || {
-                        format!("an event was lost: {error}")
-                    });
-                }
-            }
-        }
-        Ok(Some(events))
+        Ok(event_dicts::next_events(py, node, &self.has_ended, most))
     }
 }
 

@@ -62,7 +62,9 @@ pub fn stats<'py>(
     ] {
         dict.set_item(name, counter.get())?;
     }
+    dict.set_item("inbox_bytes", node.inbox_bytes())?;
     dict.set_item("events_queued", node.events.len())?;
+    dict.set_item("event_bytes", node.events.bytes())?;
     dict.set_item("events_dropped", node.events.dropped())?;
     dict.set_item("event_pauses", node.events.pauses())?;
     dict.set_item("disconnects", counters.disconnects())?;
