@@ -6,13 +6,14 @@ one, on which the pair's thread goes first. README.md says what the columns mean
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from run import GENERATOR_CORE, OUTPUT, TANTOR, Bench, build_generator, prepare, say, words
+from run import GENERATOR_CORE, OUTPUT, SAVING, TANTOR, Bench, build_generator, prepare, say, words
 
 FLOODS = {
     "broadcasts": "one client broadcasts to 1,000 subscribers",
@@ -20,8 +21,29 @@ FLOODS = {
     "pings": "64 clients ping",
     "burst": "one client sends 40 MB to 20 readers of 12.5 MB/s",
     "large": "one client sends messages of 900 kB to 1,000 readers",
+    "half-frames": "1,000 clients send half of a message of 1 MiB",
+    "heads": "up to 10,000 connections send 16 kB of a request head",
+    "half-open": "up to 10,000 connections send nothing",
+    "stalled": "one client broadcasts to 500 that never read",
+    "keys": "one client uses 100,001 idempotency keys",
+    "histories": "one client asks for the history of 10,001 invented channels, again and again",
+    "resets": "clients connect and reset, one after the other",
+    "long-names": "the same, with 127 joins of long names, on SQLite",
 }
-COLUMNS = ("flood", "p50, ms", "p99, ms", "most, ms", "memory, MB", "sent, MB", "received, MB", "closed", "drained, s")
+# Settings of the server, besides the defaults.
+SETTINGS = {"long-names": (SAVING,)}
+COLUMNS = (
+    "flood",
+    "p50, ms",
+    "p99, ms",
+    "most, ms",
+    "memory, MB",
+    "TCP memory, MB",
+    "sent, MB",
+    "received, MB",
+    "closed",
+    "drained, s",
+)
 
 
 def main() -> None:
@@ -48,7 +70,8 @@ def main() -> None:
 
 
 def attack(bench: Bench, flood: str) -> dict[str, Any] | None:
-    server = TANTOR if not bench.options.setting else with_settings(bench.options.setting)
+    settings = (*SETTINGS.get(flood, ()), *bench.options.setting)
+    server = dataclasses.replace(TANTOR, arguments=settings)
     with contextlib.ExitStack() as stack:
         target = stack.enter_context(bench.running(server))
         command = [bench.generator, "attack", "--target", target, "--flood", flood]
@@ -64,28 +87,25 @@ def attack(bench: Bench, flood: str) -> dict[str, Any] | None:
     return result
 
 
-def with_settings(settings: list[str]) -> Any:
-    from dataclasses import replace
-
-    return replace(TANTOR, arguments=tuple(settings))
-
-
 def cells(result: dict[str, Any]) -> list[str]:
     """Before, during and after the flood, where there are three of a figure."""
 
     def phases(figure: str) -> str:
         return " / ".join(f"{result[phase][figure]:.3g}" for phase in ("before", "during", "after"))
 
-    memory = " / ".join(f"{result[f'memory_{when}'] / 1e6:.0f}" for when in ("before", "most", "after"))
+    def memory(figure: str) -> str:
+        return " / ".join(f"{result[f'{figure}_{when}'] / 1e6:.0f}" for when in ("before", "most", "after"))
+
     return [
         FLOODS[result["flood"]],
         phases("p50_ms"),
         phases("p99_ms"),
         phases("max_ms"),
-        memory,
+        memory("memory"),
+        memory("kernel_memory"),
         f"{result['sent_bytes'] / 1e6:.1f}",
         f"{result['received_bytes'] / 1e6:.0f}",
-        f"{result['closed_readers']} of {result['readers']}",
+        f"{result['closed']:,} of {result['clients']:,}",
         f"{result['drained_after_seconds']:.1f}",
     ]
 

@@ -6,7 +6,7 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -16,6 +16,7 @@ use crate::clients::{Clients, Opening};
 use crate::frame::{TEXT, client_frame};
 use crate::histogram::Histogram;
 use crate::message::Message;
+use crate::siege::SIEGES;
 use crate::sys;
 use crate::target::Target;
 
@@ -50,9 +51,8 @@ const FLOODS: &[Flood] = &[
         reader_rate: None,
         senders: 1,
         frames: || {
-            let join = r#"{"action":"join_channel","channel":"flood"}"#;
             let leave = r#"{"action":"leave_channel","channel":"flood"}"#;
-            let mut both = client_frame(TEXT, join.as_bytes());
+            let mut both = join("flood");
             both.extend(client_frame(TEXT, leave.as_bytes()));
             both.repeat(256)
         },
@@ -82,13 +82,62 @@ const FLOODS: &[Flood] = &[
         frames: || broadcast(900_000),
         total: Some(9_000_000),
     },
+    Flood {
+        name: "half-frames",
+        readers: 0,
+        reader_rate: None,
+        senders: 1_000,
+        frames: || {
+            let mut frame = client_frame(TEXT, &vec![b'x'; 1 << 20]);
+            frame.truncate(1 << 19);
+            frame
+        },
+        total: Some(1 << 19),
+    },
+    Flood {
+        name: "keys",
+        readers: 0,
+        reader_rate: None,
+        senders: 1,
+        frames: || {
+            let publish = |number| {
+                let text = format!(
+                    r#"{{"action":"broadcast","channel":"flood","event":"flood","idempotency_key":"{number}"}}"#
+                );
+                client_frame(TEXT, text.as_bytes())
+            };
+            (0..100_001).flat_map(publish).collect()
+        },
+        total: Some(1),
+    },
+    Flood {
+        name: "histories",
+        readers: 0,
+        reader_rate: None,
+        senders: 1,
+        frames: || {
+            let ask = |number| {
+                let text = format!(r#"{{"action":"history","channel":"invented {number}"}}"#);
+                client_frame(TEXT, text.as_bytes())
+            };
+            (0..10_001).flat_map(ask).collect()
+        },
+        total: None,
+    },
 ];
 
-fn broadcast(data_bytes: usize) -> Vec<u8> {
+/// A command to publish on the channel of a flood.
+pub fn broadcast(data_bytes: usize) -> Vec<u8> {
     let text = format!(
         r#"{{"action":"broadcast","channel":"flood","event":"flood","data":"{}"}}"#,
         "x".repeat(data_bytes)
     );
+    client_frame(TEXT, text.as_bytes())
+}
+
+/// A command to join a channel.
+pub fn join(channel: &str) -> Vec<u8> {
+    let text = format!(r#"{{"action":"join_channel","channel":"{channel}"}}"#);
     client_frame(TEXT, text.as_bytes())
 }
 
@@ -101,36 +150,44 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(30);
 
 /// What the threads of one attack tell each other.
 #[derive(Default)]
-struct Shared {
+pub struct Shared {
     phase: AtomicU8,
-    is_over: AtomicBool,
-    most_memory: AtomicUsize,
+    pub is_over: AtomicBool,
+    most_memory: AtomicU64,
+    most_kernel_memory: AtomicU64,
 }
 
-const READY: u8 = 1;
-const FLOODING: u8 = 2;
+pub const READY: u8 = 1;
+pub const FLOODING: u8 = 2;
 const ENDING: u8 = 3;
 const DRAINED: u8 = 4;
 
 impl Shared {
-    fn phase(&self) -> u8 {
+    pub fn phase(&self) -> u8 {
         self.phase.load(Ordering::Acquire)
     }
 
-    fn enter(&self, phase: u8) {
+    pub fn enter(&self, phase: u8) {
         self.phase.store(phase, Ordering::Release);
+    }
+
+    /// True once the flood is to end.
+    pub fn is_ending(&self) -> bool {
+        self.phase() >= ENDING || self.is_over.load(Ordering::Acquire)
     }
 }
 
 /// What became of a flood.
 #[derive(Default)]
-struct Outcome {
-    sent_bytes: usize,
-    received_bytes: usize,
-    closed_readers: usize,
-    closed_senders: usize,
+pub struct Outcome {
+    pub sent_bytes: usize,
+    pub received_bytes: usize,
+    /// Clients of the flood: its readers, or those that send if it has none.
+    pub clients: usize,
+    /// Those of them that the server closed.
+    pub closed: usize,
     /// From the flood's end until the readers had read all that waited for them.
-    drained_after: Duration,
+    pub drained_after: Duration,
 }
 
 pub fn run(
@@ -139,21 +196,29 @@ pub fn run(
     duration: Duration,
     report: &mut impl FnMut(Value),
 ) -> io::Result<()> {
-    let flood = FLOODS
-        .iter()
-        .find(|flood| flood.name == name)
-        .ok_or_else(|| {
-            let names: Vec<&str> = FLOODS.iter().map(|flood| flood.name).collect();
-            io::Error::other(format!("--flood {name}: there is {}", names.join(", ")))
-        })?;
+    let siege = SIEGES.iter().find(|siege| siege.name == name);
+    let flood = FLOODS.iter().find(|flood| flood.name == name);
+    if siege.is_none() && flood.is_none() {
+        let floods = FLOODS.iter().map(|flood| flood.name);
+        let names: Vec<&str> = floods
+            .chain(SIEGES.iter().map(|siege| siege.name))
+            .collect();
+        let names = names.join(", ");
+        return Err(io::Error::other(format!(
+            "--flood {name}: there is {names}"
+        )));
+    }
+    let send = |shared: &Shared| match (siege, flood) {
+        (Some(siege), _) => (siege.lay)(target, shared),
+        (None, Some(flood)) => send_flood(target, flood, shared),
+        (None, None) => Ok(Outcome::default()),
+    };
     let shared = Shared::default();
     let result = std::thread::scope(|scope| {
         let flooding = scope.spawn(|| {
-            let outcome = send_flood(target, flood, &shared);
-            if outcome.is_err() {
-                // the pair need not wait for it
-                shared.enter(DRAINED);
-            }
+            let outcome = send(&shared);
+            // a flood that has failed, or has closed its connections, is not waited for
+            shared.enter(DRAINED);
             outcome
         });
         scope.spawn(|| sample_memory(target, &shared));
@@ -168,18 +233,20 @@ pub fn run(
     report(json!({
         "case": "attack",
         "server": target.name,
-        "flood": flood.name,
+        "flood": name,
         "before": pair.before,
         "during": pair.during,
         "after": pair.after,
         "memory_before": pair.memory_before,
         "memory_most": shared.most_memory.load(Ordering::Relaxed),
         "memory_after": pair.memory_after,
+        "kernel_memory_before": pair.kernel_memory_before,
+        "kernel_memory_most": shared.most_kernel_memory.load(Ordering::Relaxed),
+        "kernel_memory_after": sys::kernel_tcp_bytes()?,
         "sent_bytes": outcome.sent_bytes,
         "received_bytes": outcome.received_bytes,
-        "readers": flood.readers,
-        "closed_readers": outcome.closed_readers,
-        "closed_senders": outcome.closed_senders,
+        "clients": outcome.clients,
+        "closed": outcome.closed,
         "drained_after_seconds": outcome.drained_after.as_secs_f64(),
         "server_cpu_share": pair.server_cpu_share,
     }));
@@ -192,13 +259,14 @@ struct Measured {
     after: Value,
     memory_before: u64,
     memory_after: u64,
+    kernel_memory_before: u64,
     server_cpu_share: f64,
 }
 
 fn watch_pair(target: &Target, duration: Duration, shared: &Shared) -> io::Result<Measured> {
     sys::sharpen_timers()?;
     let mut clients = Clients::reading()?;
-    let join = client_frame(TEXT, br#"{"action":"join_channel","channel":"pair"}"#);
+    let join = join("pair");
     let opening = |client| Opening {
         path: "/".to_owned(),
         greeting: (client == 1).then(|| join.clone()),
@@ -212,6 +280,7 @@ fn watch_pair(target: &Target, duration: Duration, shared: &Shared) -> io::Resul
     let mut phase = |duration| measure(&mut clients, &pair, duration);
     phase(Duration::from_millis(500))?;
     let memory_before = sys::resident_bytes(target.process)?;
+    let kernel_memory_before = sys::kernel_tcp_bytes()?;
     let before = phase(duration)?;
     let (cpu, begun) = (sys::cpu_time(target.process)?, Instant::now());
     shared.enter(FLOODING);
@@ -226,6 +295,7 @@ fn watch_pair(target: &Target, duration: Duration, shared: &Shared) -> io::Resul
         during: summary(&during),
         after: summary(&after),
         memory_before,
+        kernel_memory_before,
         memory_after: sys::resident_bytes(target.process)?,
         server_cpu_share,
     })
@@ -293,8 +363,8 @@ fn measure(
 }
 
 fn send_flood(target: &Target, flood: &Flood, shared: &Shared) -> io::Result<Outcome> {
-    let mut clients = Clients::new()?;
-    let join = client_frame(TEXT, br#"{"action":"join_channel","channel":"flood"}"#);
+    let mut clients = Clients::new()?.expecting_losses();
+    let join = join("flood");
     let opening = |client| Opening {
         path: "/".to_owned(),
         greeting: (client < flood.readers).then(|| join.clone()),
@@ -350,23 +420,25 @@ fn send_flood(target: &Target, flood: &Flood, shared: &Shared) -> io::Result<Out
             }
         }
     }
+    let counted = if flood.readers > 0 { readers } else { senders };
     Ok(Outcome {
         sent_bytes: sent.iter().sum(),
         received_bytes: received,
-        closed_readers: clients.closed(readers),
-        closed_senders: clients.closed(senders),
+        clients: counted.len(),
+        closed: clients.closed(counted),
         drained_after: ended_at.map_or(Duration::ZERO, |ended| last_received - ended),
     })
 }
 
 fn sample_memory(target: &Target, shared: &Shared) {
     while !shared.is_over.load(Ordering::Acquire) {
-        let Ok(resident) = sys::resident_bytes(target.process) else {
-            return;
-        };
-        shared
-            .most_memory
-            .fetch_max(resident as usize, Ordering::Relaxed);
+        for (most, now) in [
+            (&shared.most_memory, sys::resident_bytes(target.process)),
+            (&shared.most_kernel_memory, sys::kernel_tcp_bytes()),
+        ] {
+            let Ok(now) = now else { return };
+            most.fetch_max(now, Ordering::Relaxed);
+        }
         std::thread::sleep(SAMPLE_INTERVAL);
     }
 }

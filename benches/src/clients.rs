@@ -31,6 +31,8 @@ pub struct Clients {
     ready: Vec<u64>,
     buffer: Box<[u8]>,
     reads_payloads: bool,
+    /// Connections that are lost while they are open are noted.
+    notes_losses: bool,
     /// A part of the source addresses that is these clients' own: a server that was killed holds on to its end of the
     /// connections for a minute, and would not take a new one from the address and port of one of them.
     network: u8,
@@ -89,8 +91,17 @@ impl Clients {
             ready: Vec::new(),
             buffer: vec![0; READ_BYTES].into_boxed_slice(),
             reads_payloads,
+            notes_losses: true,
             network: NETWORKS.fetch_add(1, Ordering::Relaxed),
         })
+    }
+
+    /// The same clients; connections that are lost are only counted.
+    pub fn expecting_losses(self) -> Self {
+        Self {
+            notes_losses: false,
+            ..self
+        }
     }
 
     /// Connect `count` clients, some handshakes at a time; returns their numbers.
@@ -165,10 +176,10 @@ impl Clients {
                     }),
             };
             if let Err(error) = outcome {
-                if matches!(connection.state, State::Open) {
-                    crate::note(&format!("a client lost its connection: {error}"));
-                } else {
+                if !matches!(connection.state, State::Open) {
                     self.refused.get_or_insert(error);
+                } else if self.notes_losses {
+                    crate::note(&format!("a client lost its connection: {error}"));
                 }
                 connection.close(&self.epoll)?;
             }
@@ -384,7 +395,8 @@ const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 /// The answer to `KEY`, from RFC 6455.
 const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
-fn upgrade_request(port: u16, path: &str) -> Vec<u8> {
+/// The request that upgrades a connection.
+pub fn upgrade_request(port: u16, path: &str) -> Vec<u8> {
     format!(
         "GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n\r\n"

@@ -41,6 +41,8 @@ mod recover;
 #[cfg(target_os = "linux")]
 mod resume;
 #[cfg(target_os = "linux")]
+mod siege;
+#[cfg(target_os = "linux")]
 mod sys;
 #[cfg(target_os = "linux")]
 mod target;

@@ -151,6 +151,19 @@ pub fn resident_bytes(process: u32) -> io::Result<u64> {
         .ok_or_else(|| io::Error::other(format!("no Rss line in /proc/{process}/smaps_rollup")))
 }
 
+/// Memory that the system holds for all TCP sockets of the machine.
+pub fn kernel_tcp_bytes() -> io::Result<u64> {
+    let sockets = std::fs::read_to_string("/proc/net/sockstat")?;
+    let pages = sockets.lines().find_map(|line| {
+        let (_, pages) = line.strip_prefix("TCP:")?.split_once(" mem ")?;
+        pages.trim().parse::<u64>().ok()
+    });
+    let pages = pages.ok_or_else(|| io::Error::other("no TCP line in /proc/net/sockstat"))?;
+    // SAFETY: no pointers are passed.
+    let page = check_long(unsafe { libc::sysconf(libc::_SC_PAGESIZE) })?;
+    Ok(pages * page)
+}
+
 /// Let this process open as many descriptors as the hard limit allows; returns that limit.
 pub fn raise_open_file_limit() -> io::Result<u64> {
     let mut limit = libc::rlimit {
@@ -186,6 +199,10 @@ fn timespec(duration: Duration) -> libc::timespec {
         tv_sec: libc::time_t::try_from(duration.as_secs()).unwrap_or(libc::time_t::MAX),
         tv_nsec: duration.subsec_nanos().into(),
     }
+}
+
+fn check_long(result: libc::c_long) -> io::Result<u64> {
+    u64::try_from(result).map_err(|_| io::Error::last_os_error())
 }
 
 fn check(result: i32) -> io::Result<i32> {
