@@ -1,6 +1,7 @@
 """The JavaScript client: what is served, its types, and its tests in node, which have servers of their own."""
 
 import importlib.resources
+import json
 import os
 import shutil
 import subprocess
@@ -10,9 +11,17 @@ from pathlib import Path
 
 import pytest
 from support import TESTS, WebSocketClient, http_request, missing
-from tantor import Tantor
+from tantor import Tantor, __version__
 
 NODE = TESTS / "node"
+CHAT = """
+import { connect, TantorError, type Message } from "tantor";
+const texts: string[] = [];
+const note = ({ data }: Message) => void texts.push(data.text);
+const off: () => void = connect("ws://localhost").subscribe("jungle", note);
+off();
+console.log(TantorError.name);
+"""
 CLIENT = importlib.resources.files("tantor") / "js"
 FAULT_SECONDS = float(os.environ.get("TANTOR_FAULT_SECONDS", "15"))
 
@@ -106,3 +115,69 @@ def test_in_node_under_faults() -> None:
 def test_every_file_of_node_tests_is_run() -> None:
     run = {"session.test.mjs", "recovery.test.mjs", "client.test.mjs", "faults.test.mjs"}
     assert {Path(file).name for file in NODE.glob("*.test.*")} == run
+
+
+@pytest.fixture
+def application(tmp_path: Path) -> Path:
+    """An npm package of CommonJS, with the client of the installed package installed by `npm install <path>`."""
+    if shutil.which("npm") is None:
+        missing("npm")
+    (tmp_path / "package.json").write_text(json.dumps({"name": "application", "private": True, "type": "commonjs"}))
+    command = ["npm", "install", "--offline", "--no-audit", "--no-fund", "--loglevel", "error", str(CLIENT)]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=100)
+    (tmp_path / "main.mts").write_text(CHAT)
+    return tmp_path
+
+
+def run_in(folder: Path, *command: str) -> str:
+    """What a command says; its failure shows all of that."""
+    result = subprocess.run(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=100, check=False
+    )
+    assert result.returncode == 0, f"{command}:\n{result.stdout}"
+    return result.stdout
+
+
+def test_its_package_says_what_node_and_bundlers_need() -> None:
+    package = json.loads((CLIENT / "package.json").read_text(encoding="utf-8"))
+    assert (package["name"], package["version"], package["type"]) == ("tantor", __version__, "module")
+    for paths in (package["types"], *package["exports"]["."].values(), *package["files"]):
+        assert (CLIENT / paths).is_file(), paths
+
+
+def test_node_imports_the_installed_file_below_a_package_of_commonjs(application: Path) -> None:
+    code = "import({}).then(module => console.log(typeof module.connect))"
+    copied = application / "vendor" / "tantor"
+    shutil.copytree(str(CLIENT), copied)
+    for name in ("tantor", "tantor/tantor.js", str(copied / "tantor.js")):
+        said = run_in(application, "node", "--eval", code.format(json.dumps(name)))
+        assert said == "function\n", (name, said)  # a file that node takes for CommonJS at first is warned of
+
+
+def test_typescript_finds_its_types(application: Path) -> None:
+    compiler = str(NODE / "node_modules" / "typescript" / "bin" / "tsc")
+    if not Path(compiler).is_file():
+        missing("node's typescript (npm ci in tests/node)")
+    options = ("--noEmit", "--strict", "--target", "es2022", "--lib", "es2022,dom")
+    for module, resolution in (("esnext", "bundler"), ("nodenext", "nodenext")):
+        run_in(
+            application, "node", compiler, *options, "--module", module, "--moduleResolution", resolution, "main.mts"
+        )
+
+
+@pytest.mark.parametrize(
+    ("bundler", "arguments"),
+    [
+        ("esbuild/bin/esbuild", ("main.mts", "--bundle", "--format=esm", "--outfile=out/main.js")),
+        ("vite/bin/vite.js", ("build", "--outDir", "out", "--logLevel", "warn")),
+    ],
+    ids=["esbuild", "vite"],
+)
+def test_bundlers_take_it(application: Path, bundler: str, arguments: tuple[str, ...]) -> None:
+    if not (program := NODE / "node_modules" / bundler).is_file():
+        missing(f"node's {bundler.split('/')[0]} (npm ci in tests/node)")
+    (application / "index.html").write_text('<!doctype html><script type="module" src="/main.mts"></script>')
+    run = ("node", str(program)) if program.suffix == ".js" else (str(program),)
+    run_in(application, *run, *arguments)
+    [bundle] = (application / "out").rglob("*.js")
+    assert "join_channel" in bundle.read_text(encoding="utf-8")

@@ -94,6 +94,142 @@ scene("what is refused says what and why", async (t, channel) => {
   assert.deepEqual([client.told.error, client.told.state.length], [[], 2], "and the connection lives on");
 });
 
+for (const [ending, end] of Object.entries({ leave: (client, channel) => client.leave(channel), close: client => client.close() })) {
+  scene(`a join that is cut short by the application's own ${ending} need not be caught`, async (t, channel) => {
+    const unhandled = [];
+    const note = error => void unhandled.push(error);
+    process.on("unhandledRejection", note);
+    t.after(() => process.off("unhandledRejection", note));
+    const client = connect(t, port);
+    client.join(channel, () => {});
+    end(client, channel);
+    const other = connect(t, port);
+    await other.ping();
+    const joined = other.join(channel);
+    end(other, channel);
+    await assert.rejects(joined, { code: ending === "leave" ? "left" : "closed" }, "who awaits it is told");
+    await connect(t, port).ping();
+    assert.deepEqual(unhandled, []);
+  });
+}
+
+scene("a subscription takes its own handler off, and the last one leaves the channel", async (t, channel) => {
+  const client = connect(t, port);
+  const online = () => python.run("server.get_presence(channel)['online']", { channel });
+  const seen = [];
+  const handler = ({ event, data }) => event === "n" && void seen.push(data);
+  const first = client.subscribe(channel, handler);
+  const second = client.subscribe(channel, handler);
+  await eventually(async () => (await online()) === 1, "joined");
+  await publish(channel, 1, 1);
+  await eventually(() => seen.length === 2);
+  first();
+  first();
+  await publish(channel, 2, 2);
+  await eventually(() => seen.length === 3);
+  await client.ping();
+  assert.deepEqual([seen, await online()], [[1, 1, 2], 1]);
+  second();
+  await eventually(async () => (await online()) === 0, "left");
+  await publish(channel, 3, 3);
+  await client.ping();
+  assert.deepEqual(seen, [1, 1, 2]);
+  // later ones are not taken off by what belongs to earlier ones
+  const third = client.subscribe(channel, handler);
+  second();
+  await eventually(async () => (await online()) === 1, "joined again");
+  await client.leave(channel);
+  await client.join(channel, handler);
+  third();
+  await client.ping();
+  await publish(channel, 4, 4);
+  await eventually(() => seen.at(-1) === 4);
+  assert.deepEqual([seen, await online()], [[1, 1, 2, 4], 1], "what was joined is left by `leave` alone");
+  client.subscribe(channel, handler)();
+  await client.ping();
+  assert.equal(await online(), 1);
+  assert.deepEqual([client.told.gap, client.told.error], [[], []]);
+});
+
+scene("a component that mounts, unmounts and mounts loses and doubles nothing", async (t, channel) => {
+  const client = connect(t, port);
+  const seen = [];
+  const mount = () => client.subscribe(channel, ({ event, data }) => event === "n" && void seen.push(data));
+  let unmount = () => {};
+  const remount = () => {
+    mount()();
+    unmount();
+    unmount = mount();
+  };
+  remount(); // before it is connected
+  await eventually(() => client.position(channel));
+  const publishing = publish(channel, 1, 3000);
+  for (let n = 0; n < 100; n += 1) {
+    await new Promise(setImmediate);
+    remount();
+  }
+  await publishing;
+  await eventually(() => seen.at(-1) === 3000, () => `the last of ${seen.length}`);
+  assert.deepEqual(seen, upTo(3000));
+  const joins = client.told.message.filter(message => message.channel === channel && message.event === "user_joined");
+  assert.equal(joins.length, 1, "and it joined once");
+  unmount();
+  await eventually(() => client.position(channel) === null);
+  assert.deepEqual([client.told.gap, client.told.error], [[], []]);
+});
+
+scene("a subscription that cannot be is told to the listeners of errors", async (t, channel) => {
+  const client = connect(t, port);
+  assert.throws(() => client.subscribe(channel), /handler is undefined; it takes a function/);
+  assert.throws(() => client.subscribe("", () => {}), /channel is ""; it takes a text/);
+  const off = client.subscribe("system", () => {});
+  await eventually(() => client.told.error.length);
+  assert.equal(client.told.error[0].error.code, 109);
+  off();
+  client.subscribe(channel, () => {})();
+  await client.ping();
+  assert.equal(client.told.error.length, 1, "what the component itself took back is no error");
+  client.close();
+  client.subscribe(channel, () => {})();
+  assert.equal(client.told.error[1].error.code, "closed");
+});
+
+scene("a handler that another one takes off in its turn is not called", async (t, channel) => {
+  const client = connect(t, port);
+  const seen = [];
+  const note = name => ({ event, data }) => event === "n" && void seen.push([name, data]);
+  client.subscribe(channel, message => {
+    note("one")(message);
+    off();
+  });
+  const off = client.subscribe(channel, note("two"));
+  await client.join(channel);
+  await publish(channel, 1, 1);
+  await eventually(() => seen.length);
+  assert.deepEqual(seen, [["one", 1]]);
+});
+
+scene("subprotocols are offered as they are given", async t => {
+  const offered = [];
+  const server = new WebSocketServer({
+    port: 0,
+    host: "127.0.0.1",
+    handleProtocols: names => {
+      offered.push([...names]);
+      return "chat";
+    },
+  });
+  t.after(() => server.close());
+  await once(server, "listening");
+  for (const protocols of ["chat", ["other", "chat"]]) {
+    const client = connectClient(`ws://127.0.0.1:${server.address().port}`, { WebSocket, protocols });
+    t.after(() => client.close());
+  }
+  await eventually(() => offered.length === 2);
+  assert.deepEqual(offered.sort((one, other) => one.length - other.length), [["chat"], ["other", "chat"]]);
+  assert.throws(() => connectClient("ws://localhost", { WebSocket, protocols: 5 }), /protocols is 5; it takes a subprotocol's name/);
+});
+
 scene("what cannot be an address or option is refused at once", () => {
   for (const url of ["", "nonsense", "ftp://localhost", null]) {
     assert.throws(() => connectClient(url, { WebSocket }), /url is .*; it takes an address like ws:\/\/localhost:8080/);

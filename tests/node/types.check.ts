@@ -16,6 +16,9 @@ t.presence("jungle").then(({ online, users }) => online + users.length);
 t.ping().then(milliseconds => milliseconds.toFixed());
 t.command("wave", { at: "us" }).catch((error: TantorError) => error.code);
 t.leave("jungle");
+const unsubscribe: () => void = t.subscribe("jungle", async ({ event }: Message) => event);
+unsubscribe();
+connect("ws://localhost:8080", { protocols: ["chat"] });
 
 const off: () => void = t.on("gap", (gap: Gap) => gap.from);
 t.on("state", ({ state, delay }: State) => state === "waiting" && delay);
@@ -31,6 +34,8 @@ t.on("nonsense", () => {});
 t.join(5);
 // @ts-expect-error a position has an epoch
 t.join("jungle", { recover: { offset: 1 } });
+// @ts-expect-error a subscription has a handler
+t.subscribe("jungle");
 // @ts-expect-error it is not to be set
 t.clientId = id;
 // @ts-expect-error a delay is a number

@@ -5,7 +5,9 @@ export function connect(url: string | URL, options?: Options): Tantor;
 
 export interface Options {
   /** Where there is no global one, as in node before 22: `require("ws")`. */
-  WebSocket?: new (url: string) => any;
+  WebSocket?: new (url: string, protocols?: string | string[]) => any;
+  /** Subprotocols to offer, as of `new WebSocket(url, protocols)`. The server has to select one: its setting `subprotocols`. */
+  protocols?: string | string[];
   /** `sessionStorage`, so that a page that is loaded again goes on as the same client, from where it was. */
   storage?: Pick<Storage, "getItem" | "setItem" | "removeItem">;
   /** The delays before connecting again are random, below a bound that doubles from this. Milliseconds; 500. */
@@ -176,7 +178,14 @@ export interface Tantor {
    */
   join(channel: string, handler?: Handler<Message>, options?: JoinOptions): Promise<Joined>;
   join(channel: string, options: JoinOptions): Promise<Joined>;
-  /** Also takes all handlers of the channel off. */
+  /**
+   * Adds a handler, and joins the channel if it is not joined. Returns a function that removes this handler alone; when
+   * the last one is removed, the client leaves the channel, unless `join` was called for it. Made for components that
+   * mount and unmount: to remove the last handler and add another in the same turn is to stay on the channel.
+   * A refused join goes to the listeners of `error`.
+   */
+  subscribe(channel: string, handler: Handler<Message>): () => void;
+  /** Leaves the channel and removes all of its handlers. A join that is under way is rejected with the code `left`. */
   leave(channel: string): Promise<{ channel: string }>;
   /** To all on a channel, this client too if it is on it. Repeated after a break, and published once all the same. */
   broadcast(channel: string, event: string, data?: unknown, options?: { idempotencyKey?: string }): Promise<Published>;
@@ -204,7 +213,8 @@ export class TantorError extends Error {
   constructor(code: number | string, message: string, details?: Record<string, unknown>);
   /**
    * A number from the server (docs/protocol.md), or `closed` (with `closeCode`), `pending_full`, `joined`, `left`,
-   * `uncertain`, `storage`, `not_json`.
+   * `uncertain`, `storage`, `not_json`. The application's own `close` and `leave` cause `closed` and `left`: a promise
+   * that such a call rejects need not be caught.
    */
   code: number | string;
   closeCode?: number;

@@ -33,6 +33,9 @@ const LONGEST_TIMER = 2 ** 31 - 1;
 // acknowledgements gather for so long, or until they are so many
 const ACK_DELAY = 20;
 const MOST_ACKS = 500;
+// codes of rejections that the application's own next call causes: `close`, `leave`
+/** @type {Set<unknown>} */
+const EXPECTED = new Set(["closed", "left"]);
 // close codes: goodbye; goodbye, but I will be back; and from here on those after which nobody is to come back
 const LEAVING = 1000;
 const RETURNING = 4900;
@@ -53,6 +56,11 @@ export class TantorError extends Error {
     this.code = code;
   }
 }
+
+/**
+ * The handlers of a channel. `isHeld`: the application called `join`, so that only `leave` leaves the channel.
+ * @typedef {{handlers: Set<Function>, isHeld: boolean}} Room
+ */
 
 /** @implements {Api.Tantor} */
 class Tantor {
@@ -80,8 +88,8 @@ class Tantor {
   #watch = new Deadline();
   #acking = new Deadline();
   #isPumping = false;
-  /** @type {Map<string, Set<Function>>} by channel */
-  #handlers = new Map();
+  /** @type {Map<string, Room>} by channel */
+  #rooms = new Map();
   /** @type {Map<string, Set<Function>>} by name */
   #listeners = new Map(LISTENERS.map(name => [name, new Set()]));
   /** @type {(() => void)[]} */
@@ -97,7 +105,11 @@ class Tantor {
       }
     }
     this.#url = webSocketUrl(url);
-    const { WebSocket = globalThis.WebSocket, storage } = this.#options;
+    const { WebSocket = globalThis.WebSocket, storage, protocols } = this.#options;
+    const isText = (/** @type {unknown} */ value) => typeof value === "string";
+    if (protocols !== undefined && !isText(protocols) && !(Array.isArray(protocols) && protocols.every(isText))) {
+      throw new TypeError(`protocols is ${shown(protocols)}; it takes a subprotocol's name or an array of names`);
+    }
     if (typeof WebSocket !== "function") {
       throw new TypeError(
         `WebSocket is ${shown(WebSocket)}; where there is none, as in node before 22, give one: connect(url, { WebSocket: require("ws") })`,
@@ -127,14 +139,53 @@ class Tantor {
     const recover = options?.recover;
     return this.#ask(settle => {
       checkName("channel", channel);
-      if (handler !== undefined && typeof handler !== "function") {
-        throw new TypeError(`handler is ${shown(handler)}; it takes a function`);
-      }
+      if (handler !== undefined) checkFunction("handler", handler);
       if (recover) checkPosition(recover);
       this.#session.join(channel, recover, settle);
-      if (!this.#handlers.has(channel)) this.#handlers.set(channel, new Set());
-      if (handler) this.#handlers.get(channel)?.add(handler);
+      const room = this.#room(channel);
+      room.isHeld = true;
+      if (handler) room.handlers.add(handler);
     });
+  }
+
+  /** @type {Api.Tantor["subscribe"]} */
+  subscribe(channel, handler) {
+    checkName("channel", channel);
+    checkFunction("handler", handler);
+    if (this.#state === "closed") {
+      this.#report(new TantorError("closed", `channel ${shown(channel)} cannot be joined: this client is closed`));
+      return () => {};
+    }
+    // a function of its own: two components may pass the same handler
+    const own = (/** @type {any} */ message) => handler(message);
+    if (!this.#session.has(channel)) {
+      // nobody awaits this join: a refusal is reported, but for one that the application's own call caused
+      this.#ask(settle => this.#session.join(channel, undefined, settle)).catch(error => {
+        if (!EXPECTED.has(error.code)) this.#report(error);
+      });
+    }
+    const room = this.#room(channel);
+    room.handlers.add(own);
+    return () => {
+      const isLast = room.handlers.delete(own) && !room.handlers.size && !room.isHeld;
+      // not at once: a framework that mounts a component again in the same turn stays on the channel, and misses nothing
+      if (isLast) queueMicrotask(() => this.#leaveUnused(channel, room));
+    };
+  }
+
+  /** @param {string} channel @param {Room} room */
+  #leaveUnused(channel, room) {
+    if (this.#rooms.get(channel) !== room || room.handlers.size || room.isHeld) return;
+    this.leave(channel).catch(error => {
+      if (!EXPECTED.has(error.code)) this.#report(error);
+    });
+  }
+
+  /** @param {string} channel */
+  #room(channel) {
+    const room = this.#rooms.get(channel) ?? { handlers: new Set(), isHeld: false };
+    this.#rooms.set(channel, room);
+    return room;
   }
 
   /** @type {Api.Tantor["leave"]} */
@@ -142,7 +193,7 @@ class Tantor {
     return this.#ask(settle => {
       checkName("channel", channel);
       this.#session.leave(channel, settle);
-      this.#handlers.delete(channel);
+      this.#rooms.delete(channel);
     });
   }
 
@@ -183,7 +234,7 @@ class Tantor {
   on(name, listener) {
     const listeners = this.#listeners.get(name);
     if (!listeners) throw new TypeError(`there is no event ${shown(name)}; there are ${LISTENERS.join(", ")}`);
-    if (typeof listener !== "function") throw new TypeError(`listener is ${shown(listener)}; it takes a function`);
+    checkFunction("listener", listener);
     listeners.add(listener);
     return () => void listeners.delete(listener);
   }
@@ -211,8 +262,8 @@ class Tantor {
       start({
         resolve,
         reject: error => {
-          // nobody who said `t.join(…)` and later `t.close()` has to catch anything
-          if (error.code === "closed") promise.catch(() => {});
+          // the application called `close` or `leave`: it need not catch the rejections that its own call caused
+          if (EXPECTED.has(error.code)) promise.catch(() => {});
           reject(error);
         },
       });
@@ -235,7 +286,7 @@ class Tantor {
     if (this.#session.token) url.searchParams.set("resume", this.#session.token);
     let /** @type {WebSocket} */ socket;
     try {
-      socket = new this.#WebSocket(url.href);
+      socket = new this.#WebSocket(url.href, this.#options.protocols);
     } catch (error) {
       // not a matter of time: a page from https may not connect to ws, for one
       this.#end(0, String(error), LEAVING);
@@ -386,7 +437,7 @@ class Tantor {
     this.#acking.clear();
     for (const unhook of this.#unhook.splice(0)) unhook();
     this.#abandon(closing);
-    this.#handlers.clear();
+    this.#rooms.clear();
     this.#set("closed", { code, reason });
     this.#session.end(new TantorError("closed", `this client is closed: ${reason}`, { closeCode: code }));
   }
@@ -470,7 +521,8 @@ class Tantor {
   #tell(name, value) {
     if (this.#state === "closed") return;
     if (name === "dropped") {
-      this.#handlers.delete(value);
+      // a handler that ran before this event may have joined the channel again
+      if (!this.#session.has(value)) this.#rooms.delete(value);
       return;
     }
     if (name !== "message") {
@@ -478,7 +530,7 @@ class Tantor {
       return;
     }
     const kind = isAlert(value) ? "emergency" : isPublication(value) ? "" : "mail";
-    const results = [this.#handlers.get(value.channel), this.#listeners.get("message"), this.#listeners.get(kind)].flatMap(
+    const results = [this.#rooms.get(value.channel)?.handlers, this.#listeners.get("message"), this.#listeners.get(kind)].flatMap(
       handlers => this.#call(handlers, value),
     );
     if (!wantsAck(value)) return;
@@ -503,6 +555,7 @@ class Tantor {
       else this.#report(error, value);
     };
     for (const handler of [...(handlers ?? [])]) {
+      if (!handlers?.has(handler)) continue; // an earlier one has removed it
       try {
         const result = handler(value);
         if (typeof result?.then === "function") promises.push(Promise.resolve(result).catch(report));
@@ -635,6 +688,11 @@ class Session {
   position(channel) {
     const position = this.#subscriptions.get(channel)?.position;
     return position ? { ...position } : null;
+  }
+
+  /** Whether a channel is joined, or its join is under way. @param {string} channel */
+  has(channel) {
+    return this.#subscriptions.has(channel);
   }
 
   /** How many messages are to be acknowledged. */
@@ -1185,6 +1243,11 @@ function checkName(field, name) {
   if (!isName || /[\u0000-\u001f\u007f-\u009f]/.test(name)) {
     throw new TypeError(`${field} is ${shown(name)}; it takes a text of 1 to 255 bytes without control characters`);
   }
+}
+
+/** @param {string} name @param {unknown} value */
+function checkFunction(name, value) {
+  if (typeof value !== "function") throw new TypeError(`${name} is ${shown(value)}; it takes a function`);
 }
 
 /** @param {any} position */
