@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import importlib.resources
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -10,10 +11,10 @@ from typing import Any
 
 import psutil
 import pytest
-from flask import Flask, Response, request
+from flask import Flask, Response, render_template_string, request
 from support import Script, Site, WebSocketClient, accepts_connections, eventually, free_port, run_python
 from tantor import SettingError, Tantor, get_tantor, init_tantor
-from tantor.flask import blueprint
+from tantor.flask import blueprint, js_blueprint
 
 Connect = Callable[..., WebSocketClient]
 
@@ -359,6 +360,62 @@ if is_running_from_reloader():
     print("serving in", os.getpid(), flush=True)
 app.run("127.0.0.1", int(sys.argv[2]), use_reloader=True, reloader_type="stat")
 """
+
+
+# the JavaScript client
+
+
+def js_page(**options: Any) -> Flask:
+    """An app whose page has the import map and the client's URL."""
+    app = Flask("application")
+    app.register_blueprint(js_blueprint(), **options)
+    app.add_url_rule(
+        "/",
+        "page",
+        lambda: render_template_string("{{ tantor_importmap() }} {{ tantor_js_url() }} {{ tantor_importmap('a\"b') }}"),
+    )
+    return app
+
+
+def js_url(app: Flask) -> str:
+    """The client's URL, which the import map has too."""
+    text = app.test_client().get("/").get_data(as_text=True)
+    found = re.fullmatch(
+        r'<script type="importmap">{"imports": {"tantor": "(.+)"}}</script> (.+) '
+        r'<script type="importmap" nonce="a&#34;b">.+',
+        text,
+    )
+    assert found is not None, text
+    assert found[1] == found[2]
+    return found[1]
+
+
+def test_the_app_serves_the_javascript_client_for_good_under_its_version() -> None:
+    app = js_page()
+    page = app.test_client()
+    url = js_url(app)
+    folder = importlib.resources.files("tantor") / "js"
+    for file, kind in (("tantor.js", "text/javascript"), ("tantor.d.ts", "application/typescript")):
+        response = page.get(url.replace("tantor.js", file))
+        assert (response.status_code, response.data) == (200, (folder / file).read_bytes())
+        assert response.mimetype == kind
+        assert response.headers["Cache-Control"] == "public, max-age=31536000, immutable"
+        known = {"If-None-Match": response.headers["ETag"]}
+        assert page.get(url.replace("tantor.js", file), headers=known).status_code == 304
+    older = page.get("/tantor/0123456789ab/tantor.js")
+    assert (older.status_code, older.headers["Cache-Control"]) == (200, "no-cache")
+    for nothing in ("other.js", "package.json", "..%2Fflask.py"):
+        assert page.get(url.replace("tantor.js", nothing)).status_code == 404
+    assert js_url(js_page()) == url, "another process gives the same URL"
+
+
+def test_the_javascript_client_may_stand_elsewhere_and_under_another_name() -> None:
+    app = js_page(url_prefix="/static/rt", name="client")
+    assert js_url(app).startswith("/static/rt/")
+    assert app.test_client().get(js_url(app)).status_code == 200
+    plain = Flask("application")
+    plain.register_blueprint(blueprint())
+    assert not any("tantor.js" in str(rule) or "<version>" in str(rule) for rule in plain.url_map.iter_rules())
 
 
 def test_under_the_reloader_it_is_served_once_by_the_child(tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from fault_proxy import BOTH, FIN, RESET, TO_CLIENT, TO_SERVER, FaultProxy
 from fenced_blocks import read_blocks
-from flask import Flask
+from flask import Flask, render_template_string
 from storms import DurableServer, Publisher, Storm
 from support import TESTS, Site, WebSocketClient, eventually, missing
 from tantor import Tantor
+from tantor.flask import js_blueprint
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
@@ -193,6 +194,31 @@ def test_the_examples_of_the_documents_work_as_they_stand(
 
     eventually(greeted, lambda: said)
     assert all(text.startswith(("greeting ", "user_joined ")) for text in said), said
+
+
+def test_a_page_from_the_application_itself_waits_for_a_server_that_is_down(browser: "Browser", free_port: int) -> None:
+    block = read_blocks((TESTS.parent / "README.md").read_text(encoding="utf-8"))["From the application itself"]
+    app = Flask(__name__)
+    app.register_blueprint(js_blueprint())
+    app.add_url_rule(
+        "/", "page", lambda: render_template_string(block.source.replace("localhost:8080", f"localhost:{free_port}"))
+    )
+    page = browser.new_page()
+    said: list[str] = []
+    with Site(app) as site:
+        page.on("console", lambda message: said.append(message.text))
+        page.goto(f"http://127.0.0.1:{site.port}/")
+        eventually(
+            lambda: page.wait_for_timeout(50) or any("ERR_CONNECTION_REFUSED" in text for text in said), lambda: said
+        )
+        with Tantor(free_port, "127.0.0.1", drain_timeout=1) as server:
+
+            def greeted() -> bool:
+                server.broadcast("jungle", "greeting", {"text": "from Python"}).result()
+                page.wait_for_timeout(50)
+                return any(text.startswith("greeting ") for text in said)
+
+            eventually(greeted, lambda: said, 30)
 
 
 @pytest.mark.parametrize(

@@ -79,3 +79,19 @@ def blueprint(name: str = "tantor", url_prefix: str | None = "/api/tantor") -> "
     from tantor.routes import make_blueprint
 
     return make_blueprint(name, url_prefix)
+
+
+def js_blueprint(name: str = "tantor_js", url_prefix: str | None = "/tantor") -> "Blueprint":
+    """The JavaScript client on the app's own origin, for `app.register_blueprint`.
+
+    A page that imports `tantor.js` from Tantor's port stays without a client if Tantor is down when the page loads.
+    With this blueprint the app serves `tantor.js`, under a URL that changes with its content and that browsers keep
+    for a year. Templates get two functions:
+
+    - `{{ tantor_importmap() }}`, before the first module: an import map, so that every module of the page can
+      `import { connect } from "tantor"`. `nonce=` is for a Content-Security-Policy.
+    - `{{ tantor_js_url() }}`: the URL, for pages that have an import map of their own.
+    """
+    from tantor.js_routes import make_js_blueprint
+
+    return make_js_blueprint(name, url_prefix)
