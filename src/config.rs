@@ -153,6 +153,8 @@ pub struct Config {
     pub max_depth: usize,
     pub max_digits: usize,
     pub max_header_size: usize,
+    /// Empty, or a path that begins with a slash and does not end with one.
+    pub http_prefix: String,
     pub handshake_timeout: Duration,
     pub max_channels_per_client: usize,
     pub max_pending_bytes: usize,
@@ -185,6 +187,8 @@ pub struct Config {
     pub empty_channel_ttl: Duration,
     pub max_empty_channels: usize,
     pub drain_timeout: Duration,
+    /// Read by the Python layer.
+    pub handle_sigterm: bool,
     pub reconnect_window: Duration,
     pub shards: usize,
 }
@@ -220,6 +224,7 @@ impl Default for Config {
             max_depth: 128,
             max_digits: 100,
             max_header_size: 16 << 10,
+            http_prefix: String::new(),
             handshake_timeout: Duration::from_secs(10),
             max_channels_per_client: 128,
             max_pending_bytes: 1 << 20,
@@ -251,6 +256,7 @@ impl Default for Config {
             empty_channel_ttl: Duration::from_secs(60),
             max_empty_channels: 10_000,
             drain_timeout: Duration::from_secs(5),
+            handle_sigterm: true,
             reconnect_window: Duration::from_secs(10),
             shards: default_shards(),
         }
@@ -472,6 +478,7 @@ settings! {
     max_depth: integer(1, 500), GIVEN, "nesting of arrays and objects in a client's message; Python's JSON parser reads no more than about 1000";
     max_digits: integer(16, 640), GIVEN, "digits of a number in a client's message";
     max_header_size: integer(256, 1 << 20), GIVEN, "bytes of an HTTP request head";
+    http_prefix: read("text", "nothing, or a path like /rt", read_prefix, String::clone), GIVEN, "path before that of each page, where a proxy keeps it: with /rt, /rt/healthz is answered as /healthz is (default: none)";
     max_handshakes: integer(1, 10_000_000), GIVEN, "connections whose request head has not arrived yet, besides max_connections; beyond it the oldest are closed";
     handshake_timeout: seconds(0.05, 3600.0), GIVEN, "seconds for an HTTP request head to arrive";
     max_channels_per_client: integer(1, 1_000_000), GIVEN, "channels that one client may join";
@@ -504,6 +511,7 @@ settings! {
     empty_channel_ttl: seconds(0.0, YEAR), GIVEN, "seconds until a channel without subscribers disappears";
     max_empty_channels: integer(1, 10_000_000), GIVEN, "channels without subscribers and without history that are held at once; the oldest go first";
     drain_timeout: seconds(0.0, 3600.0), GIVEN, "seconds that a stop waits for queues to empty";
+    handle_sigterm: boolean, GIVEN, "SIGTERM stops the server as Ctrl-C does, where the application has no handler of its own";
     reconnect_window: seconds(0.0, 3600.0), GIVEN, "seconds over which clients are told to come back after a stop, each at a time of its own";
     shards: integer(1, 256), DERIVED, "threads that own connections (default: the machine's cores, at most 4)";
 }
@@ -529,6 +537,15 @@ fn read_database(url: &str) -> Result<String, String> {
         crate::database_url::parse_database_url(url)?;
     }
     Ok(url.to_owned())
+}
+
+fn read_prefix(path: &str) -> Result<String, String> {
+    let path = path.trim_end_matches('/');
+    let is_sound = path.starts_with('/') && path.bytes().all(|byte| byte.is_ascii_graphic());
+    if path.is_empty() || is_sound && !path.contains(['?', '#']) {
+        return Ok(path.to_owned());
+    }
+    Err("it must begin with a slash, and have no spaces, ? or #".to_owned())
 }
 
 impl fmt::Display for Value {

@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use std::panic::Location;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 /// Something that happened, with the name under which handlers are registered.
 #[derive(Clone, Debug)]
@@ -212,6 +213,14 @@ impl EventQueue {
         self.open.store(true, Ordering::Release);
     }
 
+    /// Takes nothing more, and forgets what is queued: nobody will take it.
+    pub fn abandon(&self) {
+        self.open.store(false, Ordering::Release);
+        while let Ok(told) = self.receiver.try_recv() {
+            self.bytes.fetch_sub(told.weight(), Ordering::AcqRel);
+        }
+    }
+
     /// Takes nothing more, and ends the taking after what is queued.
     pub fn close(&self) {
         if self.open.swap(false, Ordering::AcqRel) {
@@ -219,10 +228,10 @@ impl EventQueue {
         }
     }
 
-    /// Blocks for the next event, then takes up to `most` events, or a mebibyte of them, into `batch`. The bytes of the
-    /// batch count until `settle`.
-    pub fn take(&self, most: usize, batch: &mut Vec<Told>) {
-        let Ok(first) = self.receiver.recv() else {
+    /// Blocks for the next event, then takes up to `most` events, or a mebibyte of them, into `batch`. Takes nothing if
+    /// none comes within `patience`. The bytes of the batch count until `settle`.
+    pub fn take(&self, most: usize, patience: Duration, batch: &mut Vec<Told>) {
+        let Ok(first) = self.receiver.recv_timeout(patience) else {
             return;
         };
         let mut bytes = first.weight();
@@ -341,7 +350,7 @@ mod tests {
         let taken = queue.len();
         assert_eq!(taken as u64 + queue.dropped(), 11);
         let mut batch = Vec::new();
-        queue.take(100, &mut batch);
+        queue.take(100, Duration::ZERO, &mut batch);
         assert_eq!(batch.len(), taken);
         // what is being handled counts
         assert!(!queue.take_held_back() && queue.bytes() > 1000);
@@ -358,8 +367,24 @@ mod tests {
             queue.event(event(BATCH_BYTES / 2));
         }
         let mut batch = Vec::new();
-        queue.take(1000, &mut batch);
+        queue.take(1000, Duration::ZERO, &mut batch);
         assert_eq!((batch.len(), queue.len()), (2, 3));
+    }
+
+    #[test]
+    fn an_abandoned_queue_has_nothing_for_the_next_taker() {
+        let queue = EventQueue::new(1000);
+        queue.open();
+        queue.event(event(1));
+        queue.close();
+        queue.abandon();
+        queue.open();
+        queue.event(event(2));
+        let mut batch = Vec::new();
+        queue.take(100, Duration::ZERO, &mut batch);
+        assert!(matches!(batch[..], [Told::Event(_)]));
+        queue.settle();
+        assert_eq!(queue.bytes(), 0);
     }
 
     #[test]
@@ -370,7 +395,7 @@ mod tests {
         queue.close();
         queue.event(event(1));
         let mut batch = Vec::new();
-        queue.take(100, &mut batch);
+        queue.take(100, Duration::ZERO, &mut batch);
         assert!(matches!(batch[..], [Told::Event(_), Told::End]));
     }
 }

@@ -25,6 +25,8 @@ pub enum Request {
         /// The versions that the client has already.
         if_none_match: Option<String>,
     },
+    /// `OPTIONS`, as load balancers ask to see whether the server is alive.
+    Options,
     /// Anything else: the answer that it gets.
     Refused(Refused),
 }
@@ -43,12 +45,14 @@ pub enum Refused {
     Draining(u64),
 }
 
-/// Reads a request head of at most `max_size` bytes.
-pub fn read_request(bytes: &[u8], max_size: usize) -> Request {
+/// Reads a request head of at most `max_size` bytes. Pages are looked up without `prefix`, which a proxy may have kept.
+pub fn read_request(bytes: &[u8], max_size: usize, prefix: &str) -> Request {
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut request = httparse::Request::new(&mut headers);
     match request.parse(bytes) {
-        Ok(httparse::Status::Complete(len)) if len <= max_size => read_complete(&request, len),
+        Ok(httparse::Status::Complete(len)) if len <= max_size => {
+            read_complete(&request, len, prefix)
+        }
         Ok(httparse::Status::Partial) if bytes.len() < max_size => Request::Incomplete,
         Ok(_) | Err(httparse::Error::TooManyHeaders) => Request::Refused(Refused::HeadTooLarge),
         Err(_) => Request::Refused(Refused::Malformed("not an HTTP request")),
@@ -70,8 +74,8 @@ pub fn refusal_response(refused: Refused) -> Vec<u8> {
         Refused::Malformed(problem) => ("400 Bad Request", "", problem),
         Refused::MethodNotAllowed => (
             "405 Method Not Allowed",
-            "Allow: GET, HEAD\r\n",
-            "only GET and HEAD are answered here",
+            ALLOW,
+            "only GET, HEAD and OPTIONS are answered here",
         ),
         Refused::NotFound => (
             "404 Not Found",
@@ -108,6 +112,21 @@ pub fn refusal_response(refused: Refused) -> Vec<u8> {
         &format!("Content-Type: text/plain; charset=utf-8\r\n{NO_STORE}{extra}"),
         format!("{body}\n").as_bytes(),
         false,
+    )
+}
+
+/// `OPTIONS`: the methods that are answered (RFC 9110 section 9.3.7).
+pub fn options_response() -> Vec<u8> {
+    head("204 No Content", &format!("{ALLOW}{NO_STORE}")).into_bytes()
+}
+
+/// `GET /favicon.ico`: the elephant.
+pub fn icon_response(is_head: bool) -> Vec<u8> {
+    response(
+        "200 OK",
+        "Content-Type: image/svg+xml\r\nCache-Control: max-age=86400\r\n",
+        ICON.as_bytes(),
+        is_head,
     )
 }
 
@@ -157,6 +176,10 @@ pub fn file_response(file: &ClientFile, if_none_match: Option<&str>, is_head: bo
 
 const INDEX: &str = include_str!("index.html");
 
+const ICON: &str = include_str!("favicon.svg");
+
+const ALLOW: &str = "Allow: GET, HEAD, OPTIONS\r\n";
+
 const NO_STORE: &str = "Cache-Control: no-store\r\n";
 
 fn response(status: &str, headers: &str, body: &[u8], is_head: bool) -> Vec<u8> {
@@ -172,7 +195,7 @@ fn head(status: &str, headers: &str) -> String {
     format!("HTTP/1.1 {status}\r\n{headers}Connection: close\r\n\r\n")
 }
 
-fn read_complete(request: &httparse::Request<'_, '_>, len: usize) -> Request {
+fn read_complete(request: &httparse::Request<'_, '_>, len: usize, prefix: &str) -> Request {
     let header = |name: &str| {
         request
             .headers
@@ -193,20 +216,14 @@ fn read_complete(request: &httparse::Request<'_, '_>, len: usize) -> Request {
     if !has_token("upgrade", "websocket") {
         let target = request.path.unwrap_or_default();
         return match method {
-            "GET" | "HEAD" => {
-                let path = target
-                    .split(['?', '#'])
-                    .next()
-                    .unwrap_or_default()
-                    .to_owned();
-                Request::Page {
-                    path,
-                    is_head: method == "HEAD",
-                    if_none_match: header("if-none-match")
-                        .and_then(|value| std::str::from_utf8(value).ok())
-                        .map(str::to_owned),
-                }
-            }
+            "OPTIONS" => Request::Options,
+            "GET" | "HEAD" => Request::Page {
+                path: page_of(target, prefix).to_owned(),
+                is_head: method == "HEAD",
+                if_none_match: header("if-none-match")
+                    .and_then(|value| std::str::from_utf8(value).ok())
+                    .map(str::to_owned),
+            },
             _ => Request::Refused(Refused::MethodNotAllowed),
         };
     }
@@ -242,6 +259,24 @@ fn read_complete(request: &httparse::Request<'_, '_>, len: usize) -> Request {
     }
 }
 
+/// The path of a request's target, in origin form or in absolute form (RFC 9112 section 3.2), without the prefix.
+fn page_of<'a>(target: &'a str, prefix: &str) -> &'a str {
+    let origin = match target.split_once("://") {
+        Some((scheme, rest))
+            if scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https") =>
+        {
+            rest.find('/').map_or("/", |start| &rest[start..])
+        }
+        _ => target,
+    };
+    let path = origin.split(['?', '#']).next().unwrap_or_default();
+    match path.strip_prefix(prefix) {
+        Some("") => "/",
+        Some(rest) if rest.starts_with('/') => rest,
+        _ => path,
+    }
+}
+
 /// The value of a parameter in a request's target, as it stands there: what is looked for needs no escapes.
 fn query_value<'a>(target: &'a str, name: &str) -> Option<&'a str> {
     let (_, query) = target.split_once('?')?;
@@ -270,7 +305,7 @@ mod tests {
         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
 
     fn read(text: &str) -> Request {
-        read_request(text.as_bytes(), 4096)
+        read_request(text.as_bytes(), 4096, "/rt")
     }
 
     #[test]
@@ -327,7 +362,28 @@ mod tests {
             is_head: false,
             if_none_match: None,
         };
-        assert_eq!(read("GET /healthz?now HTTP/1.1\r\nHost: a\r\n\r\n"), page);
+        for target in [
+            "/healthz?now",
+            "http://a:80/healthz",
+            "HTTPS://a/healthz?x#y",
+            "/rt/healthz",
+            "http://a/rt/healthz",
+        ] {
+            let request = format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n");
+            assert_eq!(read(&request), page, "{target}");
+        }
+        for (target, path) in [
+            ("http://a", "/"),
+            ("/rt", "/"),
+            ("/rt/", "/"),
+            ("/rtx", "/rtx"),
+        ] {
+            assert_eq!(page_of(target, "/rt"), path);
+        }
+        assert_eq!(
+            read("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n"),
+            Request::Options
+        );
         assert_eq!(
             read("POST / HTTP/1.1\r\nHost: a\r\n\r\n"),
             Request::Refused(Refused::MethodNotAllowed)

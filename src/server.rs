@@ -140,6 +140,27 @@ impl Server {
         if running.is_some() {
             return Ok(false);
         }
+        let was_restored = self.node.is_restored();
+        match self.start_all(timeout) {
+            Ok(started) => {
+                self.started_in
+                    .store(crate::fork::generation(), Ordering::Relaxed);
+                self.tell_of_start(started.address);
+                self.address.store(Some(Arc::new(started.address)));
+                *running = Some(started);
+                Ok(true)
+            }
+            Err(error) => {
+                if !was_restored {
+                    self.node.close_store(MAX_STORE_WAIT);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Opens the storage, binds, and starts the threads. After an error nothing of this is left but the storage.
+    fn start_all(self: &Arc<Self>, timeout: Option<Duration>) -> Result<Running, Error> {
         let config = &self.node.config;
         self.node.restore()?;
         let addresses = resolve(&config.host, config.port)?;
@@ -151,26 +172,17 @@ impl Server {
         self.node.set_socket_limits(SocketLimits::claim(config));
         self.node.attach(doors.clone());
         self.node.events.open();
-        match self.start_threads(listener, &doors, timeout) {
-            Ok(started) => {
-                self.started_in
-                    .store(crate::fork::generation(), Ordering::Relaxed);
-                self.tell_of_start(started.address);
-                self.address.store(Some(Arc::new(started.address)));
-                *running = Some(started);
-                Ok(true)
-            }
-            Err(error) => {
+        self.start_threads(listener, &doors, timeout)
+            .map_err(|error| {
                 self.node.drain();
                 self.finish_shards();
                 self.node.detach();
-                self.node.events.close();
-                Err(match error.kind() {
+                self.node.events.abandon();
+                match error.kind() {
                     io::ErrorKind::TimedOut => Error::TimedOut(error.to_string()),
                     _ => Error::Start(format!("cannot start the server's threads: {error}")),
-                })
-            }
-        }
+                }
+            })
     }
 
     /// Starts to drain; nothing happens when it is not running.

@@ -132,7 +132,7 @@ def test_what_is_no_command_line_has_code_2(arguments: list[str]) -> None:
 
 
 def test_help_has_every_setting_with_its_default() -> None:
-    result = run("serve", "--help", COLUMNS="200")
+    result = run("serve", "--help", COLUMNS="400")
     assert result.returncode == 0
     for name, setting in known_settings().items():
         option = "--" + name.replace("_", "-")

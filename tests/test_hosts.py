@@ -161,17 +161,26 @@ def test_flasks_reloader_serves_it_once_and_anew_in_each_child(free_port: int, t
         assert "cannot listen" not in process.output, process.output
 
 
-# gevent
+# gevent and eventlet
 
 
 @pytest.mark.parametrize("start", ["tantor.start_background()", "Thread(target=run, daemon=True).start()"])
-def test_under_gevents_monkey_patching(start: str, tmp_path: Path) -> None:
-    if importlib.util.find_spec("gevent") is None:
-        missing("gevent")
+@pytest.mark.parametrize(
+    ("library", "patch"),
+    [("gevent", "from gevent import monkey; monkey.patch_all()"), ("eventlet", "eventlet.monkey_patch()")],
+)
+def test_under_monkey_patching(library: str, patch: str, start: str, tmp_path: Path) -> None:
+    if importlib.util.find_spec(library) is None:
+        missing(library)
+    if library == "eventlet" and "start()" in start:
+        # an asyncio loop of eventlet's green threads needs eventlet's own asyncio hub
+        start = "eventlet.patcher.original('threading').Thread(target=run, daemon=True).start()"
     source = f"""
-        from gevent import monkey
-        monkey.patch_all()
-        import asyncio, gevent, time
+        import warnings
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import {library}
+        {patch}
+        import asyncio, time
         from threading import Thread
         from tantor import Tantor
 
@@ -182,7 +191,7 @@ def test_under_gevents_monkey_patching(start: str, tmp_path: Path) -> None:
             global turns
             while True:
                 turns += 1
-                gevent.sleep(0.001)
+                {library}.sleep(0.001)
 
         def run():
             asyncio.run(tantor.start())
@@ -195,18 +204,18 @@ def test_under_gevents_monkey_patching(start: str, tmp_path: Path) -> None:
 
         tantor.on_event("say", echo)
         tantor.on_event("say", async_echo)
-        gevent.spawn(turn)
+        {library}.spawn(turn)
         {start}
         while not tantor.is_running:
-            gevent.sleep(0.01)
+            {library}.sleep(0.01)
         print("port", tantor.port)
-        gevent.sleep(0.5)
+        {library}.sleep(0.5)
         print("turns", turns)
         while "stop" not in tantor.channels:
-            gevent.sleep(0.01)
+            {library}.sleep(0.01)
         tantor.begin_stop()
         while tantor.is_running:
-            gevent.sleep(0.01)
+            {library}.sleep(0.01)
         print("stopped")
     """
     with script(source, tmp_path) as process:

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 
 import psutil
 import pytest
-from support import WebSocketClient, accepts_connections, eventually, handshake_request, http_request
-from tantor import Tantor
+from support import WebSocketClient, accepts_connections, eventually, handshake_request, http_request, run_python
+from tantor import Tantor, get_tantor
 
 MakeServer = Callable[..., Tantor]
 Connect = Callable[..., WebSocketClient]
@@ -440,3 +440,41 @@ def test_everything_at_once_from_every_thread(make_server: MakeServer) -> None:
     assert failures == []
     eventually(lambda: server.stats()["total_connections"] == 0, server.stats)
     assert serves(server)
+
+
+# Where nothing listens
+
+WARNINGS = {"WITH_WARNINGS": "1"}
+
+
+def test_the_first_message_of_a_process_that_serves_nobody_is_warned_of() -> None:
+    for call in ('broadcast("jungle", "news")', 'send("client_1", "hello")', 'emergency("fire")'):
+        done = run_python(
+            f"""if True:
+            from tantor import Tantor
+            tantor = Tantor(port=0, host="127.0.0.1")
+            for _ in range(3):
+                tantor.{call}
+        """,
+            environment=WARNINGS,
+        )
+        assert done.returncode == 0
+        assert done.stderr.count("is not started, so nobody is connected to it") == 1, done.stderr
+        assert "start_background()" in done.stderr
+    done = run_python(
+        """if True:
+        from tantor import Tantor
+        with Tantor(port=0, host="127.0.0.1") as tantor:
+            tantor.broadcast("jungle", "news")
+    """,
+        environment=WARNINGS,
+    )
+    assert "is not started" not in done.stderr
+
+
+def test_a_port_that_this_process_has_is_told_with_its_holder() -> None:
+    with quick() as first:
+        second = Tantor(first.port, "127.0.0.1")
+        with pytest.raises(OSError, match=rf"{first.port}, listening> of this process has the port: get_tantor\(\)"):
+            second.start_background()
+        assert get_tantor() is first

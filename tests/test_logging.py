@@ -67,7 +67,8 @@ def test_clients_that_come_and_go_say_nothing_above_debug(
 
 
 def test_a_quiet_application_hears_only_warnings() -> None:
-    done = run_python("""if True:
+    done = run_python(
+        """if True:
         import asyncio
         from tantor import Tantor
         tantor = Tantor(port=0, host="127.0.0.1")
@@ -78,12 +79,57 @@ def test_a_quiet_application_hears_only_warnings() -> None:
 
         with tantor:
             tantor.broadcast("jungle", "news")
-    """)
+    """,
+        environment={"WITH_WARNINGS": "1"},
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     assert "no banana" in done.stderr, "a handler's error is heard without any setting up of logging"
     assert "listening" not in done.stderr.lower(), done.stderr
-    assert done.stderr.startswith("the handler "), done.stderr
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith("no authorisation is configured"), done.stderr
+    assert lines[1].startswith("the handler "), done.stderr
+
+
+CONFIGURE = """
+logging.config.dictConfig({"version": 1, "root": {"level": "INFO", "handlers": ["out"]},
+    "handlers": {"out": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout"}}})
+"""
+
+
+def test_logging_that_is_configured_after_the_import_hears_of_handlers_that_fail() -> None:
+    done = run_python(
+        f"""
+import logging, logging.config
+from tantor import Tantor
+import tantor.client, tantor.flask
+{CONFIGURE}
+tantor = Tantor(port=0, host="127.0.0.1")
+@tantor.on("server_shutdown")
+def bad(data):
+    raise LookupError("no banana")
+with tantor:
+    pass
+""",
+        environment={"WITH_WARNINGS": "1"},
+    )
+    assert "no banana" in done.stdout, done
+    assert "listening on" in done.stdout, done
+
+
+def test_a_level_that_changes_while_it_runs_is_noticed(
+    make_server: MakeServer, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "tantor")
+    server = make_server()
+
+    def is_logged() -> bool:
+        connect(server).settle(server)
+        return any("connected" in record.getMessage() for record in records(caplog, logging.DEBUG))
+
+    assert not is_logged()
+    caplog.set_level(logging.DEBUG, "tantor")
+    eventually(is_logged, lambda: caplog.text)
 
 
 def test_a_level_above_debug_costs_no_records(

@@ -437,14 +437,38 @@ def test_the_page_at_the_root_says_how_to_connect(server: Tantor) -> None:
     assert int(headers["content-length"]) == len(body)
 
 
-@pytest.mark.parametrize("target", ["/nothing", "/healthz/", "/favicon.ico", "/index.html"])
+@pytest.mark.parametrize("target", ["/nothing", "/healthz/", "/rt/healthz", "/index.html"])
 def test_anything_else_is_not_found(server: Tantor, target: str) -> None:
     assert get(server.port, target)[0] == 404
 
 
-@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS"])
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
 def test_other_methods_are_refused(server: Tantor, method: str) -> None:
     assert get(server.port, "/healthz", method)[0] in (404, 405)
+
+
+def test_a_load_balancers_options_are_answered(server: Tantor) -> None:
+    for target in ("/", "*", "/healthz"):
+        status, headers, body = get(server.port, target, "OPTIONS")
+        assert (status, headers["allow"], body) == (204, "GET, HEAD, OPTIONS", b"")
+
+
+def test_a_target_in_absolute_form_is_the_same_page(server: Tantor) -> None:
+    assert get(server.port, f"http://127.0.0.1:{server.port}/healthz")[0] == 200
+    assert get(server.port, "http://other.example/nothing")[0] == 404
+
+
+def test_a_prefix_that_a_proxy_keeps(make_server: MakeServer) -> None:
+    server = make_server(http_prefix="/rt/")
+    for path in ("/rt/healthz", "/healthz", "/rt/tantor.js", "/rt", "/rt/"):
+        assert get(server.port, path)[0] == 200, path
+    assert get(server.port, "/rtx/healthz")[0] == 404
+
+
+def test_the_icon_is_a_picture(server: Tantor) -> None:
+    status, headers, body = get(server.port, "/favicon.ico")
+    assert (status, headers["content-type"]) == (200, "image/svg+xml")
+    assert body.startswith(b"<svg ")
 
 
 def test_beyond_max_connections_a_client_is_asked_to_come_back(make_server: MakeServer, connect: Connect) -> None:

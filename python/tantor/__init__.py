@@ -12,8 +12,6 @@ Importing this needs nothing but the standard library, and starts nothing.
 
 # ruff: noqa: E402 - the check comes first: an import of the extension module would harm the main interpreter
 
-import logging
-
 from tantor._interpreter import require_main_interpreter
 
 require_main_interpreter()
@@ -47,6 +45,3 @@ __all__ = [
     "run_tantor",
     "run_tantor_sync",
 ]
-
-# what is said at each start is for those who configured logging; errors show in any case, as Python has it
-logging.getLogger("tantor.auth").addHandler(logging.NullHandler())

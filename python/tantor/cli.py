@@ -70,12 +70,14 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 async def _serve_until_signalled(tantor: Tantor) -> None:
-    """Serve until Ctrl-C or SIGTERM, both of which are a clean end."""
+    """Serve until Ctrl-C, SIGTERM or SIGHUP, each of which is a clean end."""
     loop = asyncio.get_running_loop()
     server = asyncio.ensure_future(tantor.start())
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(NotImplementedError):  # not on every system
-            loop.add_signal_handler(number, server.cancel)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # not on every system
+        if number is not None:
+            with contextlib.suppress(NotImplementedError):
+                loop.add_signal_handler(number, server.cancel)
     with contextlib.suppress(asyncio.CancelledError):
         await server
 

@@ -12,18 +12,17 @@ from typing import Any
 
 Handler = Callable[[dict[str, Any]], Any]
 
-_LOGGER = logging.getLogger("tantor.events")
-
 # coroutines under way; beyond it, or beyond `event_queue_bytes` of their events, no further events are taken, and
 # clients are held back in turn
 _MAX_WAITING = 16384
 
 
 def native(module: str, name: str) -> Any:
-    """A function of the standard library as it is without gevent, whose threads are none."""
-    monkey = sys.modules.get("gevent.monkey")
-    if monkey is not None:
+    """A function of the standard library as it is without gevent or eventlet, whose threads are greenlets."""
+    if (monkey := sys.modules.get("gevent.monkey")) is not None:
         return monkey.get_original(module, name)
+    if (patcher := sys.modules.get("eventlet.patcher")) is not None:
+        return getattr(patcher.original(module), name)
     return getattr(importlib.import_module(module), name)
 
 
@@ -34,7 +33,7 @@ def log_failure(event: str, handler: Handler) -> None:
     except BaseException:
         shown = object.__repr__(handler)
     try:
-        _LOGGER.exception("the handler %s of event %r failed", shown, event)
+        logging.getLogger("tantor.events").exception("the handler %s of event %r failed", shown, event)
     except BaseException:  # a filter of the application's, for example
         traceback.print_exc()
 

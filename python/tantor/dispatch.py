@@ -16,6 +16,22 @@ from tantor.coroutines import CoroutineRunner, Handler, log_failure, native
 _BATCH = 1024
 
 
+_LOGGERS = (
+    "tantor",
+    "tantor.server",
+    "tantor.auth",
+    "tantor.connections",
+    "tantor.events",
+    "tantor.storage",
+)
+
+
+def effective_log_level() -> int:
+    """The lowest level that any of Tantor's loggers takes; Rust makes no lines below it."""
+    level = min(logging.getLogger(name).getEffectiveLevel() for name in _LOGGERS)
+    return min(level, logging.CRITICAL)
+
+
 class Handlers:
     """Which handlers are registered for which event."""
 
@@ -56,8 +72,12 @@ class Handlers:
 class Dispatcher:
     """One run's dispatching, from the start of a server to the last event after its end.
 
-    Coroutines run on `loop`; if it is None, or ends before the server does, on a loop of Tantor's own. It takes
-    nothing before the `previous` run's dispatcher has taken its last. `on_finished` is called after the last event.
+    Making one starts its thread, which waits for `begin` or `abandon`. So a process that can start no more threads
+    fails before its server listens. Coroutines run on `loop`; if it is None, or ends before the server does, on a loop
+    of Tantor's own. The thread takes nothing before the `previous` run's dispatcher has taken its last event.
+    `on_finished` is called after the last event.
+
+    Errors: `RuntimeError` when no thread can be started.
     """
 
     def __init__(
@@ -73,9 +93,20 @@ class Dispatcher:
         self._previous = previous
         self._on_finished = on_finished
         self._coroutines = CoroutineRunner(loop, messenger.setting("event_queue_bytes"))
+        self._is_abandoned = False
+        self._begun = _closed_gate()
         self._taken = _closed_gate()
         self._finished = _closed_gate()
         native("_thread", "start_new_thread")(self._run, ())
+
+    def begin(self) -> None:
+        """Take events: the server listens."""
+        self._begun.release()
+
+    def abandon(self) -> None:
+        """End the thread: the server was not started."""
+        self._is_abandoned = True
+        self._begun.release()
 
     def wait_finished(self, timeout: float) -> bool:
         """Block until every event was handled; False when `timeout` seconds passed before."""
@@ -88,11 +119,15 @@ class Dispatcher:
             await asyncio.sleep(0.005)
 
     def _run(self) -> None:
+        _wait_gate(self._begun, -1)
+        if self._is_abandoned:
+            return
         try:
             if self._previous is not None:
                 _wait_gate(self._previous._taken, -1)
                 self._previous = None
             while (batch := self._messenger.next_events(_BATCH)) is not None:
+                _contained(self._update_log_level)
                 for name, data, size in batch:
                     try:
                         self._tell(name, data, size)
@@ -104,6 +139,10 @@ class Dispatcher:
             _contained(self._coroutines.finish)
             self._on_finished(self)
             self._finished.release()
+
+    def _update_log_level(self) -> None:
+        # an empty batch comes about once a second, so that a level which the application changes is noticed
+        self._messenger.set_log_level(effective_log_level())
 
     def _tell(self, name: str, data: dict[str, Any], size: int) -> None:
         if not name:

@@ -12,8 +12,6 @@ from tantor.latest import latest
 from tantor.messenger import Tantor
 from tantor.settings import resolve
 
-_LOGGER = logging.getLogger("tantor.flask")
-
 if TYPE_CHECKING:
     from flask import Blueprint, Flask
 
@@ -48,7 +46,9 @@ def init_tantor(
                 f"the Flask app {app.name!r} has a Tantor already: {known!r}; "
                 "call init_tantor once for each app, and get_tantor() wherever it is used"
             )
-        _LOGGER.warning("the Tantor of the Flask app %r is replaced by one with other settings", app.name)
+        logging.getLogger("tantor.flask").warning(
+            "the Tantor of the Flask app %r is replaced by one with other settings", app.name
+        )
     tantor = Tantor(default=default, **resolve(given, config=app.config))  # type: ignore[arg-type]  # checked in there
     app.extensions["tantor"] = tantor
     app.tantor = tantor  # type: ignore[attr-defined]  # where code written to the original looks

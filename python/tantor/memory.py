@@ -12,8 +12,6 @@ from collections import deque
 from types import ModuleType
 from typing import Any, Protocol
 
-_LOGGER = logging.getLogger("tantor.storage")
-
 # entries that wait for a slow Memory; beyond it new ones are dropped, which is logged
 _MAX_WAITING = 10_000
 
@@ -25,6 +23,11 @@ class Memory(Protocol):
         """Keep `value` under `key` for `ttl` seconds."""
 
 
+def _logger() -> logging.Logger:
+    # looked up at each use: `logging.config` disables loggers that exist when it is called
+    return logging.getLogger("tantor.storage")
+
+
 def find_memory() -> Memory | None:
     """The `Memory` of an installed Flask-TSK, if it has one that remembers."""
     try:
@@ -32,7 +35,7 @@ def find_memory() -> Memory | None:
             return None
         memory = _memory_of(importlib.import_module("tsk_flask.memory"))
     except Exception as error:  # another package's import may fail in any way, and is not needed
-        _LOGGER.debug("tsk_flask.memory cannot be used: %s", error)
+        _logger().debug("tsk_flask.memory cannot be used: %s", error)
         return None
     return memory if callable(getattr(memory, "remember", None)) else None
 
@@ -69,7 +72,7 @@ class Keeper:
                 self._dropped += 1
                 if self._dropped > 1:  # said once, until it has caught up
                     return
-                _LOGGER.warning("Memory is behind: %s and what follows is not remembered", key)
+                _logger().warning("Memory is behind: %s and what follows is not remembered", key)
                 return
             self._entries.append((memory, key, value, ttl))
             self._changed.notify_all()
@@ -112,8 +115,8 @@ class Keeper:
                 dropped = self._dropped if not self._entries else 0
                 self._dropped -= dropped
             if dropped:
-                _LOGGER.warning("Memory has caught up: %d entries were not remembered", dropped)
+                _logger().warning("Memory has caught up: %d entries were not remembered", dropped)
             try:
                 memory.remember(key, value, ttl)
             except Exception:
-                _LOGGER.exception("Memory did not remember %s", key)
+                _logger().exception("Memory did not remember %s", key)

@@ -3,6 +3,7 @@
 import asyncio
 import atexit
 import contextlib
+import errno
 import logging
 import math
 import os
@@ -14,12 +15,13 @@ from weakref import WeakSet
 
 from tantor import _tantor
 from tantor.coroutines import Handler
-from tantor.dispatch import Dispatcher, Handlers
+from tantor.dispatch import Dispatcher, Handlers, effective_log_level
 from tantor.errors import ForkedError
 from tantor.latest import remember_latest
 from tantor.memory import Keeper, Memory, find_memory
 from tantor.pending import Pending
 from tantor.settings import resolve
+from tantor.signals import exit_at_sigterm, stop_at_sigterm
 from tantor.test_client import write_test_client
 from tantor.views import Channels, Connections
 
@@ -77,12 +79,15 @@ class Tantor(_tantor.Messenger):
         return f"<Tantor on {self.host}:{self.port}, {'listening' if self.is_running else 'sleeping'}>"
 
     async def start(self) -> None:
-        """Serve until `stop()`, cancellation or Ctrl-C; when it returns, the port is free.
+        """Serve until `stop()`, cancellation, Ctrl-C or SIGTERM; when it returns, the port is free.
 
-        Async handlers run on the loop of this call. If the server runs already, this only waits for its end.
+        Async handlers run on the loop of this call. If the server runs already, this only waits for its end. SIGTERM
+        stops the server, and calls the handler that was there before, if `handle_sigterm` is set and this is the main
+        thread.
         Errors: `OSError` that names host and port when it cannot listen.
         """
         started = self._serve(asyncio.get_running_loop())
+        restore_sigterm = stop_at_sigterm(self) if started and self.setting("handle_sigterm") else None
         try:
             await self.stopped()
         except GeneratorExit:  # the loop was closed under it
@@ -93,16 +98,29 @@ class Tantor(_tantor.Messenger):
                 self.begin_stop()
                 await self._ended()
             raise
+        finally:
+            if restore_sigterm is not None:
+                restore_sigterm()
         if started:
             await self._ended()
+
+    def stop_on_sigterm(self) -> None:
+        """Have SIGTERM stop this server before the handler that is there now is called; for the main thread.
+
+        For an application that handles SIGTERM itself, or runs a loop of its own: call it after that handler is set.
+        Where there is no handler, a server that runs in the background needs no call.
+        """
+        stop_at_sigterm(self)
 
     def start_background(self, timeout: float = 5) -> Self:
         """Serve on threads of its own; returns once it listens. Nothing happens if it does already.
 
-        Async handlers run on a loop of Tantor's own. Errors: `OSError` as `start`; `TimeoutError` if it does not
-        listen after `timeout` seconds.
+        Async handlers run on a loop of Tantor's own. From here on SIGTERM ends the process as `sys.exit(143)` does,
+        with a goodbye to the clients, if `handle_sigterm` is set, the application has no handler of its own, and this
+        is the main thread. Errors: `OSError` as `start`; `TimeoutError` if it does not listen after `timeout` seconds.
         """
-        self._serve(None, timeout)
+        if self._serve(None, timeout) and self.setting("handle_sigterm"):
+            exit_at_sigterm(_running)
         return self
 
     async def stop(self) -> None:
@@ -191,6 +209,7 @@ class Tantor(_tantor.Messenger):
             durable=durable,
             idempotency_key=idempotency_key,
         )
+        self._warn_unless_running()
         if self.memory is not None:
             message_id = sent.value
             value = {
@@ -211,6 +230,7 @@ class Tantor(_tantor.Messenger):
         channel `emergency`, is durable, it is done when that is saved.
         """
         recipients = super().emergency(message)
+        self._warn_unless_running()
         if self.memory is not None:
             now = time.time()
             value = {"message": message, "timestamp": now, "recipients": recipients.value}
@@ -238,6 +258,17 @@ class Tantor(_tantor.Messenger):
         """Write `tantor-test-client.html`, a page to try a server on this port with; returns its path."""
         return write_test_client(port)
 
+    def _warn_unless_running(self) -> None:
+        """Log, once a process, that what this process publishes reaches nobody."""
+        global _has_warned
+        if not _has_warned and not self.is_running:
+            _has_warned = True
+            logging.getLogger("tantor.server").warning(
+                "%r is not started, so nobody is connected to it: what this process sends reaches no client. "
+                "Start it with start_background(), or send from the process that serves",
+                self,
+            )
+
     def _remember(self, key: str, value: dict[str, Any], ttl: float) -> None:
         _prepare_process()  # the end of the interpreter waits for what is still to be handed over
         if self.memory is not None:
@@ -255,34 +286,49 @@ class Tantor(_tantor.Messenger):
         if self.memory is None and not self._has_sought_memory:
             self._has_sought_memory = True
             self.memory = find_memory()
-        loggers = (
-            "tantor",
-            "tantor.server",
-            "tantor.auth",
-            "tantor.connections",
-            "tantor.events",
-            "tantor.storage",
-        )
-        level = min(logging.getLogger(name).getEffectiveLevel() for name in loggers)
-        self.set_log_level(min(level, logging.CRITICAL))
+        if self.is_running:
+            return False
+        self.set_log_level(effective_log_level())
+        dispatcher = Dispatcher(self, self._handlers, loop, self._dispatcher, self._dispatched)
+        is_new = False
         _running.add(self)
         try:
-            if not self.listen(timeout):
-                return False
-            self._dispatcher = Dispatcher(self, self._handlers, loop, self._dispatcher, self._dispatched)
-        except Exception:  # it does not listen, unless it did before
+            is_new = self.listen(timeout)
+        except Exception as error:  # it does not listen, unless it did before
             if not self.is_running:
                 _running.discard(self)
+            if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+                self._explain_taken_port(error)
             raise
         except BaseException:  # Ctrl-C, perhaps in the moment after it began to listen
             self.begin_stop()
             raise
-        return True
+        finally:
+            if is_new:
+                self._dispatcher = dispatcher
+                dispatcher.begin()
+            else:
+                dispatcher.abandon()
+        return is_new
+
+    def _explain_taken_port(self, error: OSError) -> None:
+        """Say so in the error when a Tantor of this process has the port, and let `get_tantor()` find that one."""
+        for other in list(_running):
+            if other is not self and other.is_running and other.port == self.port:
+                remember_latest(other)
+                error.strerror = (
+                    f"{error.strerror}; {other!r} of this process has the port: get_tantor() gives that one, "
+                    "and its stop() frees the port"
+                )
+                return
 
     def _dispatched(self, dispatcher: Dispatcher) -> None:
         if dispatcher is self._dispatcher:  # and the server was not started again meanwhile
             _running.discard(self)
 
+
+# the first message of a process that serves nobody was told of
+_has_warned = False
 
 # what runs is held, so that it goes on when the application lets go of it
 _running: set[Tantor] = set()

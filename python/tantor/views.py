@@ -16,8 +16,6 @@ from tantor import _tantor
 from tantor.errors import DataError
 from tantor.json_messages import UnreadableMessage, read_message
 
-_LOGGER = logging.getLogger("tantor.connections")
-
 
 class MessageType(Enum):
     """What a message is about."""
@@ -302,7 +300,9 @@ class _UserData(dict[str, Any]):
         try:
             self._messenger.set_user_data(self._client_id, dict(self))
         except DataError as error:
-            _LOGGER.debug("the user_data of %s is kept in this process only: %s", self._client_id, error)
+            logging.getLogger("tantor.connections").debug(
+                "the user_data of %s is kept in this process only: %s", self._client_id, error
+            )
 
     def __setitem__(self, key: str, value: Any) -> None:
         super().__setitem__(key, value)

@@ -210,6 +210,11 @@ impl Node {
         Ok(())
     }
 
+    /// True while the storage is open.
+    pub fn is_restored(&self) -> bool {
+        self.restored_in.load(Ordering::Acquire) != NOT_RESTORED
+    }
+
     /// True in a child of the process that opened the storage, or was about to: its writer is a thread that the child does
     /// not have.
     pub fn has_inherited_store(&self) -> bool {

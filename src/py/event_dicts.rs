@@ -7,9 +7,13 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// An event's name, its fields, and the bytes that it took of the queue. A log record has no name.
 pub type EventDict<'py> = (Bound<'py, PyString>, Bound<'py, PyDict>, usize);
+
+/// How long the taking of events waits before it returns an empty batch.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Waits for events without the interpreter lock, and returns up to `most`; those of the call before count as handled.
 /// Returns `None` once the server has ended and all were returned; `has_ended` is set when the end is in the batch.
@@ -29,10 +33,10 @@ pub fn next_events<'py>(
     }
     let batch = py.detach(|| {
         let mut batch = Vec::new();
-        queue.take(most, &mut batch);
+        queue.take(most, PATIENCE, &mut batch);
         batch
     });
-    if matches!(batch[..], [] | [Told::End]) {
+    if matches!(batch[..], [Told::End]) {
         return None;
     }
     let mut events = Vec::with_capacity(batch.len());

@@ -1,24 +1,23 @@
 //! `Messenger`: a node and its server, as Python sees them. `tantor.Tantor` is made of it.
 
+use super::arguments::{own_fields, publish_options, setting_value};
 use super::commit::{Commit, Settled};
 use super::done::Done;
 use super::{bridge, errors, event_dicts, json, to_python};
-use crate::config::{Config, SETTINGS, Value};
-use crate::error::Error;
+use crate::config::{Config, SETTINGS};
 use crate::history::Page;
-use crate::node::{Node, PublishOptions};
-use crate::priority::Priority;
-use crate::protocol::{self, Body, OwnFields};
+use crate::node::Node;
+use crate::protocol::{self, Body};
 use crate::server::Server;
 use crate::store::Committed;
 use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::{PyKeyError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyList, PyMapping, PyString, PyTuple};
+use pyo3::types::{PyBytes, PyDict, PyList, PyMapping, PyString, PyTuple};
 use pyo3::{PyTraverseError, PyVisit};
 use std::cell::RefCell;
 use std::mem::ManuallyDrop;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -274,7 +273,7 @@ impl Messenger {
         reason = "the options of the Python method"
     )]
     fn broadcast(
-        &self,
+        slf: &Bound<'_, Self>,
         channel: &Bound<'_, PyString>,
         event: &Bound<'_, PyString>,
         data: Option<&Bound<'_, PyAny>>,
@@ -284,17 +283,22 @@ impl Messenger {
         idempotency_key: Option<&str>,
     ) -> PyResult<Py<PyAny>> {
         let py = channel.py();
-        let node = self.node()?;
+        let this = slf.get();
+        let node = this.node()?;
         let (channel, event) = (channel.to_str()?, event.to_str()?);
         let options = publish_options(priority, durable, idempotency_key)?;
         let mut waited_for = None;
         let mut commit = || begin_commit(&mut waited_for);
         let published = match data {
-            Some(data) => self.with_json(data, default, "data", |bytes| {
+            Some(data) => this.with_json(data, default, "data", |bytes| {
                 node.broadcast(channel, event, bytes, &options, &mut commit)
             })?,
             None => py.detach(|| node.broadcast(channel, event, b"{}", &options, &mut commit)),
         }?;
+        if published.recipients == 0 && !IS_TOLD.load(Ordering::Relaxed) && !this.is_running()? {
+            IS_TOLD.store(true, Ordering::Relaxed);
+            slf.call_method0("_warn_unless_running")?;
+        }
         outcome(py, published.recipients.into_py_any(py)?, None, waited_for)
     }
 
@@ -521,6 +525,9 @@ type ChannelRow = (String, String, Vec<String>, f64);
 /// Client id, joined at, last ping, channels.
 type ConnectionRow = (String, f64, f64, Vec<String>);
 
+/// This process has logged that what it publishes reaches nobody.
+static IS_TOLD: AtomicBool = AtomicBool::new(false);
+
 /// How often a wait looks for signals.
 const SIGNAL_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -535,37 +542,6 @@ fn seconds(timeout: f64) -> Duration {
 
 fn texts(ids: &[Arc<str>]) -> Vec<String> {
     ids.iter().map(|id| (**id).to_owned()).collect()
-}
-
-fn own_fields(dict: &Bound<'_, PyDict>) -> PyResult<OwnFields> {
-    Ok(OwnFields {
-        id: dict.contains("id")?,
-        channel: dict.contains("channel")?,
-        timestamp: dict.contains("timestamp")?,
-        sender: dict.contains("sender")?,
-        ack: dict.contains("ack")?,
-    })
-}
-
-fn publish_options<'a>(
-    priority: Option<&str>,
-    durable: bool,
-    idempotency_key: Option<&'a str>,
-) -> PyResult<PublishOptions<'a>> {
-    let priority = match priority {
-        None => Priority::Normal,
-        Some(name) => Priority::from_name(name).ok_or_else(|| {
-            PyValueError::new_err(format!(
-                "priority is {name:?}; it takes {}",
-                Priority::TAKES
-            ))
-        })?,
-    };
-    Ok(PublishOptions {
-        priority,
-        durable,
-        idempotency_key,
-    })
 }
 
 fn begin_commit(waited_for: &mut Option<Arc<Settled>>) -> Committed {
@@ -592,29 +568,4 @@ fn outcome(
     Ok(pending
         .call1((value, Commit::new(settled), message_id))?
         .unbind())
-}
-
-fn setting_value(name: &str, value: &Bound<'_, PyAny>) -> PyResult<Value> {
-    if let Ok(text) = value.cast::<PyString>() {
-        return Ok(Value::Text(text.to_str()?.to_owned()));
-    }
-    if let Ok(value) = value.cast::<PyBool>() {
-        return Ok(Value::Boolean(value.is_true()));
-    }
-    if value.is_instance_of::<PyFloat>() {
-        return Ok(Value::Number(value.extract()?));
-    }
-    if value.is_instance_of::<PyInt>()
-        && let Ok(integer) = value.extract::<i64>()
-    {
-        return Ok(Value::Integer(integer));
-    }
-    let setting = SETTINGS.iter().find(|setting| setting.name == name);
-    let setting = setting.ok_or_else(|| Error::UnknownSetting(name.to_owned()))?;
-    Err(Error::Setting(format!(
-        "{name} is {}; it takes {}",
-        value.repr()?,
-        setting.takes()
-    ))
-    .into())
 }

@@ -1,5 +1,6 @@
 //! The Python boundary: convert, let go of the interpreter, call, convert. The only user of pyo3.
 
+mod arguments;
 mod bridge;
 mod commit;
 mod done;

@@ -219,7 +219,7 @@ impl Shard {
     fn read_head(&mut self, slot: Slot, bytes: &[u8]) -> usize {
         let limit = self.config.max_header_size;
         let is_draining = self.draining.is_some();
-        match handshake::read_request(bytes, limit) {
+        match handshake::read_request(bytes, limit, &self.config.http_prefix) {
             Request::Incomplete => {
                 if let Some(Connection {
                     phase: Phase::Handshake { head, .. },
@@ -259,6 +259,7 @@ impl Shard {
             } => {
                 let response = match path.as_str() {
                     "/" => handshake::index_response(is_head),
+                    "/favicon.ico" => handshake::icon_response(is_head),
                     "/healthz" => {
                         let is_draining = is_draining || self.node.is_draining();
                         handshake::health_response(
@@ -276,6 +277,7 @@ impl Shard {
                 };
                 self.last_word(slot, response);
             }
+            Request::Options => self.last_word(slot, handshake::options_response()),
             Request::Refused(refused) => self.last_word(slot, handshake::refusal_response(refused)),
         }
         bytes.len()

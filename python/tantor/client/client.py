@@ -24,8 +24,6 @@ from tantor.client.session import Answered, Failed, NotTantorError, Session, Shu
 from tantor.client.settings import ClientSettings
 from tantor.client.stream import Gap, Message
 
-logger = logging.getLogger("tantor.client")
-
 State = Literal["connecting", "connected", "reconnecting", "closed"]
 
 OnState = Callable[[State], Awaitable[None] | None]
@@ -311,7 +309,7 @@ class Client:
         except ClientError as problem:
             error = problem
         except Exception as problem:
-            logger.exception("the client of %s failed", self._target)
+            logging.getLogger("tantor.client").exception("the client of %s failed", self._target)
             error = ClientError(f"the client of {self._target} failed: {problem!r}")
         finally:
             if not self._is_closing:
@@ -353,7 +351,7 @@ class Client:
         except ConnectionClosed as closed:
             code = closed.rcvd.code if closed.rcvd else None
             self._problem = closed
-            logger.info("%s: the connection ended: %s", self._target, closed)
+            logging.getLogger("tantor.client").info("%s: the connection ended: %s", self._target, closed)
             if not self._is_closing:
                 self._check_final(closed)
         except NotTantorError as problem:
@@ -362,7 +360,7 @@ class Client:
                 raise DisconnectedError(description) from None
             # a proxy may answer in the server's place for a while
             self._problem = problem
-            logger.warning("%s; the client connects again", description)
+            logging.getLogger("tantor.client").warning("%s; the client connects again", description)
         finally:
             self._connection = None
             self._stop_watching()
@@ -430,7 +428,7 @@ class Client:
             if silent < limit:
                 self._watch = loop.call_later(limit - silent, look)
                 return
-            logger.info("%s was silent for %g s", self._target, silent)
+            logging.getLogger("tantor.client").info("%s was silent for %g s", self._target, silent)
             connection.transport.abort()
 
         self._watch = loop.call_later(limit, look)
@@ -449,7 +447,9 @@ class Client:
                 await self._sent.wait()
                 await connection.close()
         except TimeoutError:
-            logger.info("%s did not take the goodbye within %g s", self._target, self._settings.close_timeout)
+            logging.getLogger("tantor.client").info(
+                "%s did not take the goodbye within %g s", self._target, self._settings.close_timeout
+            )
 
     # What the session says
 
@@ -474,7 +474,9 @@ class Client:
                         future.set_exception(error)
                 case Gap():
                     if self._on_gap is None:
-                        logger.warning("messages are missing, and there is no on_gap to be told: %s", event)
+                        logging.getLogger("tantor.client").warning(
+                            "messages are missing, and there is no on_gap to be told: %s", event
+                        )
                     self._notifier.call(self._on_gap, event)
         if self._session.messages:
             self._arrived.set()

@@ -7,8 +7,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-logger = logging.getLogger("tantor.client")
-
 Callback = Callable[[Any], Awaitable[None] | None]
 
 # Calls that wait while one takes its time.
@@ -28,7 +26,7 @@ class Notifier:
             return
         if len(self._calls) >= MAX_WAITING:
             _, lost = self._calls.popleft()
-            logger.error("a callback takes too long: it is not told of %r", lost)
+            logging.getLogger("tantor.client").error("a callback takes too long: it is not told of %r", lost)
         self._calls.append((callback, value))
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._run(), name="tantor-client-callbacks")
@@ -39,7 +37,9 @@ class Notifier:
             return
         _, waiting = await asyncio.wait([self._task], timeout=timeout)
         if waiting:
-            logger.warning("a callback still ran %g s after the client was closed; it is cancelled", timeout)
+            logging.getLogger("tantor.client").warning(
+                "a callback still ran %g s after the client was closed; it is cancelled", timeout
+            )
             self.cancel()
 
     def cancel(self) -> None:
@@ -55,4 +55,4 @@ class Notifier:
                 if inspect.isawaitable(result):
                     await result
             except Exception:
-                logger.exception("a callback raised on %r", value)
+                logging.getLogger("tantor.client").exception("a callback raised on %r", value)

@@ -20,8 +20,6 @@ from tantor.client.stream import Gap, Message, Question, Stream, offset_of
 from tantor.errors import DataError
 from tantor.json_messages import UnreadableMessage, read_message
 
-logger = logging.getLogger("tantor.client")
-
 
 @dataclass(frozen=True)
 class Welcomed:
@@ -298,7 +296,9 @@ class Session:
 
     def _tell_unreadable(self, message: Message) -> None:
         channel, offset = message.get("channel"), offset_of(message)
-        logger.warning("a message on %r cannot be read: an integer has more digits than Python reads", channel)
+        logging.getLogger("tantor.client").warning(
+            "a message on %r cannot be read: an integer has more digits than Python reads", channel
+        )
         if not _is_published(message) or not isinstance(channel, str):
             self.tell(Gap(None, None, None, None, 1, "unreadable"))
             return
@@ -308,7 +308,7 @@ class Session:
 
     def _pass_over(self, text: str, error: Exception) -> None:
         """Tell of a frame that is not JSON, or that nests too deep. What waits for its answer is refused."""
-        logger.warning("a frame cannot be read (%r): %.80s", error, text)
+        logging.getLogger("tantor.client").warning("a frame cannot be read (%r): %.80s", error, text)
         self.tell(Gap(None, None, None, None, 1, "unreadable"))
         if found := re.search(rf'"ref":\s*"({self._prefix}\d+)"', text):
             problem = "the answer cannot be read"
@@ -342,7 +342,9 @@ class Session:
         self._token = message.get("resume")
         self.is_welcome = True
         if message.get("resumed") is False or previous not in (None, self.client_id):
-            logger.info("connected as a new client, %s: %s", self.client_id, message.get("reason"))
+            logging.getLogger("tantor.client").info(
+                "connected as a new client, %s: %s", self.client_id, message.get("reason")
+            )
             # nothing waits for the new one's acknowledgement
             self._untaken.clear()
             self._give_up_uncertain()
@@ -375,7 +377,9 @@ class Session:
         if event == "server_shutdown":
             self.events.append(ShuttingDown(message.get("reconnect_after_ms", 0) / 1000))
         elif event == "error":
-            logger.warning("the server complains: %s (%s)", message.get("message"), message.get("code"))
+            logging.getLogger("tantor.client").warning(
+                "the server complains: %s (%s)", message.get("message"), message.get("code")
+            )
         else:
             return message.get("ping") is True or message.get("pong") is True
         return True
@@ -445,7 +449,9 @@ class Session:
         for ref in joiners:
             self._fail(ref, _command_error(message))
         if not joiners:
-            logger.warning("%r is followed no longer: %s", stream.channel, message.get("message"))
+            logging.getLogger("tantor.client").warning(
+                "%r is followed no longer: %s", stream.channel, message.get("message")
+            )
         if question is Question.JOIN and not joiners:
             self.tell(Gap(stream.channel, None, None, None, None, "refused"))
 
