@@ -85,6 +85,7 @@ impl Reader {
             self.partial.extend_from_slice(&bytes[used..]);
         } else {
             let mut held = std::mem::take(&mut self.partial);
+            make_room(&mut held, bytes.len(), max_message_size);
             held.extend_from_slice(bytes);
             let used = self.frames(&mut held, max_message_size, receive)?;
             if used < held.len() {
@@ -283,6 +284,21 @@ impl Reader {
             receive(Received::Binary(&fragments.payload))
         })
     }
+}
+
+/// Makes room for more bytes behind the start of a frame: twice what there was, but no more than the frame takes, so that
+/// a frame which is about to be complete weighs no more in the budget of unfinished input than its size.
+fn make_room(held: &mut Vec<u8>, more: usize, max_message_size: usize) {
+    let needed = held.len() + more;
+    if needed <= held.capacity() {
+        return;
+    }
+    let end = match frame::read_header(held) {
+        Ok(Some(read)) => read.header_len + max_message_size.min(read.payload_len as usize),
+        _ => usize::MAX,
+    };
+    let room = (2 * held.capacity()).min(end).max(needed);
+    held.reserve_exact(room - held.len());
 }
 
 /// The mask of a client's frame, if the header is one that a client may send.

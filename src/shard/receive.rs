@@ -1,9 +1,9 @@
 //! The way in: what a connection's socket has, read, decoded and carried out.
 
-use super::Shard;
 use super::hold::Hold;
 use super::socket::{Connection, Phase};
 use super::write::{InLine, SLICE_WORK, fan_out_work};
+use super::{READ_BUFFER, Shard};
 use crate::client_module::client_file;
 use crate::connection::Received;
 use crate::error::{Disconnect, ErrorCode, Refusal};
@@ -23,11 +23,18 @@ use tokio::io::{AsyncRead, ReadBuf};
 /// Reads of one connection in a turn, so that one that sends without pause leaves room for others.
 const READS_PER_TURN: usize = 4;
 
+/// Bytes that a connection is read of at once which had little to read before. Many such may be ready together, and each
+/// waits for all that are before it.
+const QUIET_READ: usize = 16 << 10;
+
 /// One connection's share of a turn: the work that its frames may cause, in nanoseconds, about.
 const READ_SHARE: usize = 200_000;
 
 /// What it takes to carry out a frame, in nanoseconds, about.
 const FRAME_WORK: usize = 1000;
+
+/// Bytes that are read in a nanosecond, about, whether they complete a frame or not.
+const BYTES_PER_WORK: usize = 4;
 
 /// What each subscriber adds to that when a frame is published.
 const PUSH_WORK: usize = 50;
@@ -58,7 +65,7 @@ struct Charge {
 
 impl Charge {
     fn add(&mut self, bytes: usize, fan_out: Option<FanOut>) {
-        self.work += FRAME_WORK + bytes / 4;
+        self.work += FRAME_WORK;
         let Some(fan_out) = fan_out else {
             self.end_run();
             return;
@@ -137,14 +144,22 @@ impl Shard {
             if is_closing || has_read_enough {
                 return true;
             }
+            let most = if connection.is_busy {
+                READ_BUFFER
+            } else {
+                QUIET_READ
+            };
             let mut buffer = std::mem::take(&mut self.buffer);
-            let mut read = ReadBuf::new(&mut buffer);
+            let mut read = ReadBuf::new(&mut buffer[..most]);
             let mut context = Context::from_waker(&connection.waker);
             let result = Pin::new(&mut connection.stream).poll_read(&mut context, &mut read);
             let count = read.filled().len();
             let goes_on = match result {
                 Poll::Pending => false,
                 Poll::Ready(Ok(())) if count > 0 => {
+                    let work = count / BYTES_PER_WORK;
+                    self.read_work += work;
+                    self.read_share = self.read_share.saturating_sub(work);
                     self.received(slot, &mut buffer[..count]);
                     self.note_input(slot, count);
                     true
@@ -161,6 +176,9 @@ impl Shard {
             self.buffer = buffer;
             if !goes_on {
                 return false;
+            }
+            if most == QUIET_READ && count == most {
+                return true;
             }
         }
         true

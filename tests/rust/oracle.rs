@@ -1,5 +1,6 @@
 //! The frame reader against tungstenite's, on bytes cut anywhere.
 
+use crate::peer::masked;
 use _tantor::connection::{Reader, Received};
 use proptest::prelude::*;
 use std::io::{self, Read, Write};
@@ -181,5 +182,24 @@ proptest! {
         let bytes = frames.concat();
         let (ours, oracle) = (ours(&bytes, &cuts), oracle(&bytes));
         prop_assert_eq!(ours, oracle);
+    }
+}
+
+#[test]
+fn a_frame_that_arrives_in_parts_takes_no_more_memory_than_its_size() {
+    let mut wire = masked(0x81, "x".repeat(60_000).as_bytes());
+    let size = wire.len();
+    let mut reader = Reader::default();
+    let mut arrived = 0;
+    for part in wire.chunks_mut(7_000) {
+        arrived += part.len();
+        let mut texts = 0;
+        let mut count = |received: Received<'_>| {
+            texts += usize::from(matches!(received, Received::Text(_)));
+            true
+        };
+        reader.read(part, 1 << 20, &mut count).unwrap();
+        assert!(reader.held() <= size, "{} of {size}", reader.held());
+        assert_eq!(texts, usize::from(arrived == size));
     }
 }
