@@ -50,7 +50,9 @@ pub enum Command<'a> {
         malformed: Option<String>,
     },
     /// An action that is none of the known ones: the application's.
-    Other,
+    Other {
+        action: Option<Cow<'a, str>>,
+    },
 }
 
 /// The position up to which a client has seen a channel.
@@ -102,14 +104,15 @@ impl<'a> Request<'a> {
             Err(_) if !is_known => None,
             Err(refusal) => return Err(unreadable(refusal)),
         };
-        match Command::read(action.as_deref(), &fields, default_channel) {
+        match Command::read(action, &fields, default_channel) {
             Ok(command) => Ok(Self { command, reference }),
             Err(refusal) => Err(Rejected { refusal, reference }),
         }
     }
 }
 
-const ACTIONS: &[&str] = &[
+/// The actions that the server carries out itself.
+pub const ACTIONS: &[&str] = &[
     "join_channel",
     "leave_channel",
     "broadcast",
@@ -121,7 +124,7 @@ const ACTIONS: &[&str] = &[
 
 impl<'a> Command<'a> {
     fn read(
-        action: Option<&str>,
+        action: Option<Cow<'a, str>>,
         fields: &Fields<'a>,
         default_channel: &'a str,
     ) -> Result<Self, Refusal> {
@@ -137,7 +140,7 @@ impl<'a> Command<'a> {
             }
             Ok(channel)
         };
-        Ok(match action {
+        Ok(match action.as_deref() {
             Some("join_channel") => Command::Join {
                 channel: channel()?,
                 recover: fields.recover.map(read_recover).transpose()?,
@@ -190,7 +193,7 @@ impl<'a> Command<'a> {
                     idempotency_key,
                 }
             }
-            _ => Command::Other,
+            _ => Command::Other { action },
         })
     }
 }

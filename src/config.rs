@@ -181,6 +181,8 @@ pub struct Config {
     pub database_bytes: u64,
     pub database_queue_bytes: usize,
     pub durable: bool,
+    /// For the Python layer alone.
+    pub app_context: bool,
     pub inbox_bytes: usize,
     pub event_queue_bytes: usize,
     pub notice_limit: usize,
@@ -250,6 +252,7 @@ impl Default for Config {
             database_bytes: 1 << 30,
             database_queue_bytes: 64 << 20,
             durable: false,
+            app_context: true,
             inbox_bytes: 64 << 20,
             event_queue_bytes: 16 << 20,
             notice_limit: 200,
@@ -505,6 +508,7 @@ settings! {
     database_bytes: integer(1 << 20, 1024 * GIB), GIVEN, "bytes that the database's file may take; beyond it nothing more is saved until something has expired";
     database_queue_bytes: integer(1 << 16, 64 * GIB), GIVEN, "bytes of changes that may wait to be saved; beyond it they are not, and counted";
     durable: boolean, GIVEN, "publications of every channel are saved before they are handed over";
+    app_context: boolean, GIVEN, "handlers run in the application context of the Flask app, where init_tantor made the Tantor";
     inbox_bytes: integer(1 << 16, 64 * GIB), GIVEN, "bytes that may wait for one shard before publishers are held back";
     event_queue_bytes: integer(1024, 64 * GIB), GIVEN, "bytes of events that may wait for Python before clients are read no further";
     notice_limit: integer(0, 1_000_000), GIVEN, "subscribers up to which each join and leave is told; beyond it, one notice a second";

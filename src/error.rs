@@ -197,7 +197,17 @@ impl fmt::Display for Error {
             | Error::TimedOut(message)
             | Error::Storage(message) => f.write_str(message),
             Error::UnknownSetting(name) => write!(f, "there is no setting {name:?}"),
-            Error::Bind { address, source } => write!(f, "cannot listen on {address}: {source}"),
+            Error::Bind { address, source } => {
+                let problem = source.to_string();
+                // Python's OSError shows the number
+                let problem = match source.raw_os_error() {
+                    Some(number) => problem
+                        .strip_suffix(&format!(" (os error {number})"))
+                        .unwrap_or(&problem),
+                    None => &problem,
+                };
+                write!(f, "cannot listen on {address}: {problem}")
+            }
         }
     }
 }

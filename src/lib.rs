@@ -23,6 +23,7 @@ pub mod interest;
 pub mod json_limits;
 pub mod log_throttle;
 pub mod mailbox;
+pub mod misspelling;
 pub mod node;
 pub mod outbound;
 pub mod presence;

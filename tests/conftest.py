@@ -71,9 +71,9 @@ def make_server(request: pytest.FixtureRequest) -> "Iterator[Callable[..., Tanto
 
     yield make
     for server in servers:
-        server.begin_stop()
+        server._begin_stop()
     for server in servers:
-        assert server.wait_stopped(15), f"{server!r} did not stop within 15 s"
+        assert server._wait_stopped(15), f"{server!r} did not stop within 15 s"
 
 
 @pytest.fixture

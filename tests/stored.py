@@ -53,5 +53,5 @@ def locked_by_another(file: Path, folder: Path) -> Iterator[None]:
 
 
 def stop(tantor: Tantor) -> None:
-    tantor.begin_stop()
-    assert tantor.wait_stopped(15)
+    tantor._begin_stop()
+    assert tantor._wait_stopped(15)

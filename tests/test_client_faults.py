@@ -139,7 +139,7 @@ tantor = Tantor(
 )
 tantor.start_background()
 print("listening", flush=True)
-tantor.wait_stopped(3600)
+tantor._wait_stopped(3600)
 """
 
 

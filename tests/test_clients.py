@@ -152,7 +152,7 @@ def test_node_ws(server: Tantor, connect: Connect) -> None:
         node_id = hi["from"]
         eventually(lambda: server.stats()["errors_sent"] >= 1, server.stats)
         assert server.send(node_id, {"event": "last"}).result()
-        server.begin_stop()
+        server._begin_stop()
         try:
             output, _ = process.communicate(timeout=30)
         finally:
@@ -201,7 +201,7 @@ def test_chromium(make_server: MakeServer, browser: "Browser") -> None:
     first.wait_for_function("window.ended", timeout=10_000)
     assert first.evaluate("ended") == [4001, True]
     assert find(second, "message.event === 'user_left'")["data"] == {"client_id": hi["from"], "total_users": 1}
-    server.begin_stop()
+    server._begin_stop()
     second.wait_for_function("window.ended", timeout=10_000)
     assert second.evaluate("ended") == [1001, True]
     assert second.evaluate("seen.at(-1).event") == "server_shutdown"

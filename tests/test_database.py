@@ -452,7 +452,7 @@ def test_a_fork_closes_none_of_the_application_s_files(tmp_path: Path) -> None:
         file = "{tmp_path}/tantor.db"
         tantor = Tantor(port=0, database=f"sqlite:///{{file}}")
         tantor.broadcast("jungle", "news", 1)
-        tantor.close_storage(10)
+        tantor._close_storage(10)
         connection, kept = sqlite3.connect(file), sqlite3.connect(file)
         for one in (connection, kept):
             one.execute("SELECT count(*) FROM streams").fetchall()
@@ -501,7 +501,7 @@ def test_a_file_is_free_once_its_process_was_killed_though_a_fork_of_it_lives(tm
         parent.process.wait(30)
         tantor = Tantor(database=database)
         assert numbers(tantor, "chat") == [0]
-        tantor.close_storage(10)
+        tantor._close_storage(10)
 
 
 def test_a_server_in_trouble_says_so_once(

@@ -166,7 +166,7 @@ READ_ONLY = """
     folder = sys.argv[1]
     first = Tantor(database=f"sqlite:///{folder}/tantor.db")
     first.broadcast("chat", "message")
-    first.close_storage(10)
+    first._close_storage(10)
     for name in os.listdir(folder):
         os.chmod(os.path.join(folder, name), 0o444)
     os.chmod(folder, 0o555)

@@ -95,15 +95,15 @@ def restarted(connect: Connect) -> Iterator[Callable[[Callable[[Data], Any]], tu
         server.start_background()
         chat(connect(server))
         eventually(lambda: seen, "the first event was not handled")
-        server.begin_stop()
-        assert server.wait_stopped(15)
+        server._begin_stop()
+        assert server._wait_stopped(15)
         server.start_background()
         return server, seen
 
     yield restart
     for server in servers:
-        server.begin_stop()
-        assert server.wait_stopped(15)
+        server._begin_stop()
+        assert server._wait_stopped(15)
 
 
 def test_a_run_begins_its_events_behind_those_of_the_run_before(
@@ -117,8 +117,8 @@ def test_a_run_begins_its_events_behind_those_of_the_run_before(
     finally:
         free.set()
     eventually(lambda: len(seen) == 2, lambda: f"{len(seen)} of 2 events were handled")
-    server.begin_stop()
-    assert server.wait_stopped(15)
+    server._begin_stop()
+    assert server._wait_stopped(15)
     assert server._dispatcher.wait_finished(15), "the second run's dispatcher did not end"
 
 

@@ -79,8 +79,8 @@ def tantor() -> Iterator[Tantor]:
     tantor = init_tantor(app, port=0, host="127.0.0.1")
     tantor.start_background()
     yield tantor
-    tantor.begin_stop()
-    assert tantor.wait_stopped(15), "the server did not stop within 15 s"
+    tantor._begin_stop()
+    assert tantor._wait_stopped(15), "the server did not stop within 15 s"
 
 
 @contextlib.contextmanager
@@ -141,7 +141,7 @@ def test_flask_initialization_with_a_thread(title: str, free_port: int) -> None:
             assert asyncio.run(tantor.broadcast("jungle", "news", {"n": 1})) == 1
             assert receive(client, event="news")["data"] == {"n": 1}
     finally:
-        tantor.begin_stop()
+        tantor._begin_stop()
         thread.join(15)
     assert not thread.is_alive()
 
@@ -266,7 +266,7 @@ def test_python_client(tantor: Tantor, tmp_path: Path) -> None:
         with Script([sys.executable, "-c", block("Python Client", tantor.port)], log=tmp_path / "log") as script:
             assert receive(other, event="chat_message")["data"] == {"message": "Hello from Python client!"}
             eventually(lambda: "Hello from Python client!" in script.output, lambda: script.output)
-            tantor.begin_stop()
+            tantor._begin_stop()
             assert script.wait() == 0, script.output
         lines = script.output.splitlines()
     assert all(line.startswith("Received: {") for line in lines), script.output

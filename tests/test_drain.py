@@ -36,8 +36,8 @@ def farewell(client: WebSocketClient) -> tuple[list[Message], int | None]:
 
 
 def stop(server: Tantor) -> None:
-    server.begin_stop()
-    assert server.wait_stopped(20), server.stats()
+    server._begin_stop()
+    assert server._wait_stopped(20), server.stats()
 
 
 def test_each_client_is_told_to_come_back_at_a_time_of_its_own_within_the_window(
@@ -74,13 +74,13 @@ def test_what_waited_is_written_before_the_goodbye(make_server: MakeServer, conn
     fill_socket(server, client)
     for number in range(50):
         server.broadcast("jungle", "news", {"n": number}, priority="low" if number % 2 else "normal")
-    server.begin_stop()
+    server._begin_stop()
     messages, code = farewell(client)
     seen = [message["data"]["n"] for message in messages if "n" in message.get("data", {})]
     assert seen == [*range(0, 50, 2), *range(1, 50, 2)]
     assert (messages[-1]["event"], code) == ("server_shutdown", 1001)
     client.close()
-    assert server.wait_stopped(20)
+    assert server._wait_stopped(20)
 
 
 def test_a_stop_waits_for_a_client_that_does_not_read_no_longer_than_drain_timeout(
@@ -91,11 +91,11 @@ def test_a_stop_waits_for_a_client_that_does_not_read_no_longer_than_drain_timeo
     fill_socket(server, stalled)
     reader = connect(server)
     begun = time.monotonic()
-    server.begin_stop()
+    server._begin_stop()
     messages, code = farewell(reader)
     assert (messages[-1]["event"], code) == ("server_shutdown", 1001)
     reader.close()
-    assert server.wait_stopped(20)
+    assert server._wait_stopped(20)
     assert time.monotonic() - begun >= 1  # it was given its time
     assert not server.is_running
 
@@ -107,7 +107,7 @@ def test_while_draining_new_connections_get_503_and_are_told_when_to_come(
     port = server.port
     stalled = connect(server, receive_buffer=4096)
     fill_socket(server, stalled)
-    server.begin_stop()
+    server._begin_stop()
 
     def is_draining() -> bool:
         return http_request(port, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")[0] == 503
@@ -119,7 +119,7 @@ def test_while_draining_new_connections_get_503_and_are_told_when_to_come(
     assert server.is_running
     assert farewell(stalled)[1] == 1001  # it was still there
     stalled.close()
-    assert server.wait_stopped(20)
+    assert server._wait_stopped(20)
 
 
 def test_what_is_sent_while_a_server_drains_is_kept(make_server: MakeServer, connect: Connect) -> None:
@@ -127,14 +127,14 @@ def test_what_is_sent_while_a_server_drains_is_kept(make_server: MakeServer, con
     stalled = connect(server, receive_buffer=4096)
     client = connect(server)
     fill_socket(server, stalled)
-    server.begin_stop()
+    server._begin_stop()
     assert farewell(client)[1] == 1001
     client.close()
     message = server.send(client.client_id, {"name": "late"}).result()
     assert server.delivery(message) == {"handed_over": 0, "written": 0, "acknowledged": 0, "waiting": 1}
     server.broadcast("jungle", "news", {"n": 1})
     stalled.close()
-    assert server.wait_stopped(20)
+    assert server._wait_stopped(20)
     # the same object, started again: who it was is still known
     server.start_background()
     returned = connect(server, f"/?resume={client.welcome['resume']}")
@@ -175,12 +175,12 @@ def test_a_client_that_closes_while_the_server_drains_does_not_hold_it_up(
     clients = [connect(server) for _ in range(5)]
     stalled = connect(server, receive_buffer=4096)
     fill_socket(server, stalled)
-    server.begin_stop()
+    server._begin_stop()
     for client in clients:
         assert farewell(client)[1] == 1001
         client.close()
     stalled.reset()
-    assert server.wait_stopped(30)
+    assert server._wait_stopped(30)
 
 
 def test_a_stop_tells_handlers_and_counts_the_ends(make_server: MakeServer, connect: Connect) -> None:
@@ -204,7 +204,7 @@ def test_mail_is_still_handed_over_by_a_server_that_is_about_to_stop(make_server
     for number in range(100):
         server.send(client.client_id, {"n": number})
     returned = connect(server, path)
-    server.begin_stop()
+    server._begin_stop()
     messages, code = farewell(returned)
     assert [message["n"] for message in messages if "n" in message] == list(range(100))
     assert code == 1001
@@ -220,8 +220,8 @@ def test_a_time_that_cannot_be_is_refused_by_name(setting: str, value: object) -
 def test_an_idle_server_stops_at_once(make_server: MakeServer, connect: Connect) -> None:
     server = make_server(drain_timeout=60)
     client = connect(server)
-    server.begin_stop()
+    server._begin_stop()
     assert farewell(client)[1] == 1001
     client.close()
-    assert server.wait_stopped(30)
+    assert server._wait_stopped(30)
     assert waits_for(server, client) == 0

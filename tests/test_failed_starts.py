@@ -53,7 +53,7 @@ for allowed in range(12):
     send(f"ws://127.0.0.1:{tantor.port}", "jungle", "say", allowed)
     eventually(lambda: told == [allowed])
     asyncio.run(tantor.stop())
-    tantor.close_storage(10)
+    tantor._close_storage(10)
     eventually(lambda: threads() == before)
 print("failures", failures)
 """
@@ -79,5 +79,5 @@ def test_a_start_on_a_taken_port_lets_go_of_the_database(database: str) -> None:
             server.start_background()
         other = Tantor(0, "127.0.0.1", database=database)
         other.broadcast("jungle", "news", durable=True).result()
-        other.close_storage(10)
+        other._close_storage(10)
     assert not server.is_running

@@ -27,8 +27,8 @@ def app() -> Iterator[Flask]:
     app.register_blueprint(blueprint())
     tantor.start_background()
     yield app
-    tantor.begin_stop()
-    assert tantor.wait_stopped(15), "the server did not stop within 15 s"
+    tantor._begin_stop()
+    assert tantor._wait_stopped(15), "the server did not stop within 15 s"
 
 
 @pytest.fixture

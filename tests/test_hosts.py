@@ -213,7 +213,7 @@ def test_under_monkey_patching(library: str, patch: str, start: str, tmp_path: P
         print("turns", turns)
         while "stop" not in tantor.channels:
             {library}.sleep(0.01)
-        tantor.begin_stop()
+        tantor._begin_stop()
         while tantor.is_running:
             {library}.sleep(0.01)
         print("stopped")

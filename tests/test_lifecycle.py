@@ -107,8 +107,8 @@ def test_a_start_that_ran_out_of_time_leaves_the_next_one_alone() -> None:
         except TimeoutError as error:
             assert "not listening after 0" in str(error)  # noqa: PT017 - it may not be raised
             break
-        server.begin_stop()
-        assert server.wait_stopped(15)
+        server._begin_stop()
+        assert server._wait_stopped(15)
     assert not server.is_running
     with server:
         # what was left of the first start would end the second one's shards
@@ -239,7 +239,7 @@ def test_stop_from_a_handler() -> None:
     with WebSocketClient(server.port).greet() as client:
         client.action("broadcast", event="enough")
         assert client.wait_closed() == 1001
-    assert server.wait_stopped(10)
+    assert server._wait_stopped(10)
 
 
 def test_the_port_is_free_when_stop_returns(connect: Connect) -> None:
@@ -274,13 +274,13 @@ def test_while_it_drains_it_says_so() -> None:
     with WebSocketClient(server.port, receive_buffer=4096).greet() as client:
         while server.stats()["queued_messages"] < 50:
             server.broadcast("jungle", "news", "x" * 60_000)
-        server.begin_stop()
+        server._begin_stop()
         status, _, body = http_request(server.port, "GET /healthz HTTP/1.1\r\n\r\n")
         assert status == 503, body
         assert http_request(server.port, handshake_request(server.port))[0] == 503
         assert client.receive_until(event="server_shutdown", timeout=30)["channel"] == "system"
         assert client.wait_closed() == 1001
-    assert server.wait_stopped(15)
+    assert server._wait_stopped(15)
 
 
 # Again, and beside each other

@@ -216,9 +216,9 @@ def test_a_client_that_had_mail_and_has_left_is_forgotten(server: Tantor, connec
     last = connect(server, path)
     assert numbers(last.settle(server)) == [1]
     server.connections[client.client_id].user_data["name"] = "Jane"
-    assert server.user_data(client.client_id) is not None
+    assert server._user_data(client.client_id) is not None
     last.say_goodbye()
-    eventually(lambda: server.user_data(client.client_id) is None, "it is still known")
+    eventually(lambda: server._user_data(client.client_id) is None, "it is still known")
 
 
 def test_a_client_that_had_mail_and_does_not_return_is_forgotten(make_server: MakeServer, connect: Connect) -> None:
@@ -229,8 +229,8 @@ def test_a_client_that_had_mail_and_does_not_return_is_forgotten(make_server: Ma
     client.action("ack", id=message, ref=1)
     assert client.receive_until(ref=1)["acknowledged"] == 1
     lose(server, client)
-    assert server.user_data(client.client_id) is not None
-    eventually(lambda: server.user_data(client.client_id) is None, "it is still known")
+    assert server._user_data(client.client_id) is not None
+    eventually(lambda: server._user_data(client.client_id) is None, "it is still known")
 
 
 # Acknowledging

@@ -110,8 +110,8 @@ def test_ctrl_c_in_the_moment_of_starting_leaves_nothing_behind() -> None:
         from tantor import Tantor
 
         class Interrupted(Tantor):
-            def listen(self, *arguments):
-                super().listen(*arguments)
+            def _listen(self, *arguments):
+                super()._listen(*arguments)
                 raise KeyboardInterrupt  # as it comes when the signal arrives while listen() waits
 
         try:
@@ -167,7 +167,7 @@ STARTS: dict[str, str] = {
 ENDS: dict[str, tuple[str, int]] = {
     "with stop": ("asyncio.run(tantor.stop())", 0),
     "without stop": ("", 0),
-    "in the middle of a stop": ("tantor.begin_stop()", 0),
+    "in the middle of a stop": ("tantor._begin_stop()", 0),
     "sys.exit": ("sys.exit(3)", 3),
     "an exception": ("raise SystemExit(4)", 4),
     "a stop by a thread": ("threading.Thread(target=lambda: asyncio.run(tantor.stop())).start()", 0),
@@ -227,7 +227,7 @@ def test_exit_while_calls_of_other_threads_are_under_way() -> None:
             tantor.start_background()
             def call():
                 while True:
-                    tantor.wait_stopped(0.001)
+                    tantor._wait_stopped(0.001)
                     tantor.broadcast("jungle", "news", {"n": [1, 2, 3]})
                     tantor.stats()
             for _ in range(8):
@@ -514,7 +514,7 @@ def make_one():
 t = make_one()
 for number in range(20_000):
     t.broadcast("jungle", "news", number, idempotency_key=str(number))
-t.close_storage(30)
+t._close_storage(30)
 told = 0
 for number in range(24):
     t = make_one()
@@ -540,9 +540,9 @@ for number in range(24):
     told += len(os.read(read, 10))
     os.close(read)
     thread.join()
-    t.begin_stop()
-    assert t.wait_stopped(15)
-    t.close_storage(15)
+    t._begin_stop()
+    assert t._wait_stopped(15)
+    t._close_storage(15)
 assert told > 0, "some were forked in the middle of it"
 """)
 

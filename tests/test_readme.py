@@ -47,7 +47,7 @@ def test_the_example_without_flask(free_port: int) -> None:
             messages = [json.loads(client.recv(timeout=10)) for _ in range(3)]
         assert messages[-1]["message"] == "Welcome!", messages
     finally:
-        names["tantor"].begin_stop()
+        names["tantor"]._begin_stop()
         serving.join(timeout=20)
     assert not serving.is_alive()
 
@@ -58,7 +58,7 @@ def test_the_example_of_nothing_lost(tmp_path: Path, monkeypatch: pytest.MonkeyP
     names: dict[str, Any] = {"app": flask.Flask("example"), "init_tantor": init_tantor}
     exec(BLOCKS["Nothing lost"].source, names)
     assert names["tantor"].broadcast("orders", "placed", {"n": 1}).result(10) == 0
-    names["tantor"].close_storage(10)
+    names["tantor"]._close_storage(10)
     assert (tmp_path / "tantor.db").exists()
 
 
@@ -73,4 +73,4 @@ def test_the_example_of_settings_for_channels(tmp_path: Path, monkeypatch: pytes
         # on a durable channel it is kept when it is saved
         sent[-1].result()
         assert len(tantor.history(channel, 1000).result().publications) == kept, channel
-    tantor.close_storage(10)
+    tantor._close_storage(10)

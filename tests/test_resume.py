@@ -128,10 +128,10 @@ def test_a_client_that_the_end_of_the_server_cut_off_can_come_back(make_server: 
     server = make_server()
     client = connect(server)
     client.ask("join_channel", channel="den")
-    server.begin_stop()
+    server._begin_stop()
     assert client.wait_closed() == 1001
     client.close()
-    assert server.wait_stopped(15)
+    assert server._wait_stopped(15)
     assert server.get_presence("den")["online"] == 0
     server.start_background()
     again = connect(server, path(client.welcome["resume"]))
@@ -389,7 +389,7 @@ def test_user_data_outlives_the_connection_and_ends_with_the_client(make_server:
     assert server.connections[client.client_id].user_data == {"authenticated": True, "roles": ["a", "b"]}
     client.ask("ping")
     lost(server, client)
-    eventually(lambda: server.user_data(client.client_id) is None, "it is forgotten")
+    eventually(lambda: server._user_data(client.client_id) is None, "it is forgotten")
 
 
 def test_a_client_that_came_back_is_told_of_gaps_though_it_has_joined_nothing_yet(

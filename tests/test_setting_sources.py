@@ -1,5 +1,6 @@
 """Where settings come from: arguments, a Flask configuration, the environment, a TOML file."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,70 @@ def test_what_others_keep_under_the_prefix_is_left_alone() -> None:
 
 
 def test_text_that_is_overridden_is_not_read() -> None:
-    environ = {"TANTOR_PORT": "tcp://10.0.0.1:8080"}  # as a container platform may set for a service named so
+    environ = {"TANTOR_PORT": "eighty"}
     assert resolve({"port": 9000}, environ=environ) == {"port": 9000}
-    with pytest.raises(SettingError, match=r"TANTOR_PORT is 'tcp://10.0.0.1:8080'; it takes a whole number"):
+    with pytest.raises(SettingError, match=r"TANTOR_PORT is 'eighty'; it takes a whole number"):
         resolve({}, environ=environ)
+
+
+@pytest.fixture
+def warned(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """The log of a process that has warned of nothing yet."""
+    monkeypatch.setattr("tantor.settings._warned", set())
+    caplog.set_level(logging.WARNING, logger="tantor")
+    return caplog
+
+
+# what Kubernetes sets in each container of a namespace that has a Service named `tantor`
+KUBERNETES = {
+    "TANTOR_SERVICE_HOST": "10.43.7.9",
+    "TANTOR_SERVICE_PORT": "8080",
+    "TANTOR_SERVICE_PORT_HTTP": "8080",
+    "TANTOR_PORT": "tcp://10.43.7.9:8080",
+    "TANTOR_PORT_8080_TCP": "tcp://10.43.7.9:8080",
+    "TANTOR_PORT_8080_TCP_PROTO": "tcp",
+    "TANTOR_PORT_8080_TCP_PORT": "8080",
+    "TANTOR_PORT_8080_TCP_ADDR": "10.43.7.9",
+}
+
+
+def test_addresses_that_kubernetes_sets_are_ignored_with_one_line(warned: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        assert resolve({}, environ=KUBERNETES) == {}
+    assert len(warned.messages) == 1, warned.messages
+    assert "TANTOR_PORT is 'tcp://10.43.7.9:8080'" in warned.messages[0]
+    assert resolve({}, config={"TANTOR_PORT": 9000}, environ=KUBERNETES) == {"port": 9000}
+    assert resolve({}, environ={"TANTOR_DEFAULT_CHANNEL": "udp://10.43.7.9:53"}) == {}
+    assert len(warned.messages) == 2, warned.messages
+
+
+@pytest.mark.parametrize("name", ["PORT", "DEFAULT_CHANNEL", "DURABLE", "HEARTBEAT_INTERVAL"])
+def test_a_variable_that_is_not_utf_8_is_named(name: str) -> None:
+    environ = {f"TANTOR_{name}": "a\udcff"}
+    with pytest.raises(SettingError, match=rf"TANTOR_{name} is 'a\\udcff'; it takes .* in UTF-8"):
+        resolve({}, environ=environ)
+
+
+def test_a_misspelled_key_is_told_once_with_the_nearest(warned: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        assert resolve({}, config={"TANTOR_PROT": 9000, "SECRET_KEY": "x", 7: 8}, environ={}) == {}
+    assert resolve({}, environ={"TANTOR_HISTROY_SIZE": "5"}) == {}
+    assert warned.messages == [
+        "TANTOR_PROT in the app's configuration is not a setting, and is ignored; the nearest is TANTOR_PORT",
+        "TANTOR_HISTROY_SIZE in the environment is not a setting, and is ignored; the nearest is TANTOR_HISTORY_SIZE",
+    ]
+
+
+def test_names_of_other_programs_are_not_told(warned: pytest.LogCaptureFixture) -> None:
+    others = {"TANTOR_HOME": "/srv", "TANTOR_CONFIG": "x", "TANTOR_WHEEL": "x.whl", "TANTOR_": "x", "TANTOR_DSN": "x"}
+    assert resolve({}, environ=others | {"TANTOR_\udcff": "x"}) == {}
+    assert warned.messages == []
+
+
+def test_toml_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "tantor.toml"
+    path.write_bytes(b"\xef\xbb\xbf[tantor]\nport = 9000\n")
+    assert load_toml(path) == {"port": 9000}
 
 
 @pytest.mark.parametrize("name", list(known_settings()))

@@ -201,7 +201,7 @@ def test_an_error_and_the_end_of_the_server_are_said(connected: "Page", server: 
     connected.get_by_label("Message", exact=True).fill("fire")
     connected.get_by_role("button", name="Send").click()
     entry(connected, "error", "emergency").wait_for()
-    server.begin_stop()
+    server._begin_stop()
     entry(connected, "server_shutdown").wait_for()
     entry(connected, "Disconnected", "1001").wait_for()
     assert connected.get_by_role("button", name="Send").is_disabled()

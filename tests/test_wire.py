@@ -335,7 +335,7 @@ def test_a_shutdown_on_the_wire(make_server: MakeServer, connect: Connect) -> No
     client = connect(server)
     for number in range(100):
         server.broadcast("jungle", "news", {"n": number})
-    server.begin_stop()
+    server._begin_stop()
     seen = client.receive_all_until(event="server_shutdown")
     assert seen[-1]["channel"] == "system"
     assert seen[-1]["message"] == "Tantor is going to sleep. Goodbye! 🐘💤"

@@ -3,13 +3,14 @@
 import argparse
 import contextlib
 import os
+import socket
 import sys
 from typing import Any
 
 from flask import Flask, Response, jsonify, render_template, request
 from tantor import Tantor, init_tantor
 from tantor.flask import blueprint
-from werkzeug.serving import is_running_from_reloader
+from werkzeug.serving import is_running_from_reloader, make_server
 
 LONGEST_NICK = 30
 
@@ -58,6 +59,8 @@ def main() -> None:
     parser.add_argument("--debug", action="store_true", help="Flask's debugger and reloader")
     options = parser.parse_args()
 
+    # the page's port is taken before its address is shown; with the debugger, Flask takes it
+    listener = None if options.debug else listen(options.host, options.port)
     app = create_app(options.host)
     # with the reloader there are two processes; only the one that serves the page may take the port
     if not options.debug or is_running_from_reloader():
@@ -66,9 +69,23 @@ def main() -> None:
             tantor.start_background()
         except OSError as error:
             sys.exit(f"Tantor cannot listen: {error}\nChoose another port with TANTOR_PORT=8081, for example.")
-        print(f"Chat at http://{options.host}:{options.port}  (messages on port {tantor.port})", flush=True)
-    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C before the page's server is ready for it
-        app.run(options.host, options.port, debug=options.debug)
+        port = options.port if listener is None else listener.getsockname()[1]
+        print(f"Chat at http://{options.host}:{port}  (messages on port {tantor.port})", flush=True)
+        print("Other ports: FLASK_RUN_PORT for the page, TANTOR_PORT for the messages", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        if listener is None:
+            app.run(options.host, options.port, debug=True)
+        else:
+            make_server(options.host, options.port, app, threaded=True, fd=listener.fileno()).serve_forever()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """The socket of the page; ends the program where it cannot be had."""
+    try:
+        return socket.create_server((host, port))
+    except OSError as error:
+        problem = f"The page cannot listen on {host}:{port}: {error.strerror}"
+        sys.exit(f"{problem}\nChoose another port with --port 5001 or FLASK_RUN_PORT=5001, for example.")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """The Rust half of Tantor. Use it through `tantor.Tantor`; these are its raw parts."""
 
 from collections.abc import Awaitable, Callable, Generator, Mapping
-from typing import Any, Generic, NoReturn, Self, TypeVar, final
+from typing import Any, Generic, Literal, NoReturn, Self, TypeVar, final
 
 from typing_extensions import disjoint_base
 
-from tantor.pending import Pending
+from tantor.pending import EmergencyResult, Pending
+from tantor.setting_types import Priority
 from tantor.views import History
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "after_fork_in_parent",
     "back_up",
     "before_fork",
+    "nearest_setting",
     "restore",
     "setting_table",
     "wait_for_threads",
@@ -39,6 +41,9 @@ def setting_table() -> list[tuple[str, str, Any, str]]:
 
     A default of None means that it is derived from other settings; `help` says how.
     """
+
+def nearest_setting(name: str) -> str | None:
+    """The setting that a misspelled name was most likely meant to be; None where none is near."""
 
 def before_fork() -> None:
     """Wait, without the interpreter lock, until nothing is under way that a fork must not cut: a start, a commit.
@@ -71,7 +76,9 @@ class Bell:
     """A socket that becomes readable when what it was given to is done. `OSError` where there are none."""
 
     def __new__(cls) -> Self: ...
-    def fileno(self) -> int: ...
+    def fileno(self) -> int:
+        """The socket's file descriptor."""
+
     def hear(self) -> None:
         """Make it unreadable until it is rung again."""
 
@@ -84,18 +91,28 @@ class Done(Generic[_T]):
     """
 
     @property
-    def value(self) -> _T: ...
+    def value(self) -> _T:
+        """The result."""
+
     @property
     def message_id(self) -> str | None:
         """Of an emergency, for `delivery()`; None for anything else."""
 
-    def result(self) -> _T: ...
+    def result(self) -> _T:
+        """The result, without a wait."""
+
     def __await__(self) -> Generator[Any, Any, _T]: ...
     def __iter__(self) -> Done[_T]: ...
     def __next__(self) -> NoReturn: ...
-    def send(self, value: Any, /) -> NoReturn: ...
-    def throw(self, typ: Any, val: Any = None, tb: Any = None, /) -> NoReturn: ...
-    def close(self) -> None: ...
+    def send(self, value: Any, /) -> NoReturn:
+        """As a coroutine, for `asyncio.create_task`."""
+
+    def throw(self, typ: Any, val: Any = None, tb: Any = None, /) -> NoReturn:
+        """As a coroutine."""
+
+    def close(self) -> None:
+        """As a coroutine."""
+
     def __class_getitem__(cls, item: Any) -> Any: ...
 
 @disjoint_base
@@ -106,9 +123,9 @@ class Messenger:
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Takes what a subclass's `__init__` takes, and nothing of it; `configure` must follow."""
+        """Takes what a subclass's `__init__` takes, and nothing of it; `_configure` must follow."""
 
-    def configure(self, settings: Mapping[str, object], default: Callable[[Any], Any] | None = None) -> None:
+    def _configure(self, settings: Mapping[str, object], default: Callable[[Any], Any] | None = None) -> None:
         """Make the node, once; before it, every other method raises `RuntimeError`.
 
         Raises `SettingError` for a bad value, `TypeError` for an unknown setting.
@@ -119,29 +136,33 @@ class Messenger:
         """The port asked for; once listening, the one in use."""
 
     @property
-    def host(self) -> str: ...
+    def host(self) -> str:
+        """The address or name asked for."""
+
     @property
-    def is_running(self) -> bool: ...
+    def is_running(self) -> bool:
+        """Whether it listens, in this process."""
+
     def setting(self, name: str) -> Any:
         """The value in force of one setting; `KeyError` if there is none of that name."""
 
-    def listen(self, timeout: float | None = None) -> bool:
+    def _listen(self, timeout: float | None = None) -> bool:
         """Bind and start the shards; returns once connections are accepted.
 
         False when it is already listening. Raises `OSError` naming host and port; `TimeoutError` when it does
         not listen after `timeout` seconds.
         """
 
-    def begin_stop(self) -> None:
+    def _begin_stop(self) -> None:
         """Start to drain; returns at once. Nothing happens when it is not running."""
 
-    def wait_stopped(self, timeout: float | None = None) -> bool:
+    def _wait_stopped(self, timeout: float | None = None) -> bool:
         """Block (without the interpreter lock) until the server has ended; False when time ran out."""
 
-    def close_storage(self, timeout: float) -> None:
+    def _close_storage(self, timeout: float) -> None:
         """Have saved what is still to be, within so many seconds; then the database is closed until it is needed."""
 
-    def stopped(self) -> Awaitable[None]:
+    def _stopped(self) -> Awaitable[None]:
         """An asyncio future of the running loop, done when the server has ended."""
 
     def send(
@@ -151,7 +172,7 @@ class Messenger:
         channel: str | None = None,
         *,
         default: Callable[[Any], Any] | None = None,
-        priority: str | None = None,
+        priority: Priority | None = None,
         durable: bool = False,
         idempotency_key: str | None = None,
     ) -> Done[str] | Pending[str]:
@@ -164,12 +185,13 @@ class Messenger:
         data: Any = None,
         *,
         default: Callable[[Any], Any] | None = None,
-        priority: str | None = None,
+        priority: Priority | None = None,
         durable: bool = False,
         idempotency_key: str | None = None,
     ) -> Done[int] | Pending[int]:
-        """To everyone subscribed to one channel; gives how many connected ones it was handed to.
+        """Publish to everyone subscribed to a channel; gives the number of connected subscribers it was handed to.
 
+        `data` is what JSON can hold. None, or no data, arrives as `{}`, as with the original Tantor.
         `priority` is "low", "normal" (the default), "high" or "emergency". With `durable`, or on a durable channel, the
         awaitable is done when it is saved. A repeat with an `idempotency_key` publishes nothing and gives the first
         result. Errors: `DataError` for what JSON cannot hold; `ValueError` for a name or option that cannot be;
@@ -195,10 +217,10 @@ class Messenger:
         `ValueError` if `resume_ttl` is 0.
         """
 
-    def user_data(self, client_id: str) -> bytes | None:
+    def _user_data(self, client_id: str) -> bytes | None:
         """What is kept for a client, as JSON; None when nothing is."""
 
-    def set_user_data(self, client_id: str, data: Any) -> None:
+    def _set_user_data(self, client_id: str, data: Any) -> None:
         """Keep something for a client, as long as it is known. `DataError` for what JSON cannot hold."""
 
     def subscribe(self, client_id: str, channel: str) -> Done[bool]:
@@ -207,7 +229,7 @@ class Messenger:
     def unsubscribe(self, client_id: str, channel: str) -> Done[bool]:
         """Take a client off a channel. Always True."""
 
-    def emergency(self, message: str) -> Done[int] | Pending[int]:
+    def emergency(self, message: str) -> EmergencyResult:
         """To every connected client once, ahead of all that waits; gives how many, and has the `message_id`."""
 
     def get_presence(self, channel: str | None = None) -> dict[str, Any]:
@@ -216,31 +238,31 @@ class Messenger:
     def stats(self) -> dict[str, Any]:
         """Counters and gauges; see docs/protocol.md for the keys."""
 
-    def channel_names(self) -> list[str]: ...
-    def channel_count(self) -> int: ...
-    def has_channel(self, name: str) -> bool: ...
-    def channel_info(self, name: str) -> tuple[str, str, list[str], float] | None:
+    def _channel_names(self) -> list[str]: ...
+    def _channel_count(self) -> int: ...
+    def _has_channel(self, name: str) -> bool: ...
+    def _channel_info(self, name: str) -> tuple[str, str, list[str], float] | None:
         """`(name, type, subscribers, created_at)`, or None."""
 
-    def create_channel(self, name: str, kind: str = "public") -> bool:
-        """False when it exists."""
+    def create_channel(self, name: str, kind: Literal["public", "private", "emergency"] = "public") -> bool:
+        """Make a channel; False when there is one of this name. `ValueError` for a name or kind that cannot be."""
 
     def delete_channel(self, name: str) -> bool:
         """Drop a channel, its history and its subscriptions; False when there is none of that name."""
 
-    def connection_ids(self) -> list[str]: ...
-    def connection_count(self) -> int: ...
-    def has_connection(self, client_id: str) -> bool: ...
-    def connection_info(self, client_id: str) -> tuple[str, float, float, list[str]] | None:
+    def _connection_ids(self) -> list[str]: ...
+    def _connection_count(self) -> int: ...
+    def _has_connection(self, client_id: str) -> bool: ...
+    def _connection_info(self, client_id: str) -> tuple[str, float, float, list[str]] | None:
         """`(client_id, joined_at, last_ping, channels)`, times in Unix seconds; None when not connected."""
 
-    def want_event(self, event: str, wanted: bool) -> None:
-        """Queue events of this name for `next_events`, or stop to. Log records are always queued."""
+    def _want_event(self, event: str, wanted: bool) -> None:
+        """Queue events of this name for `_next_events`, or stop to. Log records are always queued."""
 
-    def set_log_level(self, level: int) -> None:
+    def _set_log_level(self, level: int) -> None:
         """Make no log records below this level of `logging`."""
 
-    def next_events(self, most: int) -> list[tuple[str, dict[str, Any], int]] | None:
+    def _next_events(self, most: int) -> list[tuple[str, dict[str, Any], int]] | None:
         """Wait (without the interpreter lock) for events; None once the server has ended and all are taken.
 
         Each is `(name, fields, bytes that it took of event_queue_bytes)`; those of the call before count as handled.

@@ -7,7 +7,8 @@ import asyncio
 import inspect
 import logging
 import traceback
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from tantor import _tantor
@@ -39,6 +40,8 @@ class Handlers:
         self._messenger = messenger
         self._by_event: dict[str, tuple[Handler, ...]] = {}
         self._changing = native("_thread", "allocate_lock")()
+        self.make_context: Callable[[], AbstractContextManager[Any]] | None = None
+        """Makes the context in which each handler runs, such as `Flask.app_context`."""
 
     def add(self, event: str, handler: Handler) -> None:
         """Register one more; the same one twice is called twice."""
@@ -48,7 +51,7 @@ class Handlers:
             raise TypeError(f"a handler of {event!r} must be callable, not {type(handler).__name__}")
         with self._changing:
             self._by_event[event] = (*self._by_event.get(event, ()), handler)
-            self._messenger.want_event(event, True)
+            self._messenger._want_event(event, True)
 
     def remove(self, event: str, handler: Handler) -> bool:
         """Take the handler's latest registration off; False if it has none."""
@@ -61,7 +64,7 @@ class Handlers:
             handlers.reverse()
             self._by_event[event] = tuple(handlers)
             if not handlers:
-                self._messenger.want_event(event, False)
+                self._messenger._want_event(event, False)
             return True
 
     def of(self, event: str) -> tuple[Handler, ...]:
@@ -126,7 +129,7 @@ class Dispatcher:
             if self._previous is not None:
                 _wait_gate(self._previous._taken, -1)
                 self._previous = None
-            while (batch := self._messenger.next_events(_BATCH)) is not None:
+            while (batch := self._messenger._next_events(_BATCH)) is not None:
                 _contained(self._update_log_level)
                 for name, data, size in batch:
                     try:
@@ -142,22 +145,31 @@ class Dispatcher:
 
     def _update_log_level(self) -> None:
         # an empty batch comes about once a second, so that a level which the application changes is noticed
-        self._messenger.set_log_level(effective_log_level())
+        self._messenger._set_log_level(effective_log_level())
 
     def _tell(self, name: str, data: dict[str, Any], size: int) -> None:
         if not name:
             logging.getLogger(f"tantor.{data['logger']}").log(data["level"], "%s", data["message"])
             return
         handlers = self._handlers.of(name)
+        make_context = self._handlers.make_context
         client_id = data.get("client_id")
         for handler in handlers:
             try:
-                result = handler(data if len(handlers) == 1 else data.copy())
+                with nullcontext() if make_context is None else make_context():
+                    result = handler(data if len(handlers) == 1 else data.copy())
                 # `Done` has its result already
                 if result is not None and not isinstance(result, _tantor.Done) and inspect.isawaitable(result):
+                    if make_context is not None:
+                        result = _within(make_context, result)
                     self._coroutines.add(name, handler, client_id, result, size)
             except BaseException:  # whatever a handler raises, SystemExit included, ends here
                 log_failure(name, handler)
+
+
+async def _within(make_context: Callable[[], AbstractContextManager[Any]], awaitable: Awaitable[Any]) -> None:
+    with make_context():
+        await awaitable
 
 
 def _contained(call: Callable[..., None], *arguments: Any) -> None:

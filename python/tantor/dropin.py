@@ -35,6 +35,7 @@ class TantorLoader(Loader):
     def exec_module(self, module: ModuleType) -> None:
         """As the import system asks for it."""
         module.__doc__ = "Tantor, under the import path of the messenger that it replaces."
+        module.__file__ = __file__
         module.__dict__.update({name: getattr(tantor, name) for name in NAMES}, __all__=list(NAMES))
 
     def get_code(self, fullname: str) -> CodeType:

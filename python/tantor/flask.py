@@ -6,10 +6,11 @@ Importing this does not import Flask, and nothing here starts a server.
 import logging
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from tantor.latest import latest
 from tantor.messenger import Tantor
+from tantor.setting_types import Settings
 from tantor.settings import resolve
 
 if TYPE_CHECKING:
@@ -22,13 +23,14 @@ def init_tantor(
     host: str | None = None,
     *,
     default: Callable[[Any], Any] | None = None,
-    **settings: Any,
+    **settings: Unpack[Settings],
 ) -> Tantor:
     """Make the Tantor of an app, known as `app.extensions["tantor"]` and `app.tantor`. It is not started.
 
     A setting comes from the arguments, else from `app.config` (`TANTOR_PORT`, or a key of the dict
     `TANTOR_CONFIG`), else from the environment (`TANTOR_PORT`), else it is the default: 8080 on 0.0.0.0.
-    `default` is for data that JSON does not know, as in `Tantor`.
+    `default` is for data that JSON does not know, as in `Tantor`. Handlers run in the app's application context, unless
+    the setting `app_context` is false.
 
     Called again for an app, it returns the Tantor that is there if nothing else is asked for, and replaces one that
     does not run, as the original did: Flask-TSK makes one for the app besides the application's own call.
@@ -50,12 +52,14 @@ def init_tantor(
             "the Tantor of the Flask app %r is replaced by one with other settings", app.name
         )
     tantor = Tantor(default=default, **resolve(given, config=app.config))  # type: ignore[arg-type]  # checked in there
+    if tantor.setting("app_context"):
+        tantor._handlers.make_context = app.app_context
     app.extensions["tantor"] = tantor
     app.tantor = tantor  # type: ignore[attr-defined]  # where code written to the original looks
     return tantor
 
 
-def get_tantor() -> Tantor | None:
+def get_tantor() -> Tantor | Any:  # not `| None`: most callers know that there is one
     """The app's Tantor inside a Flask context, else the one that this process made last; None if there is none."""
     if "flask" in sys.modules:  # without Flask there is no context
         from flask import current_app, has_app_context

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 from weakref import WeakSet
 
 from tantor import _tantor
@@ -19,11 +19,15 @@ from tantor.dispatch import Dispatcher, Handlers, effective_log_level
 from tantor.errors import ForkedError
 from tantor.latest import remember_latest
 from tantor.memory import Keeper, Memory, find_memory
-from tantor.pending import Pending
+from tantor.pending import Pending, Stopping
+from tantor.setting_types import Priority, Settings
 from tantor.settings import resolve
 from tantor.signals import exit_at_sigterm, stop_at_sigterm
 from tantor.test_client import write_test_client
 from tantor.views import Channels, Connections
+
+if TYPE_CHECKING:
+    from tantor.pending import EmergencyResult
 
 _HandlerT = TypeVar("_HandlerT", bound=Handler)
 
@@ -59,9 +63,9 @@ class Tantor(_tantor.Messenger):
         host: str | None = None,
         *,
         default: Callable[[Any], Any] | None = None,
-        **settings: Any,
+        **settings: Unpack[Settings],
     ) -> None:
-        self.configure(resolve({"port": port, "host": host, **settings}), default)
+        self._configure(resolve({"port": port, "host": host, **settings}), default)
         self._handlers = Handlers(self)
         self._dispatcher: Dispatcher | None = None
         self.channels = Channels(self)
@@ -76,7 +80,11 @@ class Tantor(_tantor.Messenger):
         remember_latest(self)
 
     def __repr__(self) -> str:
-        return f"<Tantor on {self.host}:{self.port}, {'listening' if self.is_running else 'sleeping'}>"
+        try:
+            state = "listening" if self.is_running else "sleeping"
+        except ForkedError:
+            return "<Tantor of the process that this one was forked from>"
+        return f"<Tantor on {self.host}:{self.port}, {state}>"
 
     async def start(self) -> None:
         """Serve until `stop()`, cancellation, Ctrl-C or SIGTERM; when it returns, the port is free.
@@ -89,13 +97,13 @@ class Tantor(_tantor.Messenger):
         started = self._serve(asyncio.get_running_loop())
         restore_sigterm = stop_at_sigterm(self) if started and self.setting("handle_sigterm") else None
         try:
-            await self.stopped()
+            await self._stopped()
         except GeneratorExit:  # the loop was closed under it
-            self.begin_stop()
+            self._begin_stop()
             raise
         except asyncio.CancelledError:
             if started:
-                self.begin_stop()
+                self._begin_stop()
                 await self._ended()
             raise
         finally:
@@ -123,13 +131,14 @@ class Tantor(_tantor.Messenger):
             exit_at_sigterm(_running)
         return self
 
-    async def stop(self) -> None:
+    def stop(self) -> Stopping:
         """Say goodbye to every client, write what waits for them (up to `drain_timeout`), and end.
 
-        The port is free on return. May be called from any thread and loop, also when nothing runs.
+        The end has begun when the call returns. The port is free when what it returns was awaited, or its `.result()`
+        has returned. May be called from any thread and loop, also when nothing runs.
         """
-        self.begin_stop()
-        await self.stopped()
+        self._begin_stop()
+        return Stopping(self._stopped, self._wait_stopped)
 
     def __enter__(self) -> Self:
         return self.start_background()
@@ -138,10 +147,10 @@ class Tantor(_tantor.Messenger):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
-            self.begin_stop()
+            self._begin_stop()
         except ForkedError:  # the end of a child ends nothing of its parent's
             return
-        self.wait_stopped()
+        self._wait_stopped()
         if self._dispatcher is not None:
             self._dispatcher.wait_finished(_HANDLER_TIMEOUT)
 
@@ -153,7 +162,7 @@ class Tantor(_tantor.Messenger):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
-            self.begin_stop()
+            self._begin_stop()
         except ForkedError:  # as in __exit__
             return
         await self._ended()
@@ -187,7 +196,7 @@ class Tantor(_tantor.Messenger):
         channel: str | None = None,
         *,
         default: Callable[[Any], Any] | None = None,
-        priority: str | None = None,
+        priority: Priority | None = None,
         durable: bool = False,
         idempotency_key: str | None = None,
     ) -> "_tantor.Done[str] | Pending[str]":
@@ -222,7 +231,7 @@ class Tantor(_tantor.Messenger):
             self._remember(f"tantor_msg_{message_id}", value, self.setting("message_ttl"))
         return sent
 
-    def emergency(self, message: str) -> "_tantor.Done[int] | Pending[int]":
+    def emergency(self, message: str) -> "EmergencyResult":
         """To every connected client once, ahead of all that waits; gives how many.
 
         It is kept for clients that are away (within `emergency_ttl`), and sent again each `ack_timeout` to those that
@@ -254,9 +263,12 @@ class Tantor(_tantor.Messenger):
             "user_data": dict(connection.user_data),
         }
 
-    def create_test_client_html(self, port: int = 8080) -> str:
-        """Write `tantor-test-client.html`, a page to try a server on this port with; returns its path."""
-        return write_test_client(port)
+    def create_test_client_html(self, port: int | None = None) -> str:
+        """Write `tantor-test-client.html`, a page to try a server with; returns its path.
+
+        The page connects to `port`, by default this server's own (8080 where the system is still to pick one).
+        """
+        return write_test_client((self.port or 8080) if port is None else port)
 
     def _warn_unless_running(self) -> None:
         """Log, once a process, that what this process publishes reaches nobody."""
@@ -276,7 +288,7 @@ class Tantor(_tantor.Messenger):
 
     async def _ended(self) -> None:
         """The server has ended, and handlers had their time for its last events."""
-        await self.stopped()
+        await self._stopped()
         if self._dispatcher is not None:
             await self._dispatcher.finished(_HANDLER_TIMEOUT)
 
@@ -288,12 +300,12 @@ class Tantor(_tantor.Messenger):
             self.memory = find_memory()
         if self.is_running:
             return False
-        self.set_log_level(effective_log_level())
+        self._set_log_level(effective_log_level())
         dispatcher = Dispatcher(self, self._handlers, loop, self._dispatcher, self._dispatched)
         is_new = False
         _running.add(self)
         try:
-            is_new = self.listen(timeout)
+            is_new = self._listen(timeout)
         except Exception as error:  # it does not listen, unless it did before
             if not self.is_running:
                 _running.discard(self)
@@ -301,7 +313,7 @@ class Tantor(_tantor.Messenger):
                 self._explain_taken_port(error)
             raise
         except BaseException:  # Ctrl-C, perhaps in the moment after it began to listen
-            self.begin_stop()
+            self._begin_stop()
             raise
         finally:
             if is_new:
@@ -352,14 +364,14 @@ def _stop_all() -> None:
     """Before the interpreter ends, so that no thread of Tantor's meets one that is gone."""
     running = list(_running)
     for tantor in running:
-        tantor.begin_stop()
+        tantor._begin_stop()
     for tantor in running:
-        tantor.wait_stopped(tantor.setting("drain_timeout") + _HANDLER_TIMEOUT)
+        tantor._wait_stopped(tantor.setting("drain_timeout") + _HANDLER_TIMEOUT)
         if tantor._dispatcher is not None:
             tantor._dispatcher.wait_finished(_HANDLER_TIMEOUT)
     for tantor in list(_stored):
         with contextlib.suppress(ForkedError):  # the end of a child ends nothing of its parent's
-            tantor.close_storage(_STORAGE_TIMEOUT)
+            tantor._close_storage(_STORAGE_TIMEOUT)
     for keeper in list(_keepers):
         keeper.wait_empty(_MEMORY_TIMEOUT)
     _tantor.wait_for_threads(_THREAD_TIMEOUT)

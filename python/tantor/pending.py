@@ -1,8 +1,9 @@
-"""What a durable call returns: an awaitable that is done when what it published is saved."""
+"""What calls return whose end is still to come: awaitables that also have `.result()`, for where nothing is awaited."""
 
 import asyncio
-from collections.abc import Coroutine, Generator
-from typing import Any, Generic, TypeVar
+from abc import abstractmethod
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 from tantor import _tantor
@@ -13,40 +14,20 @@ _T = TypeVar("_T")
 _POLL_INTERVAL = 0.005
 
 
-class Pending(Coroutine[Any, Any, _T], Generic[_T]):
-    """Done when it is saved. `await` it, or call `.result()` where nothing can be awaited.
+class _Begun(Coroutine[Any, Any, _T], Generic[_T]):
+    """Work that has begun. May be awaited more than once, and be made a task."""
 
-    May be awaited more than once, from any loop; what is published stays published when the wait is cancelled.
-    Errors: `StorageError` if it could not be saved; what was to be handed over after saving was not, then.
-    """
+    __slots__ = ("__weakref__", "_running")
 
-    __slots__ = ("__weakref__", "_commit", "_running", "message_id", "value")
-
-    def __init__(self, value: _T, commit: _tantor.Commit, message_id: str | None = None) -> None:
-        self.value = value
-        """The result, known before it is saved."""
-        self.message_id = message_id
-        """Of an emergency, for `delivery()`; None for anything else."""
-        self._commit = commit
+    def __init__(self) -> None:
         self._running: Coroutine[Any, Any, _T] | None = None
 
-    def done(self) -> bool:
-        """Whether it is saved, or could not be."""
-        return self._commit.done()
-
-    def result(self, timeout: float | None = None) -> _T:
-        """Block until it is saved. `TimeoutError` after `timeout` seconds; not to be called on an event loop's thread
-        unless it is done."""
-        self._commit.wait(timeout)
-        return self.value
-
-    async def _saved(self) -> _T:
-        if not self._commit.done():
-            await _watch(self._commit)
-        return self.result()
+    @abstractmethod
+    async def _finished(self) -> _T:
+        """Wait on the running loop."""
 
     def __await__(self) -> Generator[Any, Any, _T]:
-        return self._saved().__await__()
+        return self._finished().__await__()
 
     def send(self, value: Any, /) -> Any:
         """As a coroutine, for `asyncio.create_task`."""
@@ -65,11 +46,87 @@ class Pending(Coroutine[Any, Any, _T], Generic[_T]):
 
     def _coroutine(self) -> Coroutine[Any, Any, _T]:
         if self._running is None:
-            self._running = self._saved()
+            self._running = self._finished()
         return self._running
+
+
+class Pending(_Begun[_T]):
+    """Done when it is saved. `await` it, or call `.result()` where nothing can be awaited.
+
+    May be awaited more than once, from any loop; what is published stays published when the wait is cancelled.
+    Errors: `StorageError` if it could not be saved; what was to be handed over after saving was not, then.
+    """
+
+    __slots__ = ("_commit", "message_id", "value")
+
+    def __init__(self, value: _T, commit: _tantor.Commit, message_id: str | None = None) -> None:
+        super().__init__()
+        self.value = value
+        """The result, known before it is saved."""
+        self.message_id = message_id
+        """Of an emergency, for `delivery()`; None for anything else."""
+        self._commit = commit
+
+    def done(self) -> bool:
+        """Whether it is saved, or could not be."""
+        return self._commit.done()
+
+    def result(self, timeout: float | None = None) -> _T:
+        """Block until it is saved. `TimeoutError` after `timeout` seconds; not to be called on an event loop's thread
+        unless it is done."""
+        self._commit.wait(timeout)
+        return self.value
+
+    async def _finished(self) -> _T:
+        if not self._commit.done():
+            await _watch(self._commit)
+        return self.result()
 
     def __repr__(self) -> str:
         return f"Pending({self.value!r}, {'done' if self.done() else 'being saved'})"
+
+
+class Stopping(_Begun[None]):
+    """The end of a server, which has begun. `await` it, or call `.result()` where nothing can be awaited."""
+
+    __slots__ = ("_stopped", "_wait")
+
+    def __init__(self, stopped: Callable[[], Awaitable[None]], wait: Callable[[float | None], bool]) -> None:
+        super().__init__()
+        self._stopped = stopped
+        self._wait = wait
+
+    def done(self) -> bool:
+        """Whether the server has ended."""
+        return self._wait(0.0)
+
+    def result(self, timeout: float | None = None) -> None:
+        """Block until the server has ended. `TimeoutError` after `timeout` seconds."""
+        if not self._wait(timeout):
+            raise TimeoutError(f"the server has not ended within {timeout:g} s")
+
+    async def _finished(self) -> None:
+        await self._stopped()
+
+    def __repr__(self) -> str:
+        return f"Stopping({'done' if self.done() else 'under way'})"
+
+
+if TYPE_CHECKING:
+
+    class EmergencyResult(Coroutine[Any, Any, int]):
+        """What `emergency()` returns, for type checkers: a `Done[int]` or `Pending[int]` that has a message id."""
+
+        @property
+        def value(self) -> int:
+            """How many clients it was handed to."""
+
+        @property
+        def message_id(self) -> str:
+            """For `delivery()`."""
+
+        def result(self) -> int:
+            """The number of clients, once the emergency is saved if it is to be."""
 
 
 class _Watcher:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from flask import Blueprint, Response, jsonify, request
 from werkzeug.exceptions import BadRequest, HTTPException, UnsupportedMediaType
@@ -13,9 +13,14 @@ from tantor.messenger import Tantor
 
 if TYPE_CHECKING:
     from tantor._tantor import Done
-    from tantor.pending import Pending
 
 _T = TypeVar("_T")
+_T_co = TypeVar("_T_co", covariant=True)
+
+
+class _Result(Protocol[_T_co]):
+    def result(self) -> _T_co: ...
+
 
 # Longest rendering of a value in an error.
 _SHOWN_LENGTH = 80
@@ -145,7 +150,7 @@ def _shown(value: object) -> str:
     return text if len(text) <= _SHOWN_LENGTH else text[: _SHOWN_LENGTH - 1] + "…"
 
 
-def _result(call: "Callable[..., Done[_T] | Pending[_T]]", *arguments: object) -> _T:
+def _result(call: Callable[..., _Result[_T]], *arguments: object) -> _T:
     """Do it; what Tantor refuses to take is an error of the request."""
     try:
         return call(*arguments).result()

@@ -7,7 +7,9 @@ collected, and text is turned into the setting's kind.
 import difflib
 import functools
 import json
+import logging
 import os
+import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -17,6 +19,12 @@ from tantor import _tantor
 from tantor.errors import SettingError
 
 PREFIX = "TANTOR_"
+
+# Kubernetes gives a Service named `tantor` the variable TANTOR_PORT=tcp://10.43.7.9:8080
+_SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
+
+# names that a warning was logged for
+_warned: set[str] = set()
 
 
 class Setting(NamedTuple):
@@ -52,7 +60,8 @@ def resolve(
 
     The first place that has a value (other than None) wins: `explicit`, the key `TANTOR_<NAME>` of a Flask
     `config`, its dict `TANTOR_CONFIG`, the variable `TANTOR_<NAME>` of `environ` (`os.environ` if None; an
-    empty variable counts as not set). Other names that start with `TANTOR_` are left alone.
+    empty variable counts as not set, and so does an address that Kubernetes sets, such as `tcp://10.43.7.9:8080`).
+    Other names that start with `TANTOR_` are left alone; one that is near to a setting's is logged once.
 
     Errors: an unknown name in `explicit` is a `TypeError`; an unknown key of `TANTOR_CONFIG`, or text that
     cannot be read as the setting's kind, a `SettingError`. Text that another place overrides is not read, and
@@ -64,12 +73,14 @@ def resolve(
     config = {} if config is None else config
     environ = os.environ if environ is None else environ
     table = _flask_dict(config)
+    _warn_of_misspellings(config, "the app's configuration")
+    _warn_of_misspellings(environ, "the environment")
     result: dict[str, object] = {}
     for name, setting in known_settings().items():
         places = (
             (config.get(setting.variable), setting.variable),
             (table.get(name), f"{name} in TANTOR_CONFIG"),
-            (environ.get(setting.variable) or None, setting.variable),
+            (_variable(environ, setting), setting.variable),
         )
         if (value := explicit.get(name)) is not None:
             result[name] = _as_text(setting, value)
@@ -85,7 +96,7 @@ def load_toml(path: str | os.PathLike[str]) -> dict[str, object]:
     cannot be read as the setting's kind.
     """
     try:
-        document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        document = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingError(f"{path} is no valid TOML: {error}") from None
     table = document.get("tantor", document)
@@ -99,7 +110,10 @@ def from_text(setting: Setting, text: str, source: str) -> object:
     """Text as the setting's kind. A `SettingError` names the source, the text and what it takes."""
     read, takes = _KINDS[setting.kind]
     try:
+        text.encode()
         return read(text)
+    except UnicodeEncodeError:
+        raise SettingError(f"{source} is {text!a}; it takes {takes} in UTF-8 ({setting.help})") from None
     except (ValueError, KeyError):
         raise SettingError(f"{source} is {text!r}; it takes {takes} ({setting.help})") from None
 
@@ -114,6 +128,35 @@ _KINDS: Mapping[str, tuple[Callable[[str], object], str]] = {
     "text": (str, "a text"),
     "json": (str, "JSON"),
 }
+
+
+def _variable(environ: Mapping[str, str], setting: Setting) -> str | None:
+    """A setting's value in the environment; None for one that a platform has set for another purpose."""
+    text = environ.get(setting.variable)
+    if text and _SERVICE_ADDRESS.match(text):
+        _warn_once(
+            setting.variable,
+            f"{setting.variable} is {text!a}, an address that Kubernetes sets for a Service named tantor; it is "
+            f"ignored. Set enableServiceLinks: false, or give {setting.name} in another way",
+        )
+        return None
+    return text or None
+
+
+def _warn_of_misspellings(names: Iterable[object], where: str) -> None:
+    known = {setting.variable for setting in known_settings().values()}
+    for name in list(names):
+        if not isinstance(name, str) or not name.startswith(PREFIX) or name in known or not name.isascii():
+            continue
+        if nearest := _tantor.nearest_setting(name.removeprefix(PREFIX).lower()):
+            variable = known_settings()[nearest].variable
+            _warn_once(name, f"{name} in {where} is not a setting, and is ignored; the nearest is {variable}")
+
+
+def _warn_once(name: str, message: str) -> None:
+    if name not in _warned:
+        _warned.add(name)
+        logging.getLogger("tantor").warning("%s", message)
 
 
 def _flask_dict(config: Mapping[str, object]) -> Mapping[str, object]:

@@ -11,7 +11,7 @@ from typing import Protocol
 class Stoppable(Protocol):
     """What a signal ends."""
 
-    def begin_stop(self) -> None:
+    def _begin_stop(self) -> None:
         """Start to drain."""
 
 
@@ -26,7 +26,7 @@ def stop_at_sigterm(server: Stoppable) -> Callable[[], None]:
         return lambda: None
 
     def stop(number: int, frame: FrameType | None) -> None:
-        server.begin_stop()
+        server._begin_stop()
         if callable(previous):
             previous(number, frame)
 
@@ -54,7 +54,7 @@ def exit_at_sigterm(running: Collection[Stoppable]) -> None:
             os.kill(os.getpid(), number)
             return
         for server in servers:
-            server.begin_stop()
+            server._begin_stop()
         raise SystemExit(128 + number)
 
     signal.signal(signal.SIGTERM, end)

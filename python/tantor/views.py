@@ -187,7 +187,7 @@ class _LiveChannel(Channel):
 
     @property
     def subscribers(self) -> list[str]:
-        info = self._owner._messenger.channel_info(self.name)
+        info = self._owner._messenger._channel_info(self.name)
         return ReadOnlyList(() if info is None else info[2])
 
 
@@ -208,7 +208,7 @@ class _LiveConnection(Connection):
         self.__dict__["user_data"] = self._owner._user_data.replace(self.client_id, value)
 
     def _refresh(self) -> None:
-        if (info := self._owner._messenger.connection_info(self.client_id)) is not None:
+        if (info := self._owner._messenger._connection_info(self.client_id)) is not None:
             self.__dict__.update(_last_ping=info[2], _channels=info[3])
 
     @property
@@ -293,12 +293,12 @@ class _UserData(dict[str, Any]):
     def __init__(self, messenger: _tantor.Messenger, client_id: str) -> None:
         self._messenger = messenger
         self._client_id = client_id
-        known = messenger.user_data(client_id)
+        known = messenger._user_data(client_id)
         super().__init__({} if known is None else json.loads(known))
 
     def _save(self) -> None:
         try:
-            self._messenger.set_user_data(self._client_id, dict(self))
+            self._messenger._set_user_data(self._client_id, dict(self))
         except DataError as error:
             logging.getLogger("tantor.connections").debug(
                 "the user_data of %s is kept in this process only: %s", self._client_id, error
@@ -352,7 +352,7 @@ class Channels(MutableMapping[str, Channel]):
         self._settings: _Attached[Channel] = _Attached()
 
     def __getitem__(self, name: str) -> Channel:
-        info = self._messenger.channel_info(name)
+        info = self._messenger._channel_info(name)
         if info is None:
             raise KeyError(name)
         return _LiveChannel(self, info)
@@ -360,8 +360,9 @@ class Channels(MutableMapping[str, Channel]):
     def __setitem__(self, name: str, channel: Channel) -> None:
         if channel.name != name:
             raise ValueError(f"the channel {channel.name!r} cannot go under the name {name!r}")
-        is_new = self._messenger.create_channel(name, channel.type)
-        if not is_new and (info := self._messenger.channel_info(name)) is not None and info[1] != channel.type:
+        is_new = self._messenger.create_channel(name, channel.type)  # type: ignore[arg-type]  # checked there
+
+        if not is_new and (info := self._messenger._channel_info(name)) is not None and info[1] != channel.type:
             raise ValueError(f"the channel {name!r} is {info[1]} and cannot become {channel.type}; delete it first")
         self._settings.of(name, self).update(channel.settings)
         for client_id in channel.subscribers:
@@ -373,13 +374,13 @@ class Channels(MutableMapping[str, Channel]):
         self._settings.forget(name)
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and self._messenger.has_channel(name)
+        return isinstance(name, str) and self._messenger._has_channel(name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._messenger.channel_names())
+        return iter(self._messenger._channel_names())
 
     def __len__(self) -> int:
-        return self._messenger.channel_count()
+        return self._messenger._channel_count()
 
     def items(self) -> ItemsView[str, Channel]:
         """Names and channels; those that go while this is iterated are left out."""
@@ -401,19 +402,19 @@ class Connections(Mapping[str, Connection]):
         self._user_data: _Attached[Connection] = _Attached(lambda client_id: _UserData(messenger, client_id))
 
     def __getitem__(self, client_id: str) -> Connection:
-        info = self._messenger.connection_info(client_id)
+        info = self._messenger._connection_info(client_id)
         if info is None:
             raise KeyError(client_id)
         return _LiveConnection(self, info)
 
     def __contains__(self, client_id: object) -> bool:
-        return isinstance(client_id, str) and self._messenger.has_connection(client_id)
+        return isinstance(client_id, str) and self._messenger._has_connection(client_id)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._messenger.connection_ids())
+        return iter(self._messenger._connection_ids())
 
     def __len__(self) -> int:
-        return self._messenger.connection_count()
+        return self._messenger._connection_count()
 
     def items(self) -> ItemsView[str, Connection]:
         """Ids and connections; those that go while this is iterated are left out."""

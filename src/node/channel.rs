@@ -12,10 +12,13 @@ use std::ops::Deref;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
+/// What a channel may be labelled as.
+pub const CHANNEL_KINDS: &[&str] = &["public", "private", "emergency"];
+
 pub struct Channel {
     pub key: ChannelKey,
     pub name: Arc<str>,
-    /// "public", "private" or "emergency": a label.
+    /// One of `CHANNEL_KINDS`: a label.
     pub kind: Box<str>,
     /// Microseconds since 1970.
     pub created: u64,

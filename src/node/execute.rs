@@ -6,10 +6,11 @@ use super::delivery::Place;
 use super::publish::NewPublication;
 use super::recovery::Asked;
 use super::{Node, PublishOptions, Published, encode};
-use crate::command::{Command, Request};
+use crate::command::{ACTIONS, Command, Request};
 use crate::error::{ErrorCode, Refusal};
-use crate::events::Detail;
+use crate::events::{Detail, LogLevel};
 use crate::json_limits::JsonLimits;
+use crate::misspelling::nearest;
 use crate::priority::SlowConsumer;
 use crate::protocol::{self, Reference};
 use crate::store::{Committed, StoreError};
@@ -199,7 +200,8 @@ impl Node {
                 });
                 Work::default()
             }
-            Command::Other => {
+            Command::Other { action } => {
+                self.check_spelling(asker, action.as_deref())?;
                 self.counters.messages_received.add(1);
                 let detail = || Detail::Frame(text.as_bytes().into());
                 let told = self.client_event("message", client, None, detail);
@@ -210,6 +212,32 @@ impl Node {
                 }
             }
         })
+    }
+
+    /// Refuses an action that looks like a misspelled known one, where the application has no handler for actions of
+    /// its own. A client that did not ask for an answer gets none; the log has a line instead.
+    fn check_spelling(&self, asker: Asker<'_>, action: Option<&str>) -> Result<(), Refusal> {
+        if self.events.wanted("message").is_some() {
+            return Ok(());
+        }
+        let Some((action, known)) =
+            action.and_then(|action| Some((action, nearest(action, ACTIONS)?)))
+        else {
+            return Ok(());
+        };
+        if asker.reference.is_some() {
+            return Err(Refusal::new(
+                ErrorCode::BadField,
+                format!("action is {action:?}, which nothing handles; the nearest is {known:?}"),
+            ));
+        }
+        self.events.log(LogLevel::Warning, "connections", || {
+            let id = &asker.client.id;
+            format!(
+                "{id} sent the action {action:?}, which nothing handles; the nearest is {known:?}"
+            )
+        });
+        Ok(())
     }
 
     /// Publishes what a client wants published; answers if it asked to be, on a durable channel when it is saved.

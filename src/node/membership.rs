@@ -1,6 +1,6 @@
 //! Who is connected, who is on which channel, and who is told of it.
 
-use super::channel::{Channel, Members, Notice, Tell};
+use super::channel::{CHANNEL_KINDS, Channel, Members, Notice, Tell};
 use super::client::{Client, ClientState, Joined};
 use super::delivery::{Delivery, Place, Terms};
 use super::recovery::Asked;
@@ -104,9 +104,14 @@ impl Node {
 
     /// Makes a channel of a kind; false when there is one of that name.
     ///
-    /// Errors: a name that cannot be one.
+    /// Errors: a name that cannot be one, a kind that there is not.
     pub fn create_channel(&self, name: &str, kind: &str) -> Result<bool, Error> {
         protocol::check_channel_name(name).map_err(argument)?;
+        if !CHANNEL_KINDS.contains(&kind) {
+            return Err(Error::Argument(format!(
+                "kind is {kind:?}; it takes \"public\", \"private\" or \"emergency\""
+            )));
+        }
         let mut is_new = false;
         self.channel_with(name, || {
             is_new = true;

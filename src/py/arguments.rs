@@ -1,51 +1,55 @@
-//! Arguments of Python's calls as values of the core.
+//! Arguments of Python's calls as values of the core. Each error names the argument, its value and what would be right.
 
+use super::errors;
 use crate::config::{SETTINGS, Value};
 use crate::error::Error;
-use crate::node::PublishOptions;
-use crate::priority::Priority;
-use crate::protocol::OwnFields;
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyString};
+use pyo3::types::{PyBool, PyFloat, PyInt, PyString};
 
-/// Which of the server's own fields a message's keys replace.
-pub fn own_fields(dict: &Bound<'_, PyDict>) -> PyResult<OwnFields> {
-    Ok(OwnFields {
-        id: dict.contains("id")?,
-        channel: dict.contains("channel")?,
-        timestamp: dict.contains("timestamp")?,
-        sender: dict.contains("sender")?,
-        ack: dict.contains("ack")?,
-    })
+/// An argument that takes a str.
+///
+/// Errors: `TypeError` for another type; `DataError` for text that UTF-8 cannot hold.
+pub fn text<'a>(name: &str, value: &'a Bound<'_, PyAny>) -> PyResult<&'a str> {
+    let Ok(text) = value.cast::<PyString>() else {
+        return Err(PyTypeError::new_err(format!(
+            "{name} is {}, of type {}; it takes a str",
+            shown(value),
+            type_name(value)
+        )));
+    };
+    text.to_str()
+        .map_err(|_| errors::data_error(not_utf8(name, text)))
 }
 
-/// Errors: a `priority` that is none.
-pub fn publish_options<'a>(
-    priority: Option<&str>,
-    durable: bool,
-    idempotency_key: Option<&'a str>,
-) -> PyResult<PublishOptions<'a>> {
-    let priority = match priority {
-        None => Priority::Normal,
-        Some(name) => Priority::from_name(name).ok_or_else(|| {
-            PyValueError::new_err(format!(
-                "priority is {name:?}; it takes {}",
-                Priority::TAKES
-            ))
-        })?,
-    };
-    Ok(PublishOptions {
-        priority,
-        durable,
-        idempotency_key,
-    })
+/// As `text`, for an argument that may be None.
+pub fn optional_text<'a>(
+    name: &str,
+    value: Option<&'a Bound<'_, PyAny>>,
+) -> PyResult<Option<&'a str>> {
+    value.map(|value| text(name, value)).transpose()
+}
+
+/// The key of a lookup; None for a value that can be no name, and so is not found.
+pub fn key<'a>(value: &'a Bound<'_, PyAny>) -> Option<&'a str> {
+    value.cast::<PyString>().ok()?.to_str().ok()
+}
+
+/// A type's name, with its module where that is not `builtins`.
+pub fn type_name(value: &Bound<'_, PyAny>) -> String {
+    value
+        .get_type()
+        .fully_qualified_name()
+        .map_or_else(|_| "?".to_owned(), |name| name.to_string())
 }
 
 /// Errors: a value that no setting takes, or a setting that does not exist.
 pub fn setting_value(name: &str, value: &Bound<'_, PyAny>) -> PyResult<Value> {
     if let Ok(text) = value.cast::<PyString>() {
-        return Ok(Value::Text(text.to_str()?.to_owned()));
+        let text = text
+            .to_str()
+            .map_err(|_| Error::Setting(not_utf8(name, text)))?;
+        return Ok(Value::Text(text.to_owned()));
     }
     if let Ok(value) = value.cast::<PyBool>() {
         return Ok(Value::Boolean(value.is_true()));
@@ -66,4 +70,27 @@ pub fn setting_value(name: &str, value: &Bound<'_, PyAny>) -> PyResult<Value> {
         setting.takes()
     ))
     .into())
+}
+
+/// What is wrong with a text that UTF-8 cannot hold.
+fn not_utf8(name: &str, text: &Bound<'_, PyString>) -> String {
+    let shown = shown(text.as_any());
+    format!("{name} is {shown}; it takes text without half surrogate pairs")
+}
+
+/// The beginning of a value's `ascii()`.
+fn shown(value: &Bound<'_, PyAny>) -> String {
+    const MOST: usize = 80;
+    let shown = value.py().import("builtins").and_then(|builtins| {
+        builtins
+            .getattr("ascii")?
+            .call1((value,))?
+            .extract::<String>()
+    });
+    match shown {
+        Ok(shown) if shown.len() <= MOST => shown,
+        // `ascii` gives only characters of one byte
+        Ok(shown) => format!("{}…", shown.get(..MOST).unwrap_or_default()),
+        Err(_) => "a value without a repr".to_owned(),
+    }
 }

@@ -47,7 +47,7 @@ impl Settled {
     }
 }
 
-/// Something that is being saved.
+/// Something that is being saved. Not made by Python.
 #[pyclass(frozen, module = "tantor._tantor")]
 pub struct Commit {
     settled: Arc<Settled>,
@@ -61,10 +61,12 @@ impl Commit {
 
 #[pymethods]
 impl Commit {
+    /// Whether it is saved, or could not be.
     fn done(&self) -> bool {
         self.settled.state.lock().outcome.is_some()
     }
 
+    /// Block (without the interpreter lock) until it is. `StorageError` if it could not be; `TimeoutError`.
     #[pyo3(signature = (timeout = None))]
     fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<()> {
         let deadline = timeout
@@ -89,6 +91,7 @@ impl Commit {
         }
     }
 
+    /// Have a bell rung when it is; False, without a ring, when it is already.
     fn ring_when_done(&self, bell: &Bell) -> bool {
         let mut state = self.settled.state.lock();
         let is_waiting = state.outcome.is_none();
@@ -104,7 +107,7 @@ impl Commit {
     }
 }
 
-/// A socket that becomes readable when something that an event loop waits for is done.
+/// A socket that becomes readable when what it was given to is done. `OSError` where there are none.
 #[pyclass(frozen, module = "tantor._tantor")]
 pub struct Bell {
     ringer: Arc<Ringer>,
@@ -151,18 +154,21 @@ impl Bell {
         Err(PyOSError::new_err("there are no bells on this system"))
     }
 
+    /// The socket's file descriptor.
     #[cfg(unix)]
     fn fileno(&self) -> i32 {
         use std::os::fd::AsRawFd;
         self.ear.as_raw_fd()
     }
 
+    /// The socket's file descriptor.
     #[cfg(not(unix))]
     #[expect(clippy::unused_self, reason = "there is a socket only on Unix")]
     fn fileno(&self) -> PyResult<i32> {
         Err(PyOSError::new_err("there are no bells on this system"))
     }
 
+    /// Make it unreadable until it is rung again.
     fn hear(&self) -> PyResult<()> {
         #[cfg(unix)]
         {

@@ -4,7 +4,10 @@ use pyo3::exceptions::PyStopIteration;
 use pyo3::prelude::*;
 use pyo3::types::{PyTuple, PyType};
 
-/// Has the methods of `collections.abc.Coroutine`, so that `asyncio.run` and `create_task` take it.
+/// An awaitable that already holds its result; also a `collections.abc.Coroutine`.
+///
+/// `await done`, `asyncio.run(done)`, `asyncio.create_task(done)` and `asyncio.gather(done)` give the
+/// result; `done.result()` gives it without a loop.
 #[pyclass(frozen, module = "tantor._tantor")]
 pub struct Done {
     value: Py<PyAny>,
@@ -34,16 +37,19 @@ impl Done {
 
 #[pymethods]
 impl Done {
+    /// The result.
     #[getter]
     fn value(&self, py: Python<'_>) -> Py<PyAny> {
         self.value.clone_ref(py)
     }
 
+    /// Of an emergency, for `delivery()`; None for anything else.
     #[getter]
     fn message_id(&self) -> Option<&str> {
         self.message_id.as_deref()
     }
 
+    /// The result, without a wait.
     fn result(&self, py: Python<'_>) -> Py<PyAny> {
         self.value.clone_ref(py)
     }
@@ -60,11 +66,13 @@ impl Done {
         Err(self.stop(py))
     }
 
+    /// As a coroutine, for `asyncio.create_task`.
     #[pyo3(signature = (value, /))]
     fn send(&self, value: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
         Err(self.stop(value.py()))
     }
 
+    /// As a coroutine.
     #[pyo3(signature = (typ, val = None, tb = None, /))]
     #[expect(clippy::unused_self, reason = "a method of the coroutine protocol")]
     fn throw(
@@ -88,6 +96,7 @@ impl Done {
         Err(PyErr::from_value(error))
     }
 
+    /// As a coroutine.
     #[expect(clippy::unused_self, reason = "a method of the coroutine protocol")]
     fn close(&self) {}
 

@@ -4,6 +4,7 @@
 //! would need a default for: dataclasses (an object of their fields), enums (their value), datetime, date and time
 //! (ISO 8601), UUID and Decimal (strings). Anything else goes to the caller's `default`.
 
+use super::arguments::type_name;
 use super::errors::data_error;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
@@ -331,13 +332,6 @@ fn integer_digits(value: &Bound<'_, PyInt>) -> PyResult<String> {
         .get_type::<PyInt>()
         .call_method1("__repr__", (value,))?
         .extract()
-}
-
-fn type_name(value: &Bound<'_, PyAny>) -> String {
-    value
-        .get_type()
-        .name()
-        .map_or_else(|_| "?".to_owned(), |name| name.to_string())
 }
 
 /// Types of the standard library that are known here.

@@ -1,15 +1,14 @@
 //! `Messenger`: a node and its server, as Python sees them. `tantor.Tantor` is made of it.
 
-use super::arguments::{own_fields, publish_options, setting_value};
-use super::commit::{Commit, Settled};
+use super::arguments::{key, optional_text, setting_value, text, type_name};
 use super::done::Done;
+use super::publishing::{begin_commit, outcome, own_fields, publish_options};
 use super::{bridge, errors, event_dicts, json, to_python};
 use crate::config::{Config, SETTINGS};
 use crate::history::Page;
 use crate::node::Node;
 use crate::protocol::{self, Body};
 use crate::server::Server;
-use crate::store::Committed;
 use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::{PyKeyError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -21,6 +20,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+/// A node and its server. Every method may be called from any thread.
+///
+/// In a child process that inherited a started one, every method raises `RuntimeError`.
 #[pyclass(frozen, subclass, module = "tantor._tantor")]
 pub struct Messenger {
     configured: OnceLock<Configured>,
@@ -129,7 +131,10 @@ impl Messenger {
         }
     }
 
-    #[pyo3(signature = (settings, default = None))]
+    /// Make the node, once; before it, every other method raises `RuntimeError`.
+    ///
+    /// Raises `SettingError` for a bad value, `TypeError` for an unknown setting.
+    #[pyo3(name = "_configure", signature = (settings, default = None))]
     fn configure(
         &self,
         settings: &Bound<'_, PyMapping>,
@@ -151,6 +156,7 @@ impl Messenger {
             })
     }
 
+    /// The port asked for; once listening, the one in use.
     #[getter]
     fn port(&self) -> PyResult<u16> {
         let server = self.server()?;
@@ -159,35 +165,45 @@ impl Messenger {
             .map_or(server.node().config.port, |address| address.port()))
     }
 
+    /// The address or name asked for.
     #[getter]
     fn host(&self) -> PyResult<&str> {
         Ok(&self.node()?.config.host)
     }
 
+    /// Whether it listens, in this process.
     #[getter]
     fn is_running(&self) -> PyResult<bool> {
         Ok(self.server()?.address().is_some())
     }
 
+    /// The value in force of one setting; `KeyError` if there is none of that name.
     fn setting(&self, py: Python<'_>, name: &str) -> PyResult<Py<PyAny>> {
         let setting = SETTINGS.iter().find(|setting| setting.name == name);
         let setting = setting.ok_or_else(|| PyKeyError::new_err(name.to_owned()))?;
         to_python(py, setting.value(&self.node()?.config))
     }
 
-    #[pyo3(signature = (timeout = None))]
+    /// Bind and start the shards; returns once connections are accepted.
+    ///
+    /// False when it is already listening. Raises `OSError` naming host and port; `TimeoutError` when it does
+    /// not listen after `timeout` seconds.
+    #[pyo3(name = "_listen", signature = (timeout = None))]
     fn listen(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
         let server = self.server()?;
         Ok(py.detach(|| server.start(timeout.map(seconds)))?)
     }
 
+    /// Start to drain; returns at once. Nothing happens when it is not running.
+    #[pyo3(name = "_begin_stop")]
     fn begin_stop(&self, py: Python<'_>) -> PyResult<()> {
         let server = self.server()?;
         py.detach(|| server.begin_stop());
         Ok(())
     }
 
-    #[pyo3(signature = (timeout = None))]
+    /// Block (without the interpreter lock) until the server has ended; False when time ran out.
+    #[pyo3(name = "_wait_stopped", signature = (timeout = None))]
     fn wait_stopped(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
         let server = self.server()?;
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(seconds(timeout)));
@@ -205,12 +221,16 @@ impl Messenger {
         }
     }
 
+    /// Have saved what is still to be, within so many seconds; then the database is closed until it is needed.
+    #[pyo3(name = "_close_storage")]
     fn close_storage(&self, py: Python<'_>, timeout: f64) -> PyResult<()> {
         let node = self.node()?;
         py.detach(|| node.close_store(seconds(timeout)));
         Ok(())
     }
 
+    /// An asyncio future of the running loop, done when the server has ended.
+    #[pyo3(name = "_stopped")]
     fn stopped<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let server = self.server()?;
         if let Some((waiting, _guard)) = py.detach(|| server.waiting()) {
@@ -224,6 +244,7 @@ impl Messenger {
         Ok(future)
     }
 
+    /// As `tantor.Tantor.send`.
     #[pyo3(signature = (client_id, message, channel = None, *, default = None, priority = None, durable = false,
         idempotency_key = None))]
     #[expect(
@@ -232,25 +253,23 @@ impl Messenger {
     )]
     fn send(
         &self,
-        client_id: &Bound<'_, PyString>,
+        client_id: &Bound<'_, PyAny>,
         message: &Bound<'_, PyAny>,
-        channel: Option<&Bound<'_, PyString>>,
+        channel: Option<&Bound<'_, PyAny>>,
         default: Option<&Bound<'_, PyAny>>,
-        priority: Option<&str>,
+        priority: Option<&Bound<'_, PyAny>>,
         durable: bool,
-        idempotency_key: Option<&str>,
+        idempotency_key: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Py<PyAny>> {
         let py = message.py();
         let node = self.node()?;
-        let client_id = client_id.to_str()?;
-        let channel = channel.map_or(Ok(&*node.config.default_channel), |channel| {
-            channel.to_str()
-        })?;
+        let client_id = text("client_id", client_id)?;
+        let channel = optional_text("channel", channel)?.unwrap_or(&node.config.default_channel);
         let own = match message.cast::<PyDict>() {
             Ok(dict) => Some(own_fields(dict)?),
             Err(_) if message.is_instance_of::<PyString>() => None,
             Err(_) => {
-                let name = message.get_type().name()?;
+                let name = type_name(message);
                 return Err(PyTypeError::new_err(format!(
                     "message must be a str or a dict, not {name}"
                 )));
@@ -266,6 +285,13 @@ impl Messenger {
         outcome(py, sent.stamp.id_text().into_py_any(py)?, None, waited_for)
     }
 
+    /// Publish to everyone subscribed to a channel; gives the number of connected subscribers it was handed to.
+    ///
+    /// `data` is what JSON can hold. None, or no data, arrives as `{}`, as with the original Tantor.
+    /// `priority` is "low", "normal" (the default), "high" or "emergency". With `durable`, or on a durable channel, the
+    /// awaitable is done when it is saved. A repeat with an `idempotency_key` publishes nothing and gives the first
+    /// result. Errors: `DataError` for what JSON cannot hold; `ValueError` for a name or option that cannot be;
+    /// `StorageError` if the database cannot be used.
     #[pyo3(signature = (channel, event, data = None, *, default = None, priority = None, durable = false,
         idempotency_key = None))]
     #[expect(
@@ -274,18 +300,18 @@ impl Messenger {
     )]
     fn broadcast(
         slf: &Bound<'_, Self>,
-        channel: &Bound<'_, PyString>,
-        event: &Bound<'_, PyString>,
+        channel: &Bound<'_, PyAny>,
+        event: &Bound<'_, PyAny>,
         data: Option<&Bound<'_, PyAny>>,
         default: Option<&Bound<'_, PyAny>>,
-        priority: Option<&str>,
+        priority: Option<&Bound<'_, PyAny>>,
         durable: bool,
-        idempotency_key: Option<&str>,
+        idempotency_key: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Py<PyAny>> {
         let py = channel.py();
         let this = slf.get();
         let node = this.node()?;
-        let (channel, event) = (channel.to_str()?, event.to_str()?);
+        let (channel, event) = (text("channel", channel)?, text("event", event)?);
         let options = publish_options(priority, durable, idempotency_key)?;
         let mut waited_for = None;
         let mut commit = || begin_commit(&mut waited_for);
@@ -302,16 +328,19 @@ impl Messenger {
         outcome(py, published.recipients.into_py_any(py)?, None, waited_for)
     }
 
+    /// What is kept of a channel: with `after` the oldest `limit` behind that offset, else the newest `limit`
+    /// (before the offset `before`, if given). `ValueError` for what cannot be.
     #[pyo3(signature = (channel, limit = 100, after = None, before = None))]
     fn history(
         &self,
         py: Python<'_>,
-        channel: &str,
+        channel: &Bound<'_, PyAny>,
         limit: i128,
         after: Option<i128>,
         before: Option<i128>,
     ) -> PyResult<Done> {
         let node = self.node()?;
+        let channel = text("channel", channel)?;
         if limit < 1 {
             let problem = format!("limit is {limit}; it takes a whole number from 1 on");
             return Err(PyValueError::new_err(problem));
@@ -348,12 +377,16 @@ impl Messenger {
         Ok(Done::new(history.unbind()))
     }
 
+    /// `{"handed_over", "written", "acknowledged", "waiting"}` of a message that was sent, or of an emergency: to
+    /// how many connections it was handed over, how many sockets took it, how many clients acknowledged it, and for
+    /// how many it is kept. None for one that is not known any more (the last 100,000 are).
     fn delivery<'py>(
         &self,
         py: Python<'py>,
-        message_id: &str,
+        message_id: &Bound<'py, PyAny>,
     ) -> PyResult<Option<Bound<'py, PyDict>>> {
-        let Some(report) = self.node()?.delivery(message_id) else {
+        let node = self.node()?;
+        let Some(report) = node.delivery(text("message_id", message_id)?) else {
             return Ok(None);
         };
         let dict = PyDict::new(py);
@@ -364,11 +397,18 @@ impl Messenger {
         Ok(Some(dict))
     }
 
-    fn resume_token(&self, py: Python<'_>, client_id: &str) -> PyResult<String> {
+    /// A token with which a client can connect under this id: `ws://host/?resume=` and the token.
+    ///
+    /// `ValueError` if `resume_ttl` is 0.
+    fn resume_token(&self, client_id: &Bound<'_, PyAny>) -> PyResult<String> {
+        let py = client_id.py();
         let node = self.node()?;
+        let client_id = text("client_id", client_id)?;
         Ok(py.detach(|| node.resume_token(client_id))?)
     }
 
+    /// What is kept for a client, as JSON; None when nothing is.
+    #[pyo3(name = "_user_data")]
     fn user_data<'py>(
         &self,
         py: Python<'py>,
@@ -379,6 +419,8 @@ impl Messenger {
         Ok(json.map(|json| PyBytes::new(py, &json)))
     }
 
+    /// Keep something for a client, as long as it is known. `DataError` for what JSON cannot hold.
+    #[pyo3(name = "_set_user_data")]
     fn set_user_data(&self, client_id: &str, data: &Bound<'_, PyAny>) -> PyResult<()> {
         let node = self.node()?;
         self.with_json(data, None, "user_data", |bytes| {
@@ -386,33 +428,52 @@ impl Messenger {
         })
     }
 
-    fn subscribe(&self, py: Python<'_>, client_id: &str, channel: &str) -> PyResult<Done> {
+    /// Put a client on a channel; it need not be connected. Always True.
+    fn subscribe(
+        &self,
+        client_id: &Bound<'_, PyAny>,
+        channel: &Bound<'_, PyAny>,
+    ) -> PyResult<Done> {
+        let py = channel.py();
         let node = self.node()?;
+        let (client_id, channel) = (text("client_id", client_id)?, text("channel", channel)?);
         py.detach(|| node.subscribe(client_id, channel))?;
         Ok(Done::new(true.into_py_any(py)?))
     }
 
-    fn unsubscribe(&self, py: Python<'_>, client_id: &str, channel: &str) -> PyResult<Done> {
+    /// Take a client off a channel. Always True.
+    fn unsubscribe(
+        &self,
+        client_id: &Bound<'_, PyAny>,
+        channel: &Bound<'_, PyAny>,
+    ) -> PyResult<Done> {
+        let py = channel.py();
         let node = self.node()?;
+        let (client_id, channel) = (text("client_id", client_id)?, text("channel", channel)?);
         py.detach(|| node.unsubscribe(client_id, channel))?;
         Ok(Done::new(true.into_py_any(py)?))
     }
 
-    fn emergency(&self, py: Python<'_>, message: &str) -> PyResult<Py<PyAny>> {
+    /// To every connected client once, ahead of all that waits; gives how many, and has the `message_id`.
+    fn emergency(&self, message: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
+        let py = message.py();
         let node = self.node()?;
+        let message = text("message", message)?;
         let mut waited_for = None;
         let sent = py.detach(|| node.emergency(message, &mut || begin_commit(&mut waited_for)))?;
         let recipients = sent.recipients.into_py_any(py)?;
         outcome(py, recipients, Some(sent.stamp.id_text()), waited_for)
     }
 
+    /// `{"channel", "online", "users"}` of one channel, or `{name: count}` of all.
     #[pyo3(signature = (channel = None))]
     fn get_presence<'py>(
         &self,
         py: Python<'py>,
-        channel: Option<&str>,
+        channel: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyDict>> {
         let node = self.node()?;
+        let channel = optional_text("channel", channel)?;
         let dict = PyDict::new(py);
         // an empty name is none, as in the original
         if let Some(channel) = channel.filter(|channel| !channel.is_empty()) {
@@ -428,10 +489,12 @@ impl Messenger {
         Ok(dict)
     }
 
+    /// Counters and gauges; see docs/protocol.md for the keys.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         super::stats::stats(py, self.server()?, self.created)
     }
 
+    #[pyo3(name = "_channel_names")]
     fn channel_names(&self, py: Python<'_>) -> PyResult<Vec<String>> {
         let node = self.node()?;
         Ok(py
@@ -441,17 +504,22 @@ impl Messenger {
             .collect())
     }
 
+    #[pyo3(name = "_channel_count")]
     fn channel_count(&self) -> PyResult<usize> {
         Ok(self.node()?.channel_count())
     }
 
-    fn has_channel(&self, name: &str) -> PyResult<bool> {
-        Ok(self.node()?.has_channel(name))
+    #[pyo3(name = "_has_channel")]
+    fn has_channel(&self, name: &Bound<'_, PyAny>) -> PyResult<bool> {
+        let node = self.node()?;
+        Ok(key(name).is_some_and(|name| node.has_channel(name)))
     }
 
-    fn channel_info(&self, py: Python<'_>, name: &str) -> PyResult<Option<ChannelRow>> {
+    /// `(name, type, subscribers, created_at)`, or None.
+    #[pyo3(name = "_channel_info")]
+    fn channel_info(&self, name: &Bound<'_, PyAny>) -> PyResult<Option<ChannelRow>> {
         let node = self.node()?;
-        let info = py.detach(|| node.channel_info(name));
+        let info = key(name).and_then(|key| name.py().detach(|| node.channel_info(key)));
         Ok(info.map(|info| {
             (
                 info.name.to_string(),
@@ -462,33 +530,50 @@ impl Messenger {
         }))
     }
 
-    #[pyo3(signature = (name, kind = "public"))]
-    fn create_channel(&self, py: Python<'_>, name: &str, kind: &str) -> PyResult<bool> {
+    /// Make a channel; False when there is one of this name. `ValueError` for a name or kind that cannot be.
+    #[pyo3(signature = (name, kind = None), text_signature = "($self, name, kind='public')")]
+    fn create_channel(
+        &self,
+        name: &Bound<'_, PyAny>,
+        kind: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<bool> {
+        let py = name.py();
         let node = self.node()?;
+        let name = text("name", name)?;
+        let kind = optional_text("kind", kind)?.unwrap_or("public");
         Ok(py.detach(|| node.create_channel(name, kind))?)
     }
 
-    fn delete_channel(&self, py: Python<'_>, name: &str) -> PyResult<bool> {
+    /// Drop a channel, its history and its subscriptions; False when there is none of that name.
+    fn delete_channel(&self, name: &Bound<'_, PyAny>) -> PyResult<bool> {
+        let py = name.py();
         let node = self.node()?;
+        let name = text("name", name)?;
         Ok(py.detach(|| node.delete_channel(name))?)
     }
 
+    #[pyo3(name = "_connection_ids")]
     fn connection_ids(&self, py: Python<'_>) -> PyResult<Vec<String>> {
         let node = self.node()?;
         Ok(texts(&py.detach(|| node.connection_ids())))
     }
 
+    #[pyo3(name = "_connection_count")]
     fn connection_count(&self) -> PyResult<usize> {
         Ok(self.node()?.connection_count())
     }
 
-    fn has_connection(&self, client_id: &str) -> PyResult<bool> {
-        Ok(self.node()?.has_connection(client_id))
+    #[pyo3(name = "_has_connection")]
+    fn has_connection(&self, client_id: &Bound<'_, PyAny>) -> PyResult<bool> {
+        let node = self.node()?;
+        Ok(key(client_id).is_some_and(|client_id| node.has_connection(client_id)))
     }
 
-    fn connection_info(&self, py: Python<'_>, client_id: &str) -> PyResult<Option<ConnectionRow>> {
+    /// `(client_id, joined_at, last_ping, channels)`, times in Unix seconds; None when not connected.
+    #[pyo3(name = "_connection_info")]
+    fn connection_info(&self, client_id: &Bound<'_, PyAny>) -> PyResult<Option<ConnectionRow>> {
         let node = self.node()?;
-        let info = py.detach(|| node.connection_info(client_id));
+        let info = key(client_id).and_then(|id| client_id.py().detach(|| node.connection_info(id)));
         Ok(info.map(|info| {
             (
                 info.client_id.to_string(),
@@ -499,16 +584,26 @@ impl Messenger {
         }))
     }
 
-    fn want_event(&self, event: &str, wanted: bool) -> PyResult<()> {
-        self.node()?.events.want(event, wanted);
+    /// Queue events of this name for `_next_events`, or stop to. Log records are always queued.
+    #[pyo3(name = "_want_event")]
+    fn want_event(&self, event: &Bound<'_, PyAny>, wanted: bool) -> PyResult<()> {
+        let node = self.node()?;
+        node.events.want(text("event", event)?, wanted);
         Ok(())
     }
 
+    /// Make no log records below this level of `logging`.
+    #[pyo3(name = "_set_log_level")]
     fn set_log_level(&self, level: u8) -> PyResult<()> {
         self.node()?.events.set_log_level(level);
         Ok(())
     }
 
+    /// Wait (without the interpreter lock) for events; None once the server has ended and all are taken.
+    ///
+    /// Each is `(name, fields, bytes that it took of event_queue_bytes)`; those of the call before count as handled.
+    /// A log record is `("", {"logger", "level", "message"}, bytes)` with the level of `logging`.
+    #[pyo3(name = "_next_events")]
     fn next_events<'py>(
         &self,
         py: Python<'py>,
@@ -542,30 +637,4 @@ fn seconds(timeout: f64) -> Duration {
 
 fn texts(ids: &[Arc<str>]) -> Vec<String> {
     ids.iter().map(|id| (**id).to_owned()).collect()
-}
-
-fn begin_commit(waited_for: &mut Option<Arc<Settled>>) -> Committed {
-    let (settled, committed) = Settled::begin();
-    *waited_for = Some(settled);
-    committed
-}
-
-/// What a call returns: something done, or something that is done when it is saved. An emergency's has its id.
-fn outcome(
-    py: Python<'_>,
-    value: Py<PyAny>,
-    message_id: Option<String>,
-    waited_for: Option<Arc<Settled>>,
-) -> PyResult<Py<PyAny>> {
-    let Some(settled) = waited_for else {
-        return match message_id {
-            None => Done::new(value),
-            Some(id) => Done::of_message(value, id),
-        }
-        .into_py_any(py);
-    };
-    let pending = py.import("tantor.pending")?.getattr("Pending")?;
-    Ok(pending
-        .call1((value, Commit::new(settled), message_id))?
-        .unbind())
 }

@@ -8,6 +8,7 @@ mod errors;
 mod event_dicts;
 mod json;
 mod messenger;
+mod publishing;
 mod stats;
 
 use crate::config::{Config, SETTINGS, Value};
@@ -26,8 +27,8 @@ mod _tantor {
     use super::messenger::Messenger;
     #[pymodule_export]
     use super::{
-        after_fork_in_child, after_fork_in_parent, back_up, before_fork, restore, setting_table,
-        wait_for_threads,
+        after_fork_in_child, after_fork_in_parent, back_up, before_fork, nearest_setting, restore,
+        setting_table, wait_for_threads,
     };
 
     #[pymodule_export]
@@ -38,6 +39,10 @@ mod _tantor {
 /// A row of the settings' table: name, kind, default, help.
 type SettingRow = (&'static str, &'static str, Option<Py<PyAny>>, &'static str);
 
+/// Every setting as `(name, kind, default, help)`; kind is "integer", "number", "boolean", "text" or
+/// "json" (text that holds JSON).
+///
+/// A default of None means that it is derived from other settings; `help` says how.
 #[pyfunction]
 fn setting_table(py: Python<'_>) -> PyResult<Vec<SettingRow>> {
     let defaults = Config::default();
@@ -54,24 +59,36 @@ fn setting_table(py: Python<'_>) -> PyResult<Vec<SettingRow>> {
         .collect()
 }
 
+/// The setting that a misspelled name was most likely meant to be; None where none is near.
+#[pyfunction]
+fn nearest_setting(name: &str) -> Option<&'static str> {
+    let names: Vec<&str> = SETTINGS.iter().map(|setting| setting.name).collect();
+    crate::misspelling::nearest(name, &names)
+}
+
+/// Block until no thread of an ended server can call into Python; False when `timeout` seconds passed before.
 #[pyfunction]
 fn wait_for_threads(py: Python<'_>, timeout: f64) -> bool {
     let timeout = Duration::try_from_secs_f64(timeout).unwrap_or_default();
     py.detach(|| crate::fork::wait_for_threads(timeout))
 }
 
+/// Copy a database, also while a server uses it, to a file that there is not yet.
 #[pyfunction]
 fn back_up(py: Python<'_>, database: PathBuf, target: PathBuf) -> PyResult<()> {
     py.detach(move || crate::store::back_up(&database, &target))
         .map_err(|error| Error::Storage(error.0).into())
 }
 
+/// Put a copy in the place of a database that no server uses; every channel has another epoch then.
 #[pyfunction]
 fn restore(py: Python<'_>, backup: PathBuf, database: PathBuf) -> PyResult<()> {
     py.detach(move || crate::store::restore(&backup, &database))
         .map_err(|error| Error::Storage(error.0).into())
 }
 
+/// Wait, without the interpreter lock, until nothing is under way that a fork must not cut: a start, a commit.
+/// Nothing of the kind begins until one of the next two is called, on the same thread.
 #[pyfunction]
 fn before_fork(py: Python<'_>) {
     // looked at with the interpreter held: what is not under way then is not when it forks
@@ -80,11 +97,13 @@ fn before_fork(py: Python<'_>) {
     });
 }
 
+/// Tell the module that the fork is done, in the parent.
 #[pyfunction]
 fn after_fork_in_parent() {
     crate::fork::in_parent();
 }
 
+/// Tell the module that this process is a fresh fork: what was started before is not ours.
 #[pyfunction]
 fn after_fork_in_child() {
     crate::fork::in_child();

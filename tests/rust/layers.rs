@@ -14,6 +14,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("error", 0),
     ("fork", 0),
     ("frame", 0),
+    ("misspelling", 0),
     ("priority", 0),
     ("protocol", 0),
     ("random", 0),

@@ -23,6 +23,7 @@ except ImportError as error:
     ) from error
 
 from tantor.client.client import Client, OnGap, OnState, State
+from tantor.client.connecting import Proxy
 from tantor.client.errors import (
     ClientError,
     ClosedError,
@@ -65,6 +66,7 @@ def connect(
     on_gap: OnGap | None = None,
     headers: Mapping[str, str] | None = None,
     ssl: SSLContext | None = None,
+    proxy: Proxy = True,
     connect_timeout: float | None = 10.0,
     open_timeout: float = 10.0,
     command_timeout: float | None = 30.0,
@@ -83,6 +85,8 @@ def connect(
     - `resume`: a token, from `Tantor.resume_token`, of the client to be.
     - `on_state(state)`, `on_gap(gap)`: sync or async, called one after the other. What they raise is logged.
     - `headers`, `ssl`: for the WebSocket's opening.
+    - `proxy`: the URL of a proxy; None: no proxy; True: the environment's (`http_proxy`, `no_proxy`), but never for a
+      loopback address.
     - `connect_timeout`: how long the first connect may take, with all its attempts; None: it goes on for ever.
       `open_timeout`: one attempt. `command_timeout`: an answer, reconnects included; None: as long as it takes.
       `close_timeout`: the goodbye.
@@ -110,4 +114,4 @@ def connect(
         max_message_bytes=max_message_bytes,
         dedup_window=dedup_window,
     )
-    return Client(url, settings, resume=resume, on_state=on_state, on_gap=on_gap, headers=headers, ssl=ssl)
+    return Client(url, settings, resume=resume, on_state=on_state, on_gap=on_gap, headers=headers, ssl=ssl, proxy=proxy)

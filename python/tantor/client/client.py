@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
-from tantor.client.connecting import RetryError, Target
+from tantor.client.connecting import Proxy, RetryError, Target
 from tantor.client.errors import (
     ClientError,
     ClosedError,
@@ -23,6 +23,7 @@ from tantor.client.reconnect import STABLE_AFTER, Backoff, is_final
 from tantor.client.session import Answered, Failed, NotTantorError, Session, ShuttingDown, Welcomed
 from tantor.client.settings import ClientSettings
 from tantor.client.stream import Gap, Message
+from tantor.errors import DataError
 
 State = Literal["connecting", "connected", "reconnecting", "closed"]
 
@@ -57,9 +58,10 @@ class Client:
         on_gap: OnGap | None = None,
         headers: Mapping[str, str] | None = None,
         ssl: SSLContext | None = None,
+        proxy: Proxy = True,
     ) -> None:
         self._settings = settings
-        self._target = Target(url, settings, headers, ssl)
+        self._target = Target(url, settings, headers, ssl, proxy)
         self._session = Session(settings, resume or self._target.resume)
         self._on_state = on_state
         self._on_gap = on_gap
@@ -326,6 +328,8 @@ class Client:
             try:
                 connection = await self._target.open(self._session.query)
             except RetryError as problem:
+                if backoff.is_first:
+                    logging.getLogger("tantor.client").warning("%s; the client tries again", problem)
                 self._problem = problem
                 delay = backoff.next_delay(problem.after)
             else:
@@ -500,3 +504,7 @@ class Client:
 def _check_text(name: str, value: object) -> None:
     if not isinstance(value, str):
         raise TypeError(f"{name} is {value!r}; it takes a str")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{name} is {value!a}; it takes text without half surrogate pairs") from None

@@ -1,8 +1,10 @@
 """Where to, and the opening of a WebSocket there."""
 
+import contextlib
+import ipaddress
 import ssl
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from websockets.asyncio.client import ClientConnection
@@ -15,11 +17,33 @@ from websockets.exceptions import (
     NegotiationError,
     WebSocketException,
 )
+from websockets.uri import WebSocketURI, parse_uri
 
 from tantor.client.errors import ConnectError
 from tantor.client.reconnect import is_retried, retry_after
 from tantor.client.settings import ClientSettings
 from tantor.errors import SettingError
+
+Proxy = str | Literal[True] | None
+"""The URL of a proxy, True for that of the environment, None for none."""
+
+_get_proxy: Callable[[WebSocketURI], str | None] | None = None
+_FINAL: tuple[type[Exception], ...] = (
+    InvalidURI,
+    InvalidUpgrade,
+    InvalidHeader,
+    NegotiationError,
+    ssl.SSLCertVerificationError,
+)
+with contextlib.suppress(ImportError):  # websockets before 15 knows no proxies
+    from websockets.exceptions import InvalidProxy
+
+    try:
+        from websockets.proxy import get_proxy
+    except ImportError:
+        from websockets.uri import get_proxy  # type: ignore[attr-defined, no-redef]  # where websockets 15 has it
+    _get_proxy = get_proxy
+    _FINAL = (*_FINAL, InvalidProxy)
 
 # what of the query is the session's
 _OWN_PARAMETERS = ("resume", "ack")
@@ -42,7 +66,12 @@ class Target:
     """A Tantor's address, with how to connect to it. Errors: `SettingError` for a URL that is none."""
 
     def __init__(
-        self, url: str, settings: ClientSettings, headers: Mapping[str, str] | None, context: ssl.SSLContext | None
+        self,
+        url: str,
+        settings: ClientSettings,
+        headers: Mapping[str, str] | None,
+        context: ssl.SSLContext | None,
+        proxy: Proxy = True,
     ) -> None:
         self._url, self.resume = split_url(url)
         if context is not None and not self._url.startswith("wss:"):
@@ -50,6 +79,7 @@ class Target:
         self._settings = settings
         self._headers = headers
         self._context = context
+        self._proxy = choose_proxy(self._url, proxy)
 
     def __str__(self) -> str:
         parts = urlsplit(self._url)
@@ -60,6 +90,8 @@ class Target:
         """Connect. Errors: `RetryError`; `ConnectError` where another attempt makes no sense."""
         settings = self._settings
         options: dict[str, Any] = {} if self._context is None else {"ssl": self._context}
+        if _get_proxy is not None:
+            options["proxy"] = self._proxy
         try:
             return await open_websocket(
                 add_query(self._url, query),
@@ -74,7 +106,41 @@ class Target:
                 **options,
             )
         except (WebSocketException, OSError, EOFError) as error:
-            raise explain(str(self), error) from error
+            raise explain(self._described, error) from error
+
+    @property
+    def _described(self) -> str:
+        """The address, with the proxy if there is one."""
+        return str(self) if self._proxy is None else f"{self} (through the proxy {_without_password(self._proxy)})"
+
+
+def choose_proxy(url: str, proxy: Proxy) -> str | None:
+    """The URL of the proxy to use for a WebSocket's URL. Errors: `SettingError` for a proxy that cannot be."""
+    if proxy is None:
+        return None
+    if _get_proxy is None:
+        if proxy is True:
+            return None
+        raise SettingError(f"proxy is {proxy!r}; proxies need the package websockets from 15 on")
+    if isinstance(proxy, str) and proxy:
+        return proxy
+    if proxy is not True:
+        raise SettingError(f"proxy is {proxy!r}; it takes the URL of a proxy, None, or True for the environment's")
+    if _is_loopback(urlsplit(url).hostname or ""):
+        return None
+    return _get_proxy(parse_uri(url))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def split_url(url: str) -> tuple[str, str | None]:
@@ -111,5 +177,4 @@ def explain(target: str, error: Exception) -> ConnectError | RetryError:
             return RetryError(problem, retry_after(response.headers))
         return ConnectError(problem)
     problem = f"{target}: {error or type(error).__name__}"
-    final = (InvalidURI, InvalidUpgrade, InvalidHeader, NegotiationError, ssl.SSLCertVerificationError)
-    return ConnectError(problem) if isinstance(error, final) else RetryError(problem)
+    return ConnectError(problem) if isinstance(error, _FINAL) else RetryError(problem)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
-from tantor.client.connecting import RetryError, Target
+from tantor.client.connecting import Proxy, RetryError, Target
 from tantor.client.errors import (
     CommandError,
     CommandLostError,
@@ -40,11 +40,12 @@ def send(
     timeout: float = 10.0,
     headers: Mapping[str, str] | None = None,
     ssl: SSLContext | None = None,
+    proxy: Proxy = True,
 ) -> Message:
     """Publish one message on a channel, and block until the server has it; for scripts, from any thread.
 
     Returns the server's reply: `recipients`, and `epoch` and `offset` if it is kept. `data` is what JSON can hold, `{}`
-    by default. One attempt, of `timeout` seconds.
+    by default. One attempt, of `timeout` seconds. `headers`, `ssl` and `proxy` are those of `connect`.
 
     To try again without publishing twice, give the same `idempotency_key`, and as `resume` the error's attribute
     `resume`: a key counts for one client, and the token makes the next attempt the same client.
@@ -53,7 +54,7 @@ def send(
     no answer came, so that the message may have been published (also, with `resume`, when the server no longer knows
     the client: then nothing was published now); `DataError`; `SettingError` for a URL or a timeout that is none.
     """
-    target = Target(url, ClientSettings(open_timeout=timeout), headers, ssl)
+    target = Target(url, ClientSettings(open_timeout=timeout), headers, ssl, proxy)
     fields = {
         "channel": channel,
         "event": event,

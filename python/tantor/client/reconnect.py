@@ -43,6 +43,11 @@ class Backoff:
         self._cap = cap
         self._attempts = 0
 
+    @property
+    def is_first(self) -> bool:
+        """Whether no attempt has failed since the last good connection."""
+        return self._attempts == 0
+
     def reset(self) -> None:
         """A connection was good."""
         self._attempts = 0
