@@ -5,6 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := Cargo.toml $(wildcard Cargo.lock) pyproject.toml README.md LICENSE $(shell find src python -type f -not -name '*.pyc' -not -name '*.so')
 
+# zig links against the C library of older distributions, so that the wheel works there too
+LINUX := $(filter Linux,$(shell uname -s))
+ZIG := $(if $(LINUX),ziglang~=0.17.1)
+PORTABLE := $(if $(LINUX),--zig --compatibility manylinux_2_28)
+
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: help demo test bench attack wheel lint format clean
@@ -13,9 +18,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 help:  ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
 
-demo: $(VENV)/installed  ## Run the example chat and print its address
+demo: announced $(VENV)/installed  ## Run the example chat and print its address
 	$(BIN)/python -m pip install --quiet 'flask>=2.3'
 	$(BIN)/python examples/flask_chat/app.py
+
+.PHONY: announced
+announced:
+	@test -e dist/built || echo "Building Tantor first. The first time this takes some minutes."
 
 test: $(VENV)/installed $(VENV)/test-tools  ## Lint, and test Rust and Python (REQUIRE_ALL=1: nothing is skipped)
 	scripts/test
@@ -26,7 +35,8 @@ bench: $(VENV)/installed $(VENV)/test-tools  ## Measure the promises of benches/
 attack: $(VENV)/installed $(VENV)/test-tools  ## Flood a server, and measure what others notice of it
 	$(BIN)/python benches/attack.py
 
-wheel: dist/built  ## Build the wheel into dist/
+wheel: dist/built  ## Build the wheel into dist/, and say where it is
+	@ls dist/tantor-*.whl
 
 lint: $(VENV)/installed $(VENV)/test-tools  ## Only the lints of `make test`
 	scripts/lint
@@ -47,7 +57,7 @@ $(BIN)/python:
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 
 $(VENV)/build-tools: $(BIN)/python
-	$(BIN)/python -m pip install --quiet 'maturin>=1.16,<2'
+	$(BIN)/python -m pip install --quiet 'maturin>=1.16,<2' $(ZIG)
 	@touch $@
 
 $(VENV)/test-tools: pyproject.toml $(BIN)/python
@@ -56,7 +66,7 @@ $(VENV)/test-tools: pyproject.toml $(BIN)/python
 
 dist/built: $(SOURCES) $(VENV)/build-tools
 	rm -rf dist
-	$(BIN)/maturin build --release --locked --out dist --interpreter $(BIN)/python
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/maturin build --release --locked $(PORTABLE) --out dist --interpreter $(BIN)/python
 	@touch $@
 
 $(VENV)/installed: dist/built

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
-from support import Script, accepts_connections, eventually, free_port
+from support import Script, WebSocketClient, accepts_connections, eventually, free_port
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
@@ -32,7 +32,10 @@ class Chat:
         self._started += 1
         self.script = Script(
             [sys.executable, str(APP), "--port", str(self.port), *arguments],
-            environment={"TANTOR_PORT": str(self.tantor_port)},
+            environment={
+                "TANTOR_PORT": str(self.tantor_port),
+                "TANTOR_DATABASE": f"sqlite:///{self._folder}/chat.db",
+            },
             log=self._folder / f"log-{self._started}",
         )
         self.said = self.script.wait_for_line("Chat at")
@@ -166,11 +169,13 @@ def test_a_tab_that_is_loaded_again_is_the_same_person(open_tab: OpenTab) -> Non
     assert ada.get_by_text("Bob left").count() == 0
 
 
-def test_a_restarted_server_is_told_as_a_gap(chat: Chat, open_tab: OpenTab) -> None:
+def test_a_server_that_has_lost_its_database_is_told_as_a_gap(chat: Chat, open_tab: OpenTab, tmp_path: Path) -> None:
     ada = open_tab("Ada")
     say(ada, "hello")
     said(ada, "hello").wait_for()
     chat.stop()
+    for file in tmp_path.glob("chat.db*"):
+        file.unlink()
     ada.get_by_text("Reconnecting…", exact=True).wait_for()
     chat.start()
     ada.get_by_text("Connected", exact=True).wait_for(timeout=30_000)
@@ -215,7 +220,7 @@ def test_a_tab_comes_back_after_the_server_was_away(chat: Chat, open_tab: OpenTa
 
 def test_a_taken_port_is_said_plainly(chat: Chat, tmp_path: Path) -> None:
     command = [sys.executable, str(APP), "--port", str(free_port())]
-    environment = {"TANTOR_PORT": str(chat.tantor_port)}
+    environment = {"TANTOR_PORT": str(chat.tantor_port), "TANTOR_DATABASE": f"sqlite:///{tmp_path}/second.db"}
     with Script(command, environment=environment, log=tmp_path / "second") as second:
         assert second.wait() == 1
     assert "Tantor cannot listen: " in second.output
@@ -249,7 +254,29 @@ def test_a_taken_port_of_the_page_is_said_plainly(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         command = [sys.executable, str(APP), "--port", str(taken.getsockname()[1])]
-        with Script(command, environment={"TANTOR_PORT": str(free_port())}, log=tmp_path / "log") as script:
+        environment = {"TANTOR_PORT": str(free_port()), "TANTOR_DATABASE": f"sqlite:///{tmp_path}/chat.db"}
+        with Script(command, environment=environment, log=tmp_path / "log") as script:
             assert script.wait() == 1
     assert "in use" in script.output
+    assert "--port" in script.output
     assert "Traceback" not in script.output
+
+
+def test_what_was_said_is_there_after_a_restart(chat: Chat) -> None:
+    with WebSocketClient(chat.tantor_port).greet() as client:
+        client.ask("broadcast", channel="jungle", event="chat_message", data={"message": "before"})
+    chat.script.process.terminate()
+    assert chat.script.wait() in (0, 143)
+    chat.start()
+    with WebSocketClient(chat.tantor_port).greet() as client:
+        kept = client.ask("history", channel="jungle")["publications"]
+    assert [one["data"] for one in kept if one["event"] == "chat_message"] == [{"message": "before"}]
+
+
+def test_a_second_example_with_the_same_file_is_told_so(chat: Chat, tmp_path: Path) -> None:
+    command = [sys.executable, str(APP), "--port", str(free_port()), "--database", f"sqlite:///{tmp_path}/chat.db"]
+    with Script(command, environment={"TANTOR_PORT": str(free_port())}, log=tmp_path / "second") as second:
+        assert second.wait() == 1
+    assert "The messages cannot be kept: " in second.output
+    assert "--database" in second.output
+    assert "Traceback" not in second.output

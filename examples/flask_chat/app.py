@@ -5,21 +5,23 @@ import contextlib
 import os
 import socket
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from flask import Flask, Response, jsonify, render_template, request
-from tantor import Tantor, init_tantor
+from tantor import StorageError, Tantor, init_tantor
 from tantor.flask import blueprint
 from werkzeug.serving import is_running_from_reloader, make_server
 
 LONGEST_NICK = 30
 
 
-def create_app(host: str = "127.0.0.1") -> Flask:
+def create_app(host: str = "127.0.0.1", **settings: Any) -> Flask:
     """The page, the routes under /api/tantor, and a Tantor that is not started (its port: TANTOR_PORT, else 8080)."""
     app = Flask(__name__)
     # a page that is loaded again is back within less; others are told of one that is not
-    tantor = init_tantor(app, host=host, leave_delay=3)
+    tantor = init_tantor(app, host=host, leave_delay=3, **settings)
     app.register_blueprint(blueprint())
 
     @tantor.on("hello")
@@ -57,26 +59,40 @@ def main() -> None:
     )
     parser.add_argument("--port", type=int, default=os.environ.get("FLASK_RUN_PORT", "5000"), help="port of the page")
     parser.add_argument("--debug", action="store_true", help="Flask's debugger and reloader")
+    parser.add_argument("--database", help="where messages are kept (default: a file in the system's temporary folder)")
     options = parser.parse_args()
 
+    # so that a restart of the example shows that nothing is lost
+    database = options.database or os.environ.get("TANTOR_DATABASE") or f"sqlite:///{temporary_file()}"
     # the page's port is taken before its address is shown; with the debugger, Flask takes it
     listener = None if options.debug else listen(options.host, options.port)
-    app = create_app(options.host)
+    app = create_app(options.host, database=database)
     # with the reloader there are two processes; only the one that serves the page may take the port
     if not options.debug or is_running_from_reloader():
         tantor: Tantor = app.extensions["tantor"]
         try:
             tantor.start_background()
+        except StorageError as error:
+            sys.exit(f"The messages cannot be kept: {error}\nChoose another file with --database.")
         except OSError as error:
             sys.exit(f"Tantor cannot listen: {error}\nChoose another port with TANTOR_PORT=8081, for example.")
         port = options.port if listener is None else listener.getsockname()[1]
         print(f"Chat at http://{options.host}:{port}  (messages on port {tantor.port})", flush=True)
+        print(f"Messages are kept in {database.removeprefix('sqlite:///')}: they are there after a restart", flush=True)
         print("Other ports: FLASK_RUN_PORT for the page, TANTOR_PORT for the messages", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         if listener is None:
             app.run(options.host, options.port, debug=True)
         else:
             make_server(options.host, options.port, app, threaded=True, fd=listener.fileno()).serve_forever()
+
+
+def temporary_file() -> Path:
+    """A file of this user's that outlives the example."""
+    owner = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
+    folder = Path(tempfile.gettempdir()) / f"tantor-chat-{owner}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder / "tantor.db"
 
 
 def listen(host: str, port: int) -> socket.socket:

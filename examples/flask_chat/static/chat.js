@@ -27,11 +27,11 @@ async function start() {
       await new Promise(resolve => setTimeout(resolve, 2000));
     }
   }
-  t.on("state", ({ state, resumed, reason }) => {
+  t.on("state", ({ state, reason }) => {
     const texts = { connected: "Connected", offline: "No network", closed: `Disconnected: ${reason}` };
     if (state !== "connecting") showStatus(state, texts[state] ?? "Reconnecting…");
-    // those who came and went meanwhile are not kept as messages are
-    if (state === "connected") for (const [name, room] of channels) if (room.isJoined) greet(name, !resumed);
+    // those who came and went meanwhile are not kept as messages are; who came before us does not know our nick
+    if (state === "connected") for (const [name, room] of channels) if (room.isJoined) greet(name, true);
   });
   t.on("gap", ({ channel, from, to }) => {
     const missing = to === null ? "Messages may be missing here" : `${to - from + 1} messages are missing here`;
