@@ -126,4 +126,5 @@ def test_a_taken_port_is_told_once(server: Tantor) -> None:
     number = raised.value.errno
     assert number is not None
     assert str(raised.value).startswith(f"[Errno {number}] cannot listen on 127.0.0.1:{server.port}: ")
-    assert str(raised.value).endswith(os.strerror(number))
+    assert os.strerror(number) in str(raised.value)
+    assert "os error" not in str(raised.value)

@@ -101,6 +101,7 @@ PUBLIC = {
     "start_background",
     "stats",
     "stop",
+    "stop_on_sigterm",
     "subscribe",
     "unsubscribe",
 }
