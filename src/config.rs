@@ -5,6 +5,7 @@
 use crate::channel_settings::{ChannelRules, ChannelSettings, MAX_HISTORY_SIZE};
 use crate::error::Error;
 use crate::priority::SlowConsumer;
+use crate::subprotocols::Subprotocols;
 use std::fmt;
 use std::time::Duration;
 
@@ -60,7 +61,7 @@ pub struct Setting {
 }
 
 impl Setting {
-    /// "integer", "number", "boolean", "text", or "json" for text that holds JSON.
+    /// "integer", "number", "boolean", "text", "json" for text that holds JSON, or "list" for names with commas between.
     pub fn kind(&self) -> &'static str {
         match self.access {
             Access::Integer { .. } => "integer",
@@ -155,6 +156,7 @@ pub struct Config {
     pub max_header_size: usize,
     /// Empty, or a path that begins with a slash and does not end with one.
     pub http_prefix: String,
+    pub subprotocols: Subprotocols,
     pub handshake_timeout: Duration,
     pub max_channels_per_client: usize,
     pub max_pending_bytes: usize,
@@ -227,6 +229,7 @@ impl Default for Config {
             max_digits: 100,
             max_header_size: 16 << 10,
             http_prefix: String::new(),
+            subprotocols: Subprotocols::default(),
             handshake_timeout: Duration::from_secs(10),
             max_channels_per_client: 128,
             max_pending_bytes: 1 << 20,
@@ -482,6 +485,7 @@ settings! {
     max_digits: integer(16, 640), GIVEN, "digits of a number in a client's message";
     max_header_size: integer(256, 1 << 20), GIVEN, "bytes of an HTTP request head";
     http_prefix: read("text", "nothing, or a path like /rt", read_prefix, String::clone), GIVEN, "path before that of each page, where a proxy keeps it: with /rt, /rt/healthz is answered as /healthz is (default: none)";
+    subprotocols: read("list", "names of WebSocket subprotocols, or * for whatever a client offers first", Subprotocols::parse, Subprotocols::text), GIVEN, "WebSocket subprotocols that the server selects, each client's first that is listed; * for the first offered (default: none)";
     max_handshakes: integer(1, 10_000_000), GIVEN, "connections whose request head has not arrived yet, besides max_connections; beyond it the oldest are closed";
     handshake_timeout: seconds(0.05, 3600.0), GIVEN, "seconds for an HTTP request head to arrive";
     max_channels_per_client: integer(1, 1_000_000), GIVEN, "channels that one client may join";

@@ -1,6 +1,7 @@
 //! The first request on a connection: a WebSocket upgrade (RFC 6455 section 4.2) or plain HTTP. No I/O.
 
 use crate::client_module::ClientFile;
+use crate::subprotocols::read_offered;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 /// Header lines that a request may have.
@@ -17,6 +18,8 @@ pub enum Request {
         len: usize,
         resume: Option<String>,
         acknowledges: bool,
+        /// The subprotocols that the client offers.
+        offered: Vec<String>,
     },
     /// A request that is no upgrade, with `GET` or `HEAD`.
     Page {
@@ -59,10 +62,13 @@ pub fn read_request(bytes: &[u8], max_size: usize, prefix: &str) -> Request {
     }
 }
 
-/// The answer to a valid upgrade.
-pub fn accept_response(accept: &str) -> Vec<u8> {
+/// The answer to a valid upgrade, with the subprotocol that was selected.
+pub fn accept_response(accept: &str, subprotocol: Option<&str>) -> Vec<u8> {
+    let selected = subprotocol.map_or_else(String::new, |name| {
+        format!("Sec-WebSocket-Protocol: {name}\r\n")
+    });
     format!(
-        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n\r\n"
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n{selected}\r\n"
     )
     .into_bytes()
 }
@@ -240,6 +246,15 @@ fn read_complete(request: &httparse::Request<'_, '_>, len: usize, prefix: &str) 
     if header("sec-websocket-version").is_none_or(|version| version.trim_ascii() != b"13") {
         return Request::Refused(Refused::Version);
     }
+    let fields = request
+        .headers
+        .iter()
+        .filter(|header| header.name.eq_ignore_ascii_case("sec-websocket-protocol"));
+    let Some(offered) = read_offered(fields.map(|header| header.value)) else {
+        return Request::Refused(Refused::Malformed(
+            "Sec-WebSocket-Protocol must be a list of tokens",
+        ));
+    };
     match header("sec-websocket-key").map(<[u8]>::trim_ascii) {
         Some(key) if is_key(key) => {
             let target = request.path.unwrap_or_default();
@@ -248,6 +263,7 @@ fn read_complete(request: &httparse::Request<'_, '_>, len: usize, prefix: &str) 
                 len,
                 resume: query_value(target, "resume").map(str::to_owned),
                 acknowledges: query_value(target, "ack") == Some("1"),
+                offered,
             }
         }
         Some(_) => Request::Refused(Refused::Malformed(
@@ -318,6 +334,7 @@ mod tests {
                 len: UPGRADE.len(),
                 resume: None,
                 acknowledges: false,
+                offered: Vec::new(),
             }
         );
         let Request::Upgrade {
@@ -353,6 +370,22 @@ mod tests {
                 "{from}"
             );
         }
+    }
+
+    #[test]
+    fn offered_subprotocols_are_read_from_every_field() {
+        let with = |fields: &str| read(&UPGRADE.replace("Host: a\r\n", fields));
+        let fields = "Host: a\r\nSec-WebSocket-Protocol: b, c\r\nsec-websocket-protocol: d\r\n";
+        let Request::Upgrade { offered, .. } = with(fields) else {
+            panic!("an upgrade");
+        };
+        assert_eq!(offered, ["b", "c", "d"]);
+        assert!(matches!(
+            with("Sec-WebSocket-Protocol: b c\r\n"),
+            Request::Refused(Refused::Malformed(_))
+        ));
+        let accepted = String::from_utf8(accept_response("x=", Some("b"))).unwrap();
+        assert!(accepted.ends_with("x=\r\nSec-WebSocket-Protocol: b\r\n\r\n"));
     }
 
     #[test]

@@ -35,6 +35,7 @@ pub mod server;
 pub mod shard;
 pub mod socket_limits;
 pub mod store;
+pub mod subprotocols;
 pub mod sync;
 pub mod wheel;
 

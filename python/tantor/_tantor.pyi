@@ -36,8 +36,8 @@ def restore(backup: str, database: str) -> None:
     """Put a copy in the place of a database that no server uses; every channel has another epoch then."""
 
 def setting_table() -> list[tuple[str, str, Any, str]]:
-    """Every setting as `(name, kind, default, help)`; kind is "integer", "number", "boolean", "text" or
-    "json" (text that holds JSON).
+    """Every setting as `(name, kind, default, help)`; kind is "integer", "number", "boolean", "text",
+    "json" (text that holds JSON) or "list" (text of names with commas between).
 
     A default of None means that it is derived from other settings; `help` says how.
     """

@@ -111,7 +111,14 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--config", metavar="FILE", help="TOML file with settings, in a table [tantor] or at its top")
     serve.add_argument("--log-level", choices=_LEVELS, default="info", help="least that is logged (default: info)")
     settings = serve.add_argument_group("settings")
-    metavars = {"integer": "N", "number": "NUMBER", "boolean": "BOOLEAN", "text": "TEXT", "json": "JSON"}
+    metavars = {
+        "integer": "N",
+        "number": "NUMBER",
+        "boolean": "BOOLEAN",
+        "text": "TEXT",
+        "json": "JSON",
+        "list": "TEXT",
+    }
     for name, setting in known_settings().items():
         default = "" if setting.default in (None, "") else f" (default: {_shown(setting.default)})"
         settings.add_argument(

@@ -1,6 +1,6 @@
 """The settings as types, for `Tantor(**settings)`; the table of settings itself is Rust's (`src/config.rs`)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
 Priority = Literal["low", "normal", "high", "emergency"]
@@ -25,6 +25,7 @@ class Settings(TypedDict, total=False):
     max_digits: int | None
     max_header_size: int | None
     http_prefix: str | None
+    subprotocols: str | Sequence[str] | None
     max_handshakes: int | None
     handshake_timeout: float | None
     max_channels_per_client: int | None

@@ -28,7 +28,7 @@ _warned: set[str] = set()
 
 
 class Setting(NamedTuple):
-    """One setting. `kind` is "integer", "number", "boolean", "text" or "json".
+    """One setting. `kind` is "integer", "number", "boolean", "text", "json" or "list".
 
     A default of None is derived, as `help` says.
     """
@@ -127,6 +127,7 @@ _KINDS: Mapping[str, tuple[Callable[[str], object], str]] = {
     "boolean": (lambda text: _BOOLEANS[text.lower()], "true or false"),
     "text": (str, "a text"),
     "json": (str, "JSON"),
+    "list": (str, "names with commas between"),
 }
 
 
@@ -180,7 +181,11 @@ def _converted(setting: Setting, value: object, source: str) -> object:
 
 
 def _as_text(setting: Setting, value: object) -> object:
-    """A dict for a setting that is JSON, as JSON; anything else as it is."""
+    """A dict for a setting that is JSON as JSON, a list for one that is a list as text; anything else as it is."""
+    if setting.kind == "list" and isinstance(value, list | tuple):
+        if not all(isinstance(name, str) and name and "," not in name for name in value):
+            raise SettingError(f"{setting.name} is {value!r}; it takes a list of names ({setting.help})")
+        return ", ".join(value)
     if setting.kind != "json" or not isinstance(value, Mapping):
         return value
     try:

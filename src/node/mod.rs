@@ -92,6 +92,8 @@ pub struct Node {
     mail_bytes: AtomicUsize,
     /// As `watch_store` has seen it.
     was_degraded: AtomicBool,
+    /// The log says that subprotocols were offered and none was selected.
+    has_logged_subprotocols: AtomicBool,
     known_lost: AtomicU64,
     receipts: Receipts,
     published_once: Idempotency<Published>,
@@ -157,6 +159,7 @@ impl Node {
             mail_count: AtomicUsize::new(0),
             mail_bytes: AtomicUsize::new(0),
             was_degraded: AtomicBool::new(false),
+            has_logged_subprotocols: AtomicBool::new(false),
             known_lost: AtomicU64::new(0),
             receipts: Receipts::new(KNOWN_RECEIPTS),
             published_once: Idempotency::new(key_ttl, key_limits),

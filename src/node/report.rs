@@ -2,6 +2,7 @@
 
 use super::{Channel, Client, Door, Node};
 use crate::broker::HistorySize;
+use crate::events::LogLevel;
 use crate::protocol::EMERGENCY_CHANNEL;
 use crate::store::Health;
 use std::sync::Arc;
@@ -36,6 +37,21 @@ pub struct Incoming {
 }
 
 impl Node {
+    /// Logs, once, that a client offered subprotocols of which none was selected: browsers end such a connection.
+    pub fn log_unselected(&self, offered: &[String]) {
+        const MOST_SHOWN: usize = 10;
+        if self.has_logged_subprotocols.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        self.events.log(LogLevel::Info, "connections", || {
+            let shown = &offered[..offered.len().min(MOST_SHOWN)];
+            format!(
+                "a client offered the subprotocols {shown:?}, and none was selected, which browsers take for a failure; \
+                 the setting subprotocols lists those that are selected (\"*\": the first offered)"
+            )
+        });
+    }
+
     /// What has arrived from sockets and is not complete yet.
     pub fn incoming(&self) -> Incoming {
         let doors = self.doors();

@@ -39,8 +39,8 @@ mod _tantor {
 /// A row of the settings' table: name, kind, default, help.
 type SettingRow = (&'static str, &'static str, Option<Py<PyAny>>, &'static str);
 
-/// Every setting as `(name, kind, default, help)`; kind is "integer", "number", "boolean", "text" or
-/// "json" (text that holds JSON).
+/// Every setting as `(name, kind, default, help)`; kind is "integer", "number", "boolean", "text",
+/// "json" (text that holds JSON) or "list" (text of names with commas between).
 ///
 /// A default of None means that it is derived from other settings; `help` says how.
 #[pyfunction]

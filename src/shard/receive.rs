@@ -259,7 +259,12 @@ impl Shard {
                 len,
                 resume,
                 acknowledges,
+                offered,
             } => {
+                let subprotocol = self.config.subprotocols.select(&offered);
+                if subprotocol.is_none() && !offered.is_empty() {
+                    self.node.log_unselected(&offered);
+                }
                 let connection = self.connections.get(slot as usize);
                 let address = connection.and_then(|connection| connection.stream.peer_addr().ok());
                 let greeting = Greeting {
@@ -267,7 +272,8 @@ impl Shard {
                     acknowledges,
                     address: address.map(|address| address.ip()),
                 };
-                self.open(slot, &accept, &greeting);
+                let response = handshake::accept_response(&accept, subprotocol);
+                self.open(slot, response, &greeting);
                 return len;
             }
             Request::Page {
@@ -301,7 +307,7 @@ impl Shard {
         bytes.len()
     }
 
-    fn open(&mut self, slot: Slot, accept: &str, greeting: &Greeting<'_>) {
+    fn open(&mut self, slot: Slot, response: Vec<u8>, greeting: &Greeting<'_>) {
         let next_ping = self.wheel.now() + self.ticks(self.config.heartbeat_interval);
         let Some(connection) = self.connections.get_mut(slot as usize) else {
             return;
@@ -322,10 +328,7 @@ impl Shard {
         self.open_count += 1;
         connection.next_ping = next_ping;
         connection.emergencies = connected.emergencies;
-        self.queue(
-            slot,
-            Chunk::first_words(handshake::accept_response(accept).into()),
-        );
+        self.queue(slot, Chunk::first_words(response.into()));
         self.queue(slot, Chunk::first_words(connected.welcome.bytes().clone()));
         self.watch(slot, next_ping);
         self.node.events.log(LogLevel::Debug, "connections", || {

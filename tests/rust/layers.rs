@@ -18,6 +18,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("priority", 0),
     ("protocol", 0),
     ("random", 0),
+    ("subprotocols", 0),
     ("sync", 0),
     ("command", 1),
     ("connection", 1),
