@@ -29,6 +29,8 @@ LIMITS = (Path(__file__).parent.parent / "docs" / "limits.md").read_text(encodin
 BOUND_NOTHING = {
     "port",
     "host",
+    "http_prefix",
+    "handle_sigterm",
     "default_channel",
     "heartbeat_interval",
     "slow_consumer",
