@@ -1,5 +1,6 @@
 """The example chat, as `make demo` runs it, in Chromium."""
 
+import importlib.util
 import re
 import signal
 import socket
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
-from support import Script, WebSocketClient, accepts_connections, eventually, free_port
+from support import Script, Site, WebSocketClient, accepts_connections, eventually, free_port
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
@@ -198,6 +199,146 @@ def test_the_alarm_reaches_every_tab(open_tab: OpenTab) -> None:
         banner.get_by_text("piranhas", exact=True).wait_for()
         banner.get_by_role("button", name="Dismiss").click()
         banner.wait_for(state="hidden")
+
+
+def test_every_alarm_stays_with_who_and_when_until_it_is_dismissed(open_tab: OpenTab) -> None:
+    ada = open_tab("Ada")
+    bob = open_tab("Bob")
+    for tab, alarm in ((ada, "piranhas"), (bob, "a flood")):
+        tab.get_by_role("button", name="Sound the alarm").click()
+        tab.get_by_label("What is the emergency?").fill(alarm)
+        tab.get_by_role("button", name="Sound it").click()
+        tab.locator("#alarm").get_by_text(alarm, exact=True).wait_for()
+    ada.locator("#alarm").get_by_text("a flood", exact=True).wait_for()
+    assert ada.locator(".alarm-text").all_inner_texts() == ["a flood", "piranhas"]
+    who = ada.locator(".alarm-from").all_inner_texts()
+    assert [text.split(", ")[0] for text in who] == ["Bob", "Ada"]
+    assert all(re.search(r"\d\d[:.]\d\d", text) for text in who), who
+    ada.get_by_role("button", name="Dismiss").first.click()
+    assert ada.locator(".alarm-text").all_inner_texts() == ["piranhas"]
+
+
+def test_an_alarm_that_cannot_be_sounded_says_so(chat: Chat, open_tab: OpenTab) -> None:
+    ada = open_tab("Ada")
+    ada.get_by_role("button", name="Sound the alarm").click()
+    ada.get_by_label("What is the emergency?").fill("piranhas")
+    chat.stop()
+    ada.get_by_role("button", name="Sound it").click()
+    ada.get_by_text("The alarm was not sounded: the server cannot be reached", exact=True).wait_for()
+    assert ada.get_by_label("What is the emergency?").input_value() == "piranhas"
+
+
+def test_a_connection_that_breaks_leaves_who_types_alone(chat: Chat, open_tab: OpenTab) -> None:
+    ada = open_tab("Ada")
+    field = ada.get_by_label("Message", exact=True)
+    field.press_sequentially("half a ")
+    chat.stop()
+    ada.get_by_text("Reconnecting…", exact=True).wait_for()
+    ada.keyboard.type("sentence")
+    ada.keyboard.press("Enter")
+    assert field.input_value() == "half a sentence", "it waits to be sent"
+    chat.start()
+    ada.get_by_text("Connected", exact=True).wait_for(timeout=30_000)
+    ada.keyboard.press("Enter")
+    said(ada, "half a sentence").wait_for()
+    assert field.input_value() == ""
+
+
+def test_a_channel_that_is_refused_has_no_composer(open_tab: OpenTab) -> None:
+    ada = open_tab("Ada")
+    ada.get_by_label("Join another channel").fill("system")
+    ada.get_by_label("Join another channel").press("Enter")
+    ada.get_by_text("This channel cannot be joined: ").wait_for()
+    assert ada.get_by_label("Message", exact=True).is_disabled()
+    assert ada.get_by_role("button", name="Send").is_disabled()
+    ada.get_by_role("button", name="Leave").click()
+    assert channel(ada, "system").count() == 0
+    say(ada, "in the jungle")
+    said(ada, "in the jungle").wait_for()
+    ada.get_by_label("Join another channel").fill("system")
+    ada.get_by_label("Join another channel").press("Enter")
+    ada.get_by_text("This channel cannot be joined: ").wait_for()
+    ada.reload()
+    ada.get_by_text("Connected", exact=True).wait_for()
+    assert channel(ada, "system").count() == 0, "what was refused is not joined again"
+
+
+def test_the_channels_of_a_tab_outlive_a_reload(open_tab: OpenTab) -> None:
+    ada = open_tab("Ada")
+    channel(ada, "treehouse").click()
+    ada.get_by_role("button", name="Leave").click()
+    ada.get_by_label("Join another channel").fill("river")
+    ada.get_by_label("Join another channel").press("Enter")
+    say(ada, "the water rises")
+    said(ada, "the water rises").wait_for()
+    ada.reload()
+    said(ada, "the water rises").wait_for()
+    assert ada.locator("#channel-name").inner_text() == "# river"
+    assert ada.locator("#channels .name").all_inner_texts() == ["jungle", "river"]
+
+
+def test_a_colour_belongs_to_a_nick(open_tab: OpenTab) -> None:
+    def hue(tab: "Page") -> str:
+        avatar = tab.get_by_role("log").locator(".avatar").last
+        return str(avatar.evaluate("avatar => avatar.style.getPropertyValue('--hue')"))
+
+    ada = open_tab("Ada")
+    say(ada, "one")
+    said(ada, "one").wait_for()
+    other = open_tab("Bob")
+    other.get_by_label("Your nick").fill("Ada")
+    other.get_by_label("Your nick").press("Enter")
+    say(other, "two")
+    said(ada, "two").wait_for()
+    assert ada.get_by_role("log").locator(".avatar").count() == 2
+    assert (
+        hue(ada)
+        == hue(other)
+        == ada.get_by_role("log").locator(".avatar").first.evaluate("avatar => avatar.style.getPropertyValue('--hue')")
+    )
+
+
+def test_it_fits_a_phone(open_tab: OpenTab) -> None:
+    ada = open_tab("Ada")
+    ada.set_viewport_size({"width": 390, "height": 780})
+    names = ["the-upper-river", "the-lower-river", "the-far-side-of-the-mountain"]
+    for name in names:
+        ada.get_by_label("Join another channel").fill(name)
+        ada.get_by_label("Join another channel").press("Enter")
+    heading = ada.locator("#channel-name")
+    for name in ("jungle", *names):
+        channel(ada, name).click()
+        assert heading.inner_text() == f"# {name}"
+        assert heading.evaluate("heading => heading.scrollWidth <= heading.clientWidth"), f"{name} is cut"
+        left, right = channel(ada, name).evaluate(
+            "button => { const box = button.getBoundingClientRect(); return [box.left, box.right]; }"
+        )
+        assert (left >= 0, right <= 390) == (True, True), f"{name} is out of view"
+    assert ada.evaluate("document.documentElement.scrollWidth") == 390, "nothing sticks out"
+    assert ada.get_by_text("Your nick", exact=True).bounding_box() is not None
+    label = ada.get_by_text("Your nick", exact=True).evaluate("label => getComputedStyle(label).clipPath")
+    assert label == "none", "the label is in view"
+
+
+def test_a_page_that_is_loaded_before_tantor_runs_connects_later(
+    browser: "Browser", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TANTOR_PORT", str(free_port()))
+    spec = importlib.util.spec_from_file_location("chat_app", APP)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "chat_app", module)  # where Flask looks for the folder of templates
+    spec.loader.exec_module(module)
+    app = module.create_app()
+    page = browser.new_page()
+    with Site(app) as site:
+        page.goto(f"http://127.0.0.1:{site.port}/")
+        page.get_by_text("Tantor cannot be reached…", exact=True).wait_for()
+        with app.extensions["tantor"]:
+            page.get_by_text("Connected", exact=True).wait_for(timeout=30_000)
+            say(page, "at last")
+            said(page, "at last").wait_for()
 
 
 def test_a_tab_comes_back_after_the_server_was_away(chat: Chat, open_tab: OpenTab) -> None:

@@ -11,18 +11,19 @@ from typing import Any
 
 from flask import Flask, Response, jsonify, render_template, request
 from tantor import StorageError, Tantor, init_tantor
-from tantor.flask import blueprint
+from tantor.flask import blueprint, js_blueprint
 from werkzeug.serving import is_running_from_reloader, make_server
 
 LONGEST_NICK = 30
 
 
 def create_app(host: str = "127.0.0.1", **settings: Any) -> Flask:
-    """The page, the routes under /api/tantor, and a Tantor that is not started (its port: TANTOR_PORT, else 8080)."""
+    """The page, routes under /api/tantor, tantor.js, and a Tantor that is not started (port TANTOR_PORT, else 8080)."""
     app = Flask(__name__)
     # a page that is loaded again is back within less; others are told of one that is not
     tantor = init_tantor(app, host=host, leave_delay=3, **settings)
     app.register_blueprint(blueprint())
+    app.register_blueprint(js_blueprint())
 
     @tantor.on("hello")
     def remember_nick(data: dict[str, Any]) -> None:

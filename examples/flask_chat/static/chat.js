@@ -1,43 +1,46 @@
+import { connect } from "tantor"; // the import map says where: the page's own server has it, whether Tantor runs or not
+
 const byId = id => document.getElementById(id);
 const { tantorPort, people: peopleUrl, emergency: emergencyUrl } = document.body.dataset;
-const tantorHost = `${location.hostname}:${tantorPort}`;
 const KEPT_MESSAGES = 300;
 const SHOWN_HISTORY = 100;
 const SAME_SPEAKER_SECONDS = 120;
+const SHOWN_ALARMS = 20;
+const HOME = "jungle";
+// the last line of an alarm from this page names who sounded it
+const SIGNATURE = /\n— (.+)$/;
 
-let t = null; // the client, once its module is here
+// The client comes back after a break and recovers what it missed. With storage, a page that is loaded again is the
+// same client.
+const t = connect(`${location.protocol.replace("http", "ws")}//${location.hostname}:${tantorPort}/`, { storage: sessionStorage });
 let nick = sessionStorage.getItem("nick") || inventNick();
-let current = "jungle";
+let current = HOME;
 let pinned = true; // the messages follow their end, until one scrolls away from it
-// name to {people: Map of client id to nick or null, arrived and gone: client ids since people were asked for, entries, unread}
+let wasConnected = false;
+// name to {people: Map of client id to nick or null, arrived and gone: client ids since people were asked for, entries,
+// unread, isJoined, refusal: the error's text, item: its element in the list}
 const channels = new Map();
 
-for (const name of ["jungle", "treehouse"]) addChannel(name);
+for (const name of savedChannels()) addChannel(name);
 
-// The connection: Tantor serves its client itself, brings it back after a break and closes the gaps.
+// The connection
 
-async function start() {
-  for (let attempt = 0; !t; attempt += 1) {
-    try {
-      const { connect } = await import(`${location.protocol}//${tantorHost}/tantor.js${attempt ? `?${attempt}` : ""}`);
-      // with storage, a page that is loaded again is the same client
-      t = connect(`${location.protocol.replace("http", "ws")}//${tantorHost}/`, { storage: sessionStorage });
-    } catch {
-      showStatus("waiting", "Tantor cannot be reached…");
-      await new Promise(resolve => setTimeout(resolve, 2000));
-    }
-  }
+function start() {
   t.on("state", ({ state, reason }) => {
+    wasConnected ||= state === "connected";
+    const away = wasConnected ? "Reconnecting…" : "Tantor cannot be reached…";
     const texts = { connected: "Connected", offline: "No network", closed: `Disconnected: ${reason}` };
-    if (state !== "connecting") showStatus(state, texts[state] ?? "Reconnecting…");
+    if (state !== "connecting") showStatus(state, texts[state] ?? away);
     // those who came and went meanwhile are not kept as messages are; who came before us does not know our nick
     if (state === "connected") for (const [name, room] of channels) if (room.isJoined) greet(name, true);
   });
-  t.on("gap", ({ channel, from, to }) => {
+  t.on("gap", ({ channel, from, to, reason }) => {
+    // asked again, the server says why
+    if (reason === "refused") t.join(channel, receive).catch(error => t.state !== "closed" && refuse(channel, error.message));
     const missing = to === null ? "Messages may be missing here" : `${to - from + 1} messages are missing here`;
     if (channels.has(channel)) addEntry(channel, { notice: missing, isGap: true });
   });
-  t.on("emergency", ({ data }) => showAlarm(data.message));
+  t.on("emergency", ({ data, timestamp }) => showAlarm(String(data.message), timestamp));
   for (const name of channels.keys()) enter(name);
 }
 
@@ -53,9 +56,21 @@ async function enter(name) {
     room.isJoined = true;
     await greet(name, true);
   } catch (error) {
-    if (channels.get(name) === room && t.state !== "closed") addEntry(name, { notice: `This channel cannot be joined: ${error.message}` });
+    if (channels.get(name) === room && t.state !== "closed") refuse(name, error.message);
   }
   showChannels();
+}
+
+// The tab stays, to say why, until one leaves it.
+function refuse(name, why) {
+  const room = channels.get(name);
+  if (!room) return;
+  room.isJoined = false;
+  room.refusal = why;
+  room.people = new Map();
+  addEntry(name, { notice: `This channel cannot be joined: ${why}` });
+  saveChannels();
+  if (name === current) choose(name);
 }
 
 // Says who we are, if it has to be said, and asks who is here: the server knows those who were there before.
@@ -125,7 +140,30 @@ function meet(channel, id, theirs) {
 // What is shown
 
 function addChannel(name) {
-  channels.set(name, { people: new Map(), arrived: new Set(), gone: new Set(), entries: [], unread: 0, isJoined: false });
+  const item = append(byId("channels"), "li", "", "");
+  const button = append(item, "button", "", "");
+  button.type = "button";
+  append(button, "span", "name", name);
+  append(button, "span", "unread", "").title = "unread";
+  button.addEventListener("click", () => choose(name));
+  channels.set(name, { people: new Map(), arrived: new Set(), gone: new Set(), entries: [], unread: 0, isJoined: false, refusal: null, item });
+}
+
+// The channels of this tab, for when the page is loaded again.
+function saveChannels() {
+  const names = [...channels].filter(([, room]) => room.refusal === null).map(([name]) => name);
+  sessionStorage.setItem("channels", JSON.stringify({ names, current }));
+}
+
+function savedChannels() {
+  try {
+    const saved = JSON.parse(sessionStorage.getItem("channels"));
+    const names = saved.names.filter(name => typeof name === "string" && name && name !== HOME);
+    if (names.includes(saved.current)) current = saved.current;
+    return new Set([HOME, ...names]);
+  } catch {
+    return [HOME, "treehouse"]; // the first visit
+  }
 }
 
 function addEntry(channel, entry) {
@@ -149,29 +187,26 @@ function showEntry(entry, previous) {
     item.textContent = entry.notice;
     return;
   }
-  const follows = previous?.from === entry.from && entry.at - previous.at < SAME_SPEAKER_SECONDS;
+  const follows = previous?.from === entry.from && previous.nick === entry.nick && entry.at - previous.at < SAME_SPEAKER_SECONDS;
   item.className = follows ? "more" : "";
   const name = typeof entry.nick === "string" && entry.nick ? entry.nick : entry.from ?? "Tantor";
-  showAvatar(item, entry.from ?? name, name);
+  showAvatar(item, name);
   const body = append(item, "div", "body", "");
   const who = append(body, "div", "who", "");
   append(who, "strong", "", name);
   if (entry.isMine) append(who, "span", "you", "you");
-  const time = new Date(entry.at * 1000);
-  append(who, "time", "", time.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" })).dateTime = time.toISOString();
+  showTime(who, entry.at);
   append(body, "div", "text", entry.text);
 }
 
 function showChannels() {
-  const list = byId("channels");
-  list.replaceChildren();
-  for (const [name, room] of channels) {
-    const button = append(append(list, "li", "", ""), "button", "", "");
-    button.type = "button";
+  for (const [name, { item, unread, refusal }] of channels) {
+    const button = item.firstElementChild;
     button.setAttribute("aria-current", String(name === current));
-    append(button, "span", "name", name);
-    if (room.unread) append(button, "span", "unread", room.unread > 99 ? "99+" : String(room.unread)).title = "unread";
-    button.addEventListener("click", () => choose(name));
+    button.classList.toggle("refused", refusal !== null);
+    const count = button.querySelector(".unread");
+    count.hidden = !unread;
+    count.textContent = unread > 99 ? "99+" : String(unread || "");
   }
 }
 
@@ -180,14 +215,24 @@ function choose(name) {
   const room = channels.get(name);
   room.unread = 0;
   byId("channel-name").textContent = `# ${name}`;
-  byId("message").placeholder = `Message to ${name}`;
-  byId("leave").hidden = name === "jungle";
+  byId("leave").hidden = name === HOME;
   byId("messages").replaceChildren();
   room.entries.forEach((entry, index) => showEntry(entry, room.entries[index - 1]));
   pinned = true;
   followMessages();
   showChannels();
+  room.item.scrollIntoView({ block: "nearest", inline: "nearest" });
+  showComposer();
   showPeople();
+  saveChannels();
+}
+
+// The field stays enabled while the connection is away: to disable it would take the focus from who is typing.
+function showComposer() {
+  const { refusal } = channels.get(current);
+  byId("message").placeholder = refusal === null ? `Message to ${current}` : "You are not in this channel";
+  byId("message").disabled = refusal !== null;
+  byId("send").disabled = refusal !== null || t.state !== "connected";
 }
 
 function followMessages() {
@@ -202,15 +247,16 @@ function showPeople() {
   const sorted = [...people].map(([id, theirs]) => [id, theirs || id]).sort((one, other) => one[1].localeCompare(other[1]));
   for (const [id, name] of sorted) {
     const item = append(list, "li", "", "");
-    showAvatar(item, id, name);
+    showAvatar(item, name);
     append(item, "span", "name", name);
     if (id === t.clientId) append(item, "span", "you", "you");
   }
 }
 
-function showAvatar(parent, id, name) {
+// A colour for each nick: it stays when its owner comes back as another client.
+function showAvatar(parent, name) {
   let hue = 0;
-  for (const letter of id) hue = (hue * 31 + letter.codePointAt(0)) % 360;
+  for (const letter of name) hue = (hue * 31 + letter.codePointAt(0)) % 360;
   const avatar = append(parent, "span", "avatar", [...name][0].toUpperCase());
   avatar.style.setProperty("--hue", hue);
   avatar.setAttribute("aria-hidden", "true");
@@ -219,12 +265,32 @@ function showAvatar(parent, id, name) {
 function showStatus(state, text) {
   byId("status").dataset.state = state;
   byId("status").textContent = text;
-  byId("message").disabled = byId("send").disabled = state !== "connected";
+  showComposer();
 }
 
-function showAlarm(text) {
-  byId("alarm-text").textContent = text;
-  byId("alarm").hidden = false;
+// Each alarm stays until it is dismissed; the newest is the first.
+function showAlarm(text, at) {
+  const [, who] = SIGNATURE.exec(text) ?? [];
+  const alarm = document.createElement("div");
+  append(alarm, "strong", "", "Emergency");
+  append(alarm, "span", "alarm-text", text.replace(SIGNATURE, ""));
+  const from = append(alarm, "span", "alarm-from", who ? `${who}, ` : "");
+  showTime(from, at);
+  const dismiss = append(alarm, "button", "", "Dismiss");
+  dismiss.type = "button";
+  const list = byId("alarm");
+  dismiss.addEventListener("click", () => {
+    alarm.remove();
+    list.hidden = !list.childElementCount;
+  });
+  list.prepend(alarm);
+  while (list.childElementCount > SHOWN_ALARMS) list.lastElementChild.remove();
+  list.hidden = false;
+}
+
+function showTime(parent, at) {
+  const time = new Date(at * 1000);
+  append(parent, "time", "", time.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" })).dateTime = time.toISOString();
 }
 
 // Only ever as text: what others wrote is never markup.
@@ -246,7 +312,7 @@ function inventNick() {
 byId("composer").addEventListener("submit", event => {
   event.preventDefault();
   const message = byId("message").value.trim();
-  if (!message || t?.state !== "connected") return;
+  if (!message || t.state !== "connected") return;
   const channel = current;
   t.broadcast(channel, "chat_message", { nick, message }).catch(error => {
     if (channels.has(channel)) addEntry(channel, { notice: `Not sent: ${message} (${error.message})` });
@@ -261,15 +327,17 @@ byId("join").addEventListener("submit", event => {
   byId("join-name").value = "";
   if (!channels.has(name)) {
     addChannel(name);
-    if (t) enter(name);
+    enter(name);
   }
   choose(name);
 });
 
 byId("leave").addEventListener("click", () => {
-  t?.leave(current).catch(() => {});
+  const { refusal, item } = channels.get(current);
+  if (refusal === null) t.leave(current).catch(() => {});
+  item.remove();
   channels.delete(current);
-  choose("jungle");
+  choose(HOME);
 });
 
 byId("nick-form").addEventListener("submit", event => event.preventDefault());
@@ -278,7 +346,7 @@ byId("nick").addEventListener("change", () => {
   if (chosen && chosen !== nick) {
     nick = chosen;
     sessionStorage.setItem("nick", nick);
-    for (const name of channels.keys()) t?.broadcast(name, "hello", { nick }).catch(() => {});
+    for (const [name, room] of channels) if (room.refusal === null) t.broadcast(name, "hello", { nick }).catch(() => {});
   }
   byId("nick").value = nick;
 });
@@ -290,23 +358,34 @@ byId("sound-alarm").addEventListener("click", () => {
 byId("alarm-cancel").addEventListener("click", () => byId("alarm-dialog").close());
 byId("alarm-dialog").addEventListener("submit", async event => {
   event.preventDefault();
-  const message = byId("alarm-message").value.trim() || "Emergency alert!";
-  const response = await fetch(emergencyUrl, {
-    method: "POST",
-    headers: { "Content-Type": "application/json" },
-    body: JSON.stringify({ message }),
-  });
-  if (response.ok) {
+  const message = `${byId("alarm-message").value.trim() || "Emergency alert!"}\n— ${nick}`;
+  byId("alarm-error").hidden = true;
+  const problem = await soundAlarm(message);
+  if (problem === null) {
     byId("alarm-message").value = "";
     byId("alarm-dialog").close();
   } else {
-    byId("alarm-error").textContent = (await response.json()).error;
+    byId("alarm-error").textContent = `The alarm was not sounded: ${problem}`;
     byId("alarm-error").hidden = false;
   }
 });
-byId("alarm-close").addEventListener("click", () => {
-  byId("alarm").hidden = true;
-});
+
+// What went wrong; null if nothing did.
+async function soundAlarm(message) {
+  try {
+    const response = await fetch(emergencyUrl, {
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify({ message }),
+      signal: AbortSignal.timeout(10_000),
+    });
+    if (response.ok) return null;
+    const answer = await response.json().catch(() => ({}));
+    return answer.error ?? `the server answered with status ${response.status}`;
+  } catch {
+    return "the server cannot be reached";
+  }
+}
 
 byId("messages").addEventListener("scroll", event => {
   const { scrollTop, clientHeight, scrollHeight } = event.target;
