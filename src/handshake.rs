@@ -162,7 +162,9 @@ pub fn index_response(is_head: bool) -> Vec<u8> {
     response(
         "200 OK",
         &format!("Content-Type: text/html; charset=utf-8\r\n{NO_STORE}"),
-        INDEX.as_bytes(),
+        INDEX
+            .replace("{version}", env!("CARGO_PKG_VERSION"))
+            .as_bytes(),
         is_head,
     )
 }

@@ -182,6 +182,36 @@ def test_an_emergency_has_a_banner(connected: "Page", server: Tantor) -> None:
     entry(connected, "emergency_alert", "<b>fire</b>").wait_for()
 
 
+def test_every_emergency_stays_with_its_time_until_it_is_dismissed(connected: "Page", server: Tantor) -> None:
+    for alarm in ("fire", "flood"):
+        server.emergency(alarm)
+    banner = connected.get_by_role("alert")
+    banner.get_by_text("Emergency flood", exact=True).wait_for()
+    assert banner.locator("p").all_inner_texts() == ["Emergency flood", "Emergency fire"]
+    assert all(re.fullmatch(r"\d\d:\d\d:\d\d", text) for text in banner.locator("time").all_inner_texts())
+    connected.set_viewport_size({"width": 390, "height": 700})
+    connected.locator("#send").scroll_into_view_if_needed()
+    box = banner.bounding_box()
+    assert box is not None
+    assert box["y"] == 0, "in view wherever the page is scrolled to"
+    banner.get_by_role("button", name="Dismiss").first.click()
+    assert banner.locator("p").all_inner_texts() == ["Emergency fire"]
+
+
+def test_the_end_of_a_connection_leaves_who_types_alone(connected: "Page", server: Tantor) -> None:
+    connected.get_by_label("Message", exact=True).press_sequentially("half a ")
+    server.stop()
+    entry(connected, "Disconnected", "1001").wait_for()
+    connected.keyboard.type("sentence")
+    assert connected.get_by_label("Message", exact=True).input_value() == "half a sentence"
+
+
+def test_the_elephant_needs_no_font(connected: "Page") -> None:
+    welcome = entry(connected, "welcome", "Welcome to Tantor's jungle!")
+    assert welcome.get_by_role("img", name="elephant").is_visible()
+    assert "🐘" not in welcome.locator("summary").inner_text()
+
+
 def test_what_is_shown_is_text(connected: "Page", server: Tantor, connect: Connect) -> None:
     markup = "<img src=x onerror='document.title = 1'>"
     other = connect(server)
