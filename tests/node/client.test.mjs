@@ -535,7 +535,7 @@ scene("a server that stops is returned to when it said, and a restarted one is a
   const numbers = [];
   const { epoch } = await client.join(channel, message => message.event === "n" && void numbers.push(message.data));
   await python.run("first.broadcast(channel, 'n', 1).result()", { channel });
-  await python.run("first.begin_stop()\nassert first.wait_stopped(15)\nsecond = serve(port=later)\nsecond.broadcast(channel, 'n', 2).result()", { channel });
+  await python.run("first.stop().result(15)\nsecond = serve(port=later)\nsecond.broadcast(channel, 'n', 2).result()", { channel });
   await eventually(() => numbers.length === 2, () => JSON.stringify(client.told.state));
   const wait = client.told.state.find(({ state }) => state === "waiting");
   assert.deepEqual([wait.code, wait.reason], [1001, "shutdown"]);

@@ -37,8 +37,7 @@ def serve(**settings: Any) -> Tantor:
     """A server on a port of its own, unless settings say which."""
     server = Tantor(**({"port": 0, "host": "127.0.0.1", "drain_timeout": 1} | settings))
     server.start_background()
-    ended.callback(server.wait_stopped, 15)
-    ended.callback(server.begin_stop)
+    ended.callback(lambda: server.stop().result(15))
     return server
 
 
