@@ -468,7 +468,7 @@ const DERIVED: bool = true;
 
 settings! {
     port: integer(0, 65_535), GIVEN, "TCP port to listen on; 0 picks a free one";
-    host: text, GIVEN, "address or name to listen on";
+    host: text, GIVEN, "addresses or names to listen on, with commas between them: every address of each, all on one port";
     default_channel: text, GIVEN, "channel that every client is in from the start, and that commands without one mean";
     heartbeat_interval: seconds(0.05, DAY), GIVEN, "seconds between heartbeats";
     heartbeat_timeout: seconds(0.05, DAY), DERIVED, "seconds of silence after which a client is closed (default: the interval plus 10)";

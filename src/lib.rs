@@ -21,6 +21,7 @@ pub mod idempotency;
 pub mod inbox;
 pub mod interest;
 pub mod json_limits;
+pub mod listener;
 pub mod log_throttle;
 pub mod mailbox;
 pub mod misspelling;

@@ -5,25 +5,22 @@ use crate::config::Config;
 use crate::database_url::parse_database_url;
 use crate::error::Error;
 use crate::events::LogLevel;
-use crate::fork::{InWork, ParentsOwn, Whole};
+use crate::fork::{InWork, Whole};
+use crate::listener::{self, Listeners};
 use crate::node::{Delivery, Door, Node};
 use crate::shard::{Acceptor, Shard};
 use crate::socket_limits::SocketLimits;
 use crate::store::{Limits, MemoryStore, SqliteStore, Store};
 use crate::sync::{Condvar, Mutex};
 use arc_swap::ArcSwapOption;
-use socket2::{Domain, Protocol, Socket, Type};
 use std::io;
-use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
-
-/// Connections that the system may hold until they are accepted.
-const BACKLOG: i32 = 4096;
 
 /// How long the end of a server waits for those that were told of it.
 const MAX_FAREWELL: Duration = Duration::from_secs(2);
@@ -68,7 +65,7 @@ impl Shards {
 }
 
 struct Running {
-    address: SocketAddr,
+    addresses: Vec<SocketAddr>,
     stop: flume::Sender<()>,
     waiting: Waiting,
 }
@@ -145,8 +142,9 @@ impl Server {
             Ok(started) => {
                 self.started_in
                     .store(crate::fork::generation(), Ordering::Relaxed);
-                self.tell_of_start(started.address);
-                self.address.store(Some(Arc::new(started.address)));
+                self.tell_of_start(&started.addresses);
+                let first = started.addresses.first().copied();
+                self.address.store(first.map(Arc::new));
                 *running = Some(started);
                 Ok(true)
             }
@@ -163,16 +161,16 @@ impl Server {
     fn start_all(self: &Arc<Self>, timeout: Option<Duration>) -> Result<Running, Error> {
         let config = &self.node.config;
         self.node.restore()?;
-        let addresses = resolve(&config.host, config.port)?;
+        let addresses = listener::resolve(&config.host, config.port)?;
         let _whole = Whole::new();
-        let listener = Listener::bind(&addresses, &config.host, config.port)?;
+        let listeners = Listeners::bind(&addresses)?;
         let doors: Vec<_> = (0..config.shards)
             .map(|_| Arc::new(Door::new(config.inbox_bytes)))
             .collect();
         self.node.set_socket_limits(SocketLimits::claim(config));
         self.node.attach(doors.clone());
         self.node.events.open();
-        self.start_threads(listener, &doors, timeout)
+        self.start_threads(listeners, &doors, timeout)
             .map_err(|error| {
                 self.node.drain();
                 self.finish_shards();
@@ -220,7 +218,7 @@ impl Server {
         Some((waiting.clone(), waiting.guard()))
     }
 
-    /// Where it listens; `None` when it is not running.
+    /// The first address that is listened on; `None` when the server does not run.
     pub fn address(&self) -> Option<SocketAddr> {
         // without the lock, which a start has for as long as it takes
         self.address.load().as_deref().copied()
@@ -228,7 +226,7 @@ impl Server {
 
     fn start_threads(
         self: &Arc<Self>,
-        listener: Listener,
+        listeners: Listeners,
         doors: &[Arc<Door>],
         timeout: Option<Duration>,
     ) -> io::Result<Running> {
@@ -282,12 +280,12 @@ impl Server {
                         return;
                     }
                 };
-                runtime.block_on(server.serve(listener, tell_ready, stopped, shards));
+                runtime.block_on(server.serve(listeners, tell_ready, stopped, shards));
                 // waits for what is being told to Python
                 drop(runtime);
                 drop(counted);
             })?;
-        let (address, waiting) = match timeout {
+        let (addresses, waiting) = match timeout {
             None => ready.recv().map_err(io::Error::other)??,
             Some(timeout) => ready.recv_timeout(timeout).map_err(|error| match error {
                 flume::RecvTimeoutError::Timeout => {
@@ -305,7 +303,7 @@ impl Server {
         // a fork would find threads that have only begun in the middle of the C library's doings
         let _ = all_running.recv();
         Ok(Running {
-            address,
+            addresses,
             stop,
             waiting,
         })
@@ -314,8 +312,8 @@ impl Server {
     /// What the server's own thread does, from the first accept to the last farewell.
     async fn serve(
         &self,
-        listener: Listener,
-        ready: flume::Sender<io::Result<(SocketAddr, Waiting)>>,
+        listeners: Listeners,
+        ready: flume::Sender<io::Result<(Vec<SocketAddr>, Waiting)>>,
         stopped: flume::Receiver<()>,
         shards: Shards,
     ) {
@@ -326,9 +324,9 @@ impl Server {
             ended,
             guards: Arc::clone(&guards),
         };
-        let Listener { registered, socket } = listener;
+        let (registered, sockets) = listeners.into_parts();
         // whoever started this has a `Whole` until it is told
-        let acceptor = match Acceptor::new(socket, Arc::clone(&self.node)) {
+        let acceptor = match Acceptor::new(sockets, &self.node) {
             Ok(acceptor) => acceptor,
             Err(error) => {
                 drop(registered);
@@ -338,7 +336,7 @@ impl Server {
         };
         // whoever started this may have given up, and then the node is no longer this thread's to serve
         let is_wanted = ready
-            .send(acceptor.address().map(|address| (address, waiting)))
+            .send(acceptor.addresses().map(|addresses| (addresses, waiting)))
             .is_ok();
         drop(ready);
         let close = |acceptor: Acceptor| {
@@ -390,9 +388,10 @@ impl Server {
         }
     }
 
-    fn tell_of_start(&self, address: SocketAddr) {
+    fn tell_of_start(&self, addresses: &[SocketAddr]) {
         let shards = self.node.config.shards;
         self.node.events.log(LogLevel::Info, "server", || {
+            let addresses: Vec<String> = addresses.iter().map(SocketAddr::to_string).collect();
             let limits = self.node.socket_limits();
             let room = match limits.limited_by {
                 Some(limit) => format!(
@@ -402,7 +401,8 @@ impl Server {
                 None => String::new(),
             };
             format!(
-                "listening on {address} with {shards} shard{}, room for {} connections{room}",
+                "listening on {} with {shards} shard{}, room for {} connections{room}",
+                addresses.join(" and "),
                 if shards == 1 { "" } else { "s" },
                 limits.connections
             )
@@ -444,58 +444,6 @@ fn keys_in(bytes: u64) -> usize {
 
 /// Many times what a key takes, because keys are to take a small part of the file.
 const BYTES_PER_KEY: u64 = 8192;
-
-fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, Error> {
-    let addresses = (host, port).to_socket_addrs();
-    let addresses = addresses.map_err(|source| cannot_bind(host, port, source))?;
-    Ok(addresses.collect())
-}
-
-fn cannot_bind(host: &str, port: u16, source: io::Error) -> Error {
-    Error::Bind {
-        address: format!("{host}:{port}"),
-        source,
-    }
-}
-
-/// Where connections come in. To be made and closed under a `Whole`.
-struct Listener {
-    // let go of before the socket is closed
-    registered: ParentsOwn,
-    socket: TcpListener,
-}
-
-impl Listener {
-    fn bind(addresses: &[SocketAddr], host: &str, port: u16) -> Result<Self, Error> {
-        let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-        for address in addresses {
-            match bind_address(*address) {
-                Ok(socket) => {
-                    return Ok(Self {
-                        registered: ParentsOwn::register(&socket),
-                        socket,
-                    });
-                }
-                Err(error) => last = error,
-            }
-        }
-        Err(cannot_bind(host, port, last))
-    }
-}
-
-fn bind_address(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::STREAM,
-        Some(Protocol::TCP),
-    )?;
-    // elsewhere it would let two servers share a port
-    #[cfg(unix)]
-    socket.set_reuse_address(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
-}
 
 #[cfg(test)]
 mod tests {

@@ -478,3 +478,44 @@ def test_a_port_that_this_process_has_is_told_with_its_holder() -> None:
         with pytest.raises(OSError, match=rf"{first.port}, listening> of this process has the port: get_tantor\(\)"):
             second.start_background()
         assert get_tantor() is first
+
+
+# Several addresses
+
+
+@pytest.mark.parametrize("host", [["127.0.0.1", "127.0.0.2"], "127.0.0.1, 127.0.0.2"])
+def test_several_hosts_share_a_port(make_server: MakeServer, host: object) -> None:
+    server = make_server(host=host)
+    for address in ("127.0.0.1", "127.0.0.2"):
+        assert accepts_connections(server.port, address)
+    assert not accepts_connections(server.port, "127.0.0.3")
+    asyncio.run(server.stop())
+    assert not accepts_connections(server.port or 1, "127.0.0.2")
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="there is no IPv6 here")
+def test_every_address_of_a_name_and_of_the_dual_stack_is_listened_on(make_server: MakeServer) -> None:
+    for host in ("127.0.0.1,::1", "::"):
+        server = make_server(host=host)
+        with (
+            socket.create_connection(("127.0.0.1", server.port), 10),
+            socket.create_connection(("::1", server.port), 10),
+        ):
+            pass
+
+
+def test_a_taken_address_among_several_is_named(make_server: MakeServer) -> None:
+    with socket.create_server(("127.0.0.2", 0)) as taken:
+        port = taken.getsockname()[1]
+        server = Tantor(port, ["127.0.0.1", "127.0.0.2"])  # type: ignore[arg-type]
+        with pytest.raises(OSError, match=rf"cannot listen on 127\.0\.0\.2:{port}"):
+            server.start_background()
+        assert not accepts_connections(port, "127.0.0.1")

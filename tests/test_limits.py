@@ -28,12 +28,14 @@ MakeServer = Callable[..., Tantor]
 LIMITS = (Path(__file__).parent.parent / "docs" / "limits.md").read_text(encoding="utf-8")
 BOUND_NOTHING = {
     "port",
+    "app_context",
     "host",
     "http_prefix",
     "handle_sigterm",
     "default_channel",
     "heartbeat_interval",
     "slow_consumer",
+    "subprotocols",
     "channel_settings",
     "leave_delay",
     "ack_timeout",

@@ -181,8 +181,8 @@ def _converted(setting: Setting, value: object, source: str) -> object:
 
 
 def _as_text(setting: Setting, value: object) -> object:
-    """A dict for a setting that is JSON as JSON, a list for one that is a list as text; anything else as it is."""
-    if setting.kind == "list" and isinstance(value, list | tuple):
+    """A dict for a setting that is JSON as JSON, a list for one that takes several as text; anything else as it is."""
+    if (setting.kind == "list" or setting.name == "host") and isinstance(value, list | tuple):
         if not all(isinstance(name, str) and name and "," not in name for name in value):
             raise SettingError(f"{setting.name} is {value!r}; it takes a list of names ({setting.help})")
         return ", ".join(value)

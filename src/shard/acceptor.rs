@@ -5,6 +5,7 @@ use crate::node::{Delivery, Node};
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// A pause after an accept that failed for want of descriptors or memory.
@@ -14,39 +15,56 @@ const PAUSE: Duration = Duration::from_millis(100);
 const BATCH: usize = 64;
 
 pub struct Acceptor {
-    listener: Listener,
+    listeners: Vec<Listener>,
     node: Arc<Node>,
+    /// The number of the shard that gets the next socket.
+    next: AtomicUsize,
 }
 
 impl Acceptor {
     /// Must be called in a runtime that the acceptor will run on.
-    pub fn new(listener: TcpListener, node: Arc<Node>) -> io::Result<Self> {
-        listener.set_nonblocking(true)?;
-        super::socket::tune(&listener, &node.config)?;
+    pub fn new(sockets: Vec<TcpListener>, node: &Arc<Node>) -> io::Result<Self> {
+        let prepare = |socket: TcpListener| {
+            socket.set_nonblocking(true)?;
+            super::socket::tune(&socket, &node.config)?;
+            Listener::new(socket)
+        };
         Ok(Self {
-            listener: Listener::new(listener)?,
-            node,
+            listeners: sockets
+                .into_iter()
+                .map(prepare)
+                .collect::<io::Result<_>>()?,
+            node: Arc::clone(node),
+            next: AtomicUsize::new(0),
         })
     }
 
-    pub fn address(&self) -> io::Result<SocketAddr> {
-        self.listener.get().local_addr()
+    /// Every address that is listened on.
+    pub fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
+        let sockets = self.listeners.iter().map(Listener::get);
+        sockets.map(TcpListener::local_addr).collect()
     }
 
     /// Ends the listening, also where a fork of this process holds the descriptor: dropping it alone would leave
     /// the port listening there.
     pub fn close(self) {
-        let _ = socket2::SockRef::from(self.listener.get()).shutdown(Shutdown::Both);
+        for listener in &self.listeners {
+            let _ = socket2::SockRef::from(listener.get()).shutdown(Shutdown::Both);
+        }
     }
 
     /// Accepts until it is dropped.
     pub async fn run(&self) {
-        let mut next = 0_usize;
+        futures_util::future::join_all(self.listeners.iter().map(|each| self.accept_from(each)))
+            .await;
+    }
+
+    async fn accept_from(&self, listener: &Listener) {
         let mut accepted = Vec::new();
         let mut is_failing = false;
         loop {
-            let result = self.listener.accept(&mut accepted).await;
-            self.hand_over(&mut accepted, &mut next);
+            let result = listener.accept(&mut accepted).await;
+            self.hand_over(&mut accepted);
             match result {
                 Ok(()) => {
                     is_failing = false;
@@ -71,7 +89,7 @@ impl Acceptor {
         }
     }
 
-    fn hand_over(&self, accepted: &mut Vec<TcpStream>, next: &mut usize) {
+    fn hand_over(&self, accepted: &mut Vec<TcpStream>) {
         let doors = self.node.doors();
         if doors.is_empty() {
             accepted.clear();
@@ -79,11 +97,11 @@ impl Acceptor {
         }
         let mut batches: Vec<Vec<Delivery>> = doors.iter().map(|_| Vec::new()).collect();
         for stream in accepted.drain(..) {
-            batches[*next % doors.len()].push(Delivery::Adopt {
+            let next = self.next.fetch_add(1, Ordering::Relaxed);
+            batches[next % doors.len()].push(Delivery::Adopt {
                 stream,
                 is_tuned: INHERITS,
             });
-            *next = next.wrapping_add(1);
         }
         for (door, batch) in doors.iter().zip(batches) {
             door.inbox.push_all(batch);
