@@ -103,13 +103,24 @@ impl Disconnect {
         Disconnect::Displaced,
     ];
 
+    /// A close frame of the client. Firefox closes a page's connections with 1001 before the page knows that it is
+    /// unloaded, and could say with 4900 that it will be back: a client says so when it connects (`may_return`).
+    pub fn closed_by_client(code: Option<u16>, may_return: bool) -> Self {
+        match code {
+            Some(GOING_AWAY) if may_return => Disconnect::Closed(RETURNING),
+            // stands for a close frame without a code
+            None => Disconnect::Closed(1005),
+            Some(code) => Disconnect::Closed(code),
+        }
+    }
+
     /// The close code: RFC 6455 section 7.4.1 below 3000; 3000 to 3499 ask the client to come back, 3500 to
     /// 3999 ask it not to.
     pub fn code(self) -> u16 {
         match self {
             Disconnect::Closed(code) => code,
             Disconnect::Lost => 1006,
-            Disconnect::Shutdown => 1001,
+            Disconnect::Shutdown => GOING_AWAY,
             Disconnect::ProtocolError => 1002,
             Disconnect::InvalidUtf8 => 1007,
             Disconnect::TooLarge => 1009,
@@ -165,6 +176,9 @@ impl Disconnect {
 
 /// With this code a client says that it will be back: its place is kept as if it had been lost.
 const RETURNING: u16 = 4900;
+
+/// A server that stops, or a page that is unloaded.
+const GOING_AWAY: u16 = 1001;
 
 /// Why a call was refused. The Python layer maps each to one exception.
 #[derive(Debug)]

@@ -20,6 +20,8 @@ pub enum Request {
         acknowledges: bool,
         /// The subprotocols that the client offers.
         offered: Vec<String>,
+        /// The client is a page that may be loaded again.
+        may_return: bool,
     },
     /// A request that is no upgrade, with `GET` or `HEAD`.
     Page {
@@ -266,6 +268,7 @@ fn read_complete(request: &httparse::Request<'_, '_>, len: usize, prefix: &str) 
                 resume: query_value(target, "resume").map(str::to_owned),
                 acknowledges: query_value(target, "ack") == Some("1"),
                 offered,
+                may_return: query_value(target, "return") == Some("1"),
             }
         }
         Some(_) => Request::Refused(Refused::Malformed(
@@ -337,17 +340,20 @@ mod tests {
                 resume: None,
                 acknowledges: false,
                 offered: Vec::new(),
+                may_return: false,
             }
         );
         let Request::Upgrade {
             resume,
             acknowledges,
+            may_return,
             ..
-        } = read(&UPGRADE.replace("?x=1", "?x=1&resume=12ab&ack=1&resume=3"))
+        } = read(&UPGRADE.replace("?x=1", "?x=1&resume=12ab&ack=1&return=1&resume=3"))
         else {
             panic!("an upgrade");
         };
-        assert_eq!((resume.as_deref(), acknowledges), (Some("12ab"), true));
+        assert_eq!(resume.as_deref(), Some("12ab"));
+        assert_eq!((acknowledges, may_return), (true, true));
         for cut in 0..UPGRADE.len() {
             assert_eq!(read(&UPGRADE[..cut]), Request::Incomplete, "{cut}");
         }

@@ -84,6 +84,18 @@ def test_it_can_be_lost_and_come_back_again_and_again(server: Tantor, connect: C
     assert server.stats()["resumes"] == 19
 
 
+@pytest.mark.parametrize("returns", [True, False])
+def test_a_page_that_goes_may_have_said_before_that_it_may_return(
+    server: Tantor, connect: Connect, returns: bool
+) -> None:
+    """Firefox closes with 1001 before a page can say 4900."""
+    client = connect(server, "/?return=1" if returns else "/")
+    client.say_goodbye(1001)
+    is_gone(server, client)
+    again = connect(server, path(client.welcome["resume"]))
+    assert again.welcome["resumed"] is returns
+
+
 @pytest.mark.parametrize("how", ["reset", "end of stream", "close 4900", "violation of the protocol"])
 def test_what_ends_without_a_goodbye_can_come_back(server: Tantor, connect: Connect, how: str) -> None:
     client = connect(server)

@@ -260,12 +260,16 @@ impl Shard {
                 resume,
                 acknowledges,
                 offered,
+                may_return,
             } => {
                 let subprotocol = self.config.subprotocols.select(&offered);
                 if subprotocol.is_none() && !offered.is_empty() {
                     self.node.log_unselected(&offered);
                 }
-                let connection = self.connections.get(slot as usize);
+                let mut connection = self.connections.get_mut(slot as usize);
+                if let Some(connection) = &mut connection {
+                    connection.may_return = may_return;
+                }
                 let address = connection.and_then(|connection| connection.stream.peer_addr().ok());
                 let greeting = Greeting {
                     resume: resume.as_deref(),
@@ -363,6 +367,7 @@ impl Shard {
             generation: connection.generation,
         };
         let client = Arc::clone(client);
+        let may_return = connection.may_return;
         let mut reader = std::mem::take(&mut connection.reader);
         let held = reader.held();
         let limit = self.config.max_message_size;
@@ -402,7 +407,7 @@ impl Shard {
                 Received::Pong => self.node.ponged(&client),
                 Received::Close(code) => {
                     // answered with the same code (RFC 6455 section 5.5.1); 1005 stands for none
-                    let disconnect = Disconnect::Closed(code.unwrap_or(1005));
+                    let disconnect = Disconnect::closed_by_client(code, may_return);
                     close = Some((disconnect, EncodedFrame::close(code, "")));
                     Work::default()
                 }

@@ -47,6 +47,8 @@ pub(super) struct Connection {
     reported_bytes: usize,
     /// How many emergencies went out before it was opened.
     pub(super) emergencies: u64,
+    /// The client is a page that may be loaded again.
+    pub(super) may_return: bool,
     /// In ticks.
     pub(super) last_seen: u64,
     /// In ticks.
@@ -124,6 +126,7 @@ impl Shard {
             shed: Vec::new(),
             reported_bytes: 0,
             emergencies: 0,
+            may_return: false,
             last_seen: self.wheel.now(),
             next_ping: u64::MAX,
             watch: 0,

@@ -283,6 +283,8 @@ class Tantor {
     if (this.#state !== "connecting") return; // a listener has closed it
     const url = new URL(this.#url);
     url.searchParams.set("ack", "1");
+    // Firefox closes with 1001 before `pagehide`: so the server knows beforehand that a page which goes may be back
+    if (this.#options.storage) url.searchParams.set("return", "1");
     if (this.#session.token) url.searchParams.set("resume", this.#session.token);
     let /** @type {WebSocket} */ socket;
     try {
