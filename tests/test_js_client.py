@@ -112,8 +112,16 @@ def test_in_node_under_faults() -> None:
     node("--test", "--test-reporter", "spec", "faults.test.mjs", timeout=2 * FAULT_SECONDS + 220)
 
 
+@pytest.mark.timeout(300)
+def test_in_firefox() -> None:
+    """The client, and the example chat with it, in tabs of Firefox."""
+    if (firefox := shutil.which("firefox-esr") or shutil.which("firefox")) is None:
+        missing("firefox")
+    node("--test", "--test-reporter", "spec", "firefox.test.mjs", timeout=280, needs="puppeteer-core", FIREFOX=firefox)
+
+
 def test_every_file_of_node_tests_is_run() -> None:
-    run = {"session.test.mjs", "recovery.test.mjs", "client.test.mjs", "faults.test.mjs"}
+    run = {"session.test.mjs", "recovery.test.mjs", "client.test.mjs", "faults.test.mjs", "firefox.test.mjs"}
     assert {Path(file).name for file in NODE.glob("*.test.*")} == run
 
 
