@@ -388,6 +388,16 @@ mod tests {
     }
 
     #[test]
+    fn a_line_that_is_logged_without_pause_is_withheld() {
+        let queue = EventQueue::new(1 << 20);
+        queue.open();
+        for _ in 0..1000 {
+            queue.log(LogLevel::Warning, "server", String::new);
+        }
+        assert!((1..100).contains(&queue.len()), "{}", queue.len());
+    }
+
+    #[test]
     fn the_end_comes_last() {
         let queue = EventQueue::new(1000);
         queue.open();

@@ -537,3 +537,18 @@ def test_clients_that_never_sent_a_frame_make_room_for_those_that_did(
     returned = connect(server, path(token))
     assert returned.welcome["resumed"] is True
     assert returned.client_id == honest.client_id
+
+
+def test_clients_of_before_a_restart_make_room_last(make_server: MakeServer, connect: Connect, database: str) -> None:
+    first = make_server(database=database, max_away_clients=20)
+    honest = connect(first)
+    honest.ask("ping")
+    token = honest.welcome["resume"]
+    first.stop().result()
+    second = make_server(database=database, max_away_clients=20)
+    for _ in range(40):
+        with connect(second) as flood:
+            flood.ask("ping")
+            flood.reset()
+    eventually(lambda: second.stats()["away_forgotten"] >= 21, second.stats)
+    assert connect(second, path(token)).welcome["resumed"] is True

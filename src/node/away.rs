@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Clients by the number of the time at which they went away, each with when something is due for it.
+/// Clients by the sequence number of their absence, each with its deadline.
 #[derive(Default)]
 pub struct Due(BTreeMap<u64, (u64, Arc<Client>)>);
 
@@ -42,7 +42,8 @@ pub struct Expected {
     /// Clients that never sent a frame.
     silent: BTreeSet<u64>,
     by_network: HashMap<Network, BTreeSet<u64>>,
-    /// The networks of `by_network` by how many clients each has.
+    /// The networks of `by_network` by how many clients each has. Clients of no known network are counted as 0: they were
+    /// restored after a restart, or named by the application, and make room last.
     by_count: BTreeSet<(usize, Network)>,
 }
 
@@ -58,10 +59,9 @@ impl Expected {
         let network = network_of(client);
         self.networks.insert(number, network);
         let numbers = self.by_network.entry(network).or_default();
+        self.by_count.remove(&(weight(network, numbers), network));
         numbers.insert(number);
-        let count = numbers.len();
-        self.by_count.remove(&(count - 1, network));
-        self.by_count.insert((count, network));
+        self.by_count.insert((weight(network, numbers), network));
     }
 
     pub fn remove(&mut self, number: u64) {
@@ -104,15 +104,18 @@ impl Expected {
         let Some(numbers) = self.by_network.get_mut(&network) else {
             return;
         };
-        let count = numbers.len();
+        self.by_count.remove(&(weight(network, numbers), network));
         numbers.remove(&number);
-        self.by_count.remove(&(count, network));
         if numbers.is_empty() {
             self.by_network.remove(&network);
         } else {
-            self.by_count.insert((numbers.len(), network));
+            self.by_count.insert((weight(network, numbers), network));
         }
     }
+}
+
+fn weight(network: Network, numbers: &BTreeSet<u64>) -> usize {
+    network.map_or(0, |_| numbers.len())
 }
 
 fn network_of(client: &Client) -> Network {
@@ -157,6 +160,25 @@ mod tests {
         }
         assert_eq!(order[..3], ["silent", "flood 1", "flood 2"]);
         assert_eq!(order.len(), 5);
+        assert!(expected.by_count.is_empty() && expected.by_network.is_empty());
+    }
+
+    #[test]
+    fn clients_of_no_known_network_make_room_last() {
+        let mut expected = Expected::default();
+        let clients = [
+            client("restored 1", "", true),
+            client("restored 2", "", true),
+            client("flood 1", "192.0.2.1", true),
+            client("flood 2", "192.0.2.1", true),
+        ];
+        for (number, client) in (1..).zip(&clients) {
+            expected.push(Duration::from_secs(60), number, client);
+        }
+        let order: Vec<String> = std::iter::from_fn(|| expected.pop_surplus())
+            .map(|(_, client)| client.id.to_string())
+            .collect();
+        assert_eq!(order, ["flood 1", "flood 2", "restored 1", "restored 2"]);
         assert!(expected.by_count.is_empty() && expected.by_network.is_empty());
     }
 

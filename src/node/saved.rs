@@ -79,6 +79,7 @@ impl Node {
                 };
                 let client = Client::new(Arc::clone(&saved.id), saved.joined, None);
                 client.ping(saved.last_ping);
+                client.note_spoken();
                 Arc::clone(vacant.insert(Arc::new(client)))
             };
             let mut state = client.state.lock();
