@@ -1,13 +1,26 @@
 """Bounds of what clients may have the process hold before they have sent anything whole."""
 
 import os
+import signal
 import socket
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from support import CONTINUATION, PING, TEXT, WebSocketClient, encode_frame, eventually, script
+from support import (
+    CONTINUATION,
+    PING,
+    TEXT,
+    WebSocketClient,
+    allow_descriptors,
+    encode_frame,
+    eventually,
+    fill_socket,
+    handshake_request,
+    script,
+)
 from tantor import Tantor
 
 MakeServer = Callable[..., Tantor]
@@ -106,6 +119,49 @@ def test_half_open_connections_are_bounded_and_the_oldest_go_first(make_server: 
         sockets[-1].setblocking(False)
         with pytest.raises(BlockingIOError):
             sockets[-1].recv(1)
+
+
+def test_handshakes_whose_request_head_has_arrived_are_not_closed_to_make_room(tmp_path: Path) -> None:
+    source = """
+import signal
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+from tantor import Tantor
+with Tantor(0, "127.0.0.1", max_handshakes=64, shards=1) as server:
+    print("port", server.port)
+    while True:
+        signal.sigwait({signal.SIGUSR1})
+        print("shed", server.stats()["handshakes_shed"])
+"""
+    count = 1500
+    allow_descriptors(count + 200)
+    with script(source, tmp_path) as server, ExitStack() as stack:
+        port = int(server.wait_for_line("port "))
+        # all heads are there before the server reads the first
+        server.process.send_signal(signal.SIGSTOP)
+        sockets = [stack.enter_context(open_socket(port)) for _ in range(count)]
+        for each in sockets:
+            each.sendall(handshake_request(port, "/"))
+        server.process.send_signal(signal.SIGCONT)
+        answers = Counter(each.recv(12) for each in sockets)
+        server.process.send_signal(signal.SIGUSR1)
+        assert (answers, server.wait_for_line("shed ")) == ({b"HTTP/1.1 101": count}, "0")
+
+
+@pytest.mark.system_buffers
+def test_a_flood_of_handshakes_does_not_cut_connections_in_their_close(
+    make_server: MakeServer, connect: Connect
+) -> None:
+    server = make_server(max_handshakes=4, shards=1, drain_timeout=60)
+    clients = [connect(server, receive_buffer=4096) for _ in range(10)]
+    for client in clients:
+        fill_socket(server, client)
+    server._begin_stop()
+    eventually(lambda: server.stats()["handshakes"] >= 10, server.stats)
+    with ExitStack() as stack:
+        for _ in range(100):
+            stack.enter_context(open_socket(server.port))
+        eventually(lambda: server.stats()["handshakes_shed"] >= 90, server.stats)
+        assert {client.wait_closed() for client in clients} == {1001}
 
 
 @pytest.mark.parametrize(("soft", "hard"), [(256, 2048), (512, 512)])

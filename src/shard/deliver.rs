@@ -347,6 +347,8 @@ impl Shard {
 
     fn drain(&mut self) {
         self.draining = Some(Instant::now() + self.config.drain_timeout);
+        // no client is let in any more, so the clients' places are free for their own close
+        self.max_transient += self.open_count;
         let open: Vec<Slot> = self
             .connections
             .iter()

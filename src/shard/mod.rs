@@ -10,6 +10,7 @@ mod acceptor;
 mod deliver;
 mod hold;
 mod memory;
+mod newcomers;
 mod receive;
 mod socket;
 mod unfinished;
@@ -97,8 +98,14 @@ pub struct Shard {
     open_count: usize,
     /// How many may be in their handshake or in their close.
     max_transient: usize,
-    /// Connections in the order in which they began their handshake or their close, with those that have ended it.
-    transient: VecDeque<(Slot, u32)>,
+    /// How many of these may be in their handshake before handshakes are closed to make room.
+    handshake_share: usize,
+    /// Connections in their close.
+    closing_count: usize,
+    /// Connections by the start of their handshake, the oldest first. May name connections that have ended the handshake.
+    handshakes: VecDeque<(Slot, u32)>,
+    /// Connections by the start of their close, the oldest first. May name connections that are gone.
+    closing: VecDeque<(Slot, u32)>,
     /// Bytes that connections hold of messages and request heads that have not arrived in full.
     unfinished_bytes: usize,
     /// Connections with a message that has not arrived in full, with some that have completed it.
@@ -124,7 +131,7 @@ impl Shard {
     /// `drained` hears once that everyone has gone, after the inbox was told to drain.
     pub fn new(index: usize, node: Arc<Node>, door: Arc<Door>, drained: flume::Sender<()>) -> Self {
         let config = Arc::clone(&node.config);
-        let (capacity, shards) = (node.socket_limits(), config.shards);
+        let max_transient = (node.socket_limits().handshakes / config.shards).max(1);
         Self {
             index,
             tick: tick_of(&config),
@@ -149,8 +156,11 @@ impl Shard {
             queued_frames: 0,
             queued_bytes: 0,
             open_count: 0,
-            max_transient: (capacity.handshakes / shards).max(1),
-            transient: VecDeque::new(),
+            max_transient,
+            handshake_share: max_transient.div_ceil(2),
+            closing_count: 0,
+            handshakes: VecDeque::new(),
+            closing: VecDeque::new(),
             unfinished_bytes: 0,
             unfinished_slots: Vec::new(),
             others: Others::default(),
@@ -297,7 +307,12 @@ impl Shard {
         if let Some(connection) = self.connections.get(slot as usize) {
             connection.readiness.clear();
         }
-        if catch_unwind(AssertUnwindSafe(|| self.on_ready(slot))).is_err() {
+        self.contain(slot, |shard| shard.on_ready(slot));
+    }
+
+    /// Reads from a connection; a panic meanwhile closes this connection alone.
+    fn contain(&mut self, slot: Slot, read: impl FnOnce(&mut Self)) {
+        if catch_unwind(AssertUnwindSafe(|| read(self))).is_err() {
             self.node.events.log(LogLevel::Error, "server", || {
                 "a panic was contained and its connection closed; please report it".to_owned()
             });

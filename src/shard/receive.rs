@@ -14,6 +14,7 @@ use crate::hub::Slot;
 use crate::node::{Channel, Delivery, FanOut, Greeting, Place, Work};
 use crate::outbound::Chunk;
 use crate::priority::Priority;
+use std::io::{self, Read};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -117,6 +118,37 @@ impl Shard {
                 connection.readiness.set();
             }
         }
+    }
+
+    /// Reads a connection in its handshake once, at once. The runtime learns only after this turn that a new socket is
+    /// readable, so this asks the socket itself. The work counts as pushes, which bound how long a turn delivers.
+    pub(super) fn read_handshake(&mut self, slot: Slot) {
+        let before = self.read_work;
+        self.contain(slot, |shard| shard.read_directly(slot));
+        self.pushes += (self.read_work - before) / PUSH_WORK;
+    }
+
+    fn read_directly(&mut self, slot: Slot) {
+        let Some(connection) = self.connections.get(slot as usize) else {
+            return;
+        };
+        self.read_share = READ_SHARE;
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let socket = socket2::SockRef::from(&connection.stream);
+        let result = (&*socket).read(&mut buffer[..QUIET_READ]);
+        // there may be more to read, and the frames behind the head may wait
+        connection.readiness.set();
+        match result {
+            Ok(0) => self.at_end(slot),
+            Ok(count) => {
+                self.read_work += count / BYTES_PER_WORK;
+                self.received(slot, &mut buffer[..count]);
+                self.note_input(slot, count);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => self.drop_connection(slot, Disconnect::Lost),
+        }
+        self.buffer = buffer;
     }
 
     /// Reads a connection's share; true when there may be more, after the others' turn.

@@ -138,26 +138,8 @@ impl Shard {
             is_at_end: false,
             takes_nothing: false,
         });
-        self.transient.push_back((slot, generation));
+        self.handshakes.push_back((slot, generation));
         self.watch(slot, deadline);
-    }
-
-    /// Closes the oldest of the connections in their handshake or in their close, while they are too many for one more.
-    fn make_room_for_handshake(&mut self) {
-        while let Some(&(slot, generation)) = self.transient.front() {
-            let oldest = self.connections.get(slot as usize);
-            let is_transient = oldest.is_some_and(|oldest| {
-                oldest.generation == generation && !matches!(oldest.phase, Phase::Open(_))
-            });
-            if is_transient {
-                if self.connections.len() - self.open_count < self.max_transient {
-                    return;
-                }
-                self.node.counters.handshakes_shed.add(1);
-                self.drop_connection(slot, Disconnect::Lost);
-            }
-            self.transient.pop_front();
-        }
     }
 
     /// Writes what waits, as far as the socket takes it.
@@ -320,11 +302,15 @@ impl Shard {
         self.stalls.has_ended |= connection.stall.is_some();
         // a fork of this process may hold the descriptor, so dropping it alone would not end the connection
         let _ = socket2::SockRef::from(&connection.stream).shutdown(Shutdown::Both);
-        if let Phase::Open(client) = connection.phase {
-            self.open_count -= 1;
-            let unwritten = connection.outbound.unwritten_emergencies();
-            let place = self.place(slot, connection.generation);
-            self.disconnected(&client, place, disconnect, unwritten);
+        match connection.phase {
+            Phase::Handshake { .. } => {}
+            Phase::Closing { .. } => self.closing_count -= 1,
+            Phase::Open(client) => {
+                self.open_count -= 1;
+                let unwritten = connection.outbound.unwritten_emergencies();
+                let place = self.place(slot, connection.generation);
+                self.disconnected(&client, place, disconnect, unwritten);
+            }
         }
     }
 
@@ -384,7 +370,7 @@ impl Shard {
         };
         self.forget_input(&mut unfinished);
         self.open_count -= 1;
-        self.transient.push_back((slot, generation));
+        self.begin_closing(slot, generation);
         self.queue(slot, Chunk::last_words(frame.bytes().clone()));
         self.hub.remove(slot);
         self.watch(slot, deadline);
@@ -405,7 +391,9 @@ impl Shard {
             is_shut: false,
         };
         let mut unfinished = std::mem::take(&mut connection.unfinished);
+        let generation = connection.generation;
         self.forget_input(&mut unfinished);
+        self.begin_closing(slot, generation);
         self.queue(slot, Chunk::last_words(response.into()));
         self.watch(slot, deadline);
     }
