@@ -240,3 +240,55 @@ fn a_file_that_is_larger_than_it_may_be_still_deletes() {
     wait_until("the rows are gone", || rows() == 1);
     store.close(PATIENCE);
 }
+
+/// The trigger makes each deletion of a stream need more than the file may take, as a full disk does.
+#[test]
+fn deletions_that_find_no_room_fail_durable_publications_and_hold_up_no_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tantor.db");
+    let store = small(folder.path());
+    for channel in ["a", "b", "c"] {
+        save(&store, opened(channel, 1, true)).unwrap();
+    }
+    let run = |sql: &str| {
+        let other = rusqlite::Connection::open(&path).unwrap();
+        other.busy_timeout(PATIENCE).unwrap();
+        other.execute_batch(sql).unwrap();
+    };
+    let fill = format!(
+        "CREATE TRIGGER full AFTER DELETE ON streams
+         BEGIN INSERT INTO ballast VALUES (zeroblob({FILE_BYTES})); END"
+    );
+    let forget = |channel: &str| {
+        let change = Change::StreamForgotten {
+            stream: key(channel),
+            channel: channel.into(),
+        };
+        store.save(change, None);
+    };
+    run("CREATE TABLE ballast (bytes BLOB)");
+    run(&fill);
+    forget("b");
+    for offset in 1..=3 {
+        let error = publish_and_wait(&store, "a", offset)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("cannot be written"), "{error}");
+        assert!(store.health().is_degraded);
+        assert_eq!(store.health().queued_changes, 1, "the deletion waits");
+    }
+    run("DROP TRIGGER full");
+    wait_until("there is room", || !store.health().is_degraded);
+    publish_and_wait(&store, "a", 4).unwrap();
+    run(&fill);
+    forget("c");
+    wait_until("the deletion finds no room", || store.health().is_degraded);
+    store.close(PATIENCE);
+    assert_eq!(store.health().queued_changes, 0, "the store has ended");
+    run("DROP TRIGGER full");
+    let saved = store.open().unwrap();
+    let channels: Vec<_> = saved.streams.iter().map(|s| &*s.channel).collect();
+    assert_eq!(channels, ["a", "c"]);
+    assert_eq!(offsets(&saved, "a"), [4]);
+    store.close(PATIENCE);
+}

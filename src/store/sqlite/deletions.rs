@@ -6,11 +6,13 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 /// Moves all deletions to the front, in their order, and takes out the additions that they delete, so that the file
-/// ends as if nothing had been moved. Returns how many additions were taken out, and their weight; `None` when there is
-/// no deletion.
+/// ends as if nothing had been moved. Returns how many additions were taken out, and their weight; `None`, with nothing
+/// changed, when every deletion is in front already. So a second call without a new change gives `None`, and a caller
+/// that repeats the call comes to an end.
 pub(super) fn put_first(backlog: &mut VecDeque<Batch>) -> Option<(usize, usize)> {
-    let mut entries = backlog.iter().flat_map(|batch| &batch.entries);
-    if !entries.any(|entry| entry.item.deletes()) {
+    let entries = backlog.iter().flat_map(|batch| &batch.entries);
+    let mut behind = entries.skip_while(|entry| entry.item.deletes());
+    if !behind.any(|entry| entry.item.deletes()) {
         return None;
     }
     let mut deleted = Deleted::default();
@@ -306,6 +308,7 @@ mod tests {
             prop_assert_eq!(entries().count() + taken_out, before);
             let first_kept = entries().position(|entry| !entry.item.deletes()).unwrap_or(before);
             prop_assert!(entries().skip(first_kept).all(|entry| !entry.item.deletes()));
+            prop_assert!(put_first(&mut moved).is_none(), "nothing is left to move");
         }
     }
 }

@@ -150,8 +150,9 @@ impl Writer {
         drop(self);
     }
 
-    /// Saves what waits, the oldest first. While the file has no room, deletions go before everything else, transactions
-    /// shrink until they fit, and a large message that alone does not fit is passed over until the next time.
+    /// Saves the backlog, the oldest change first. While the file has no room, deletions go before everything else,
+    /// transactions shrink until they fit, and a large message that alone does not fit is passed over until the next
+    /// time. Any other change that alone does not fit, deletions among them, ends the attempt as an unwritable file does.
     fn save_backlog(&mut self) {
         let mut at = Place::default();
         let mut misfit: Option<Misfit> = None;
