@@ -1,7 +1,8 @@
 //! Copies of the SQLite file: how they are made and put back, and how an older one in its place is noticed.
 
-use crate::stores::{PATIENCE, offsets, opened, publish_and_wait, reopen, sqlite};
+use crate::stores::{PATIENCE, offsets, opened, publish, publish_and_wait, reopen, sqlite};
 use _tantor::store::{Saved, SqliteStore, Store, back_up, restore};
+use sha2::{Digest, Sha256};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -47,6 +48,37 @@ fn an_older_copy_in_the_place_of_the_file_is_noticed() {
     // more commits than the copy that is put in its place once more
     store.close(PATIENCE);
     fs::write(&path, &copy).unwrap();
+    assert!(are_new(&store.open().unwrap()));
+    store.close(PATIENCE);
+}
+
+/// Makes the count beside the database one of an earlier start of the machine.
+fn reboot(database: &Path) {
+    let mut path = database.as_os_str().to_owned();
+    path.push("-commits");
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[8..24].fill(b'Z');
+    let checksum = Sha256::digest(&bytes[..48]);
+    bytes[48..56].copy_from_slice(&checksum[..8]);
+    fs::write(&path, bytes).unwrap();
+}
+
+#[test]
+fn an_older_copy_is_noticed_after_a_reboot_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, path) = begun(folder.path());
+    store.close(PATIENCE);
+    let copy = fs::read(&path).unwrap();
+    reboot(&path);
+    assert!(!are_new(&store.open().unwrap()), "nothing is missing");
+    // nobody waits for these commits, so only the end of the use syncs them
+    store.save(opened("plain", 5, false), None);
+    for offset in 2..=30 {
+        publish(&store, "plain", offset, None);
+    }
+    store.close(PATIENCE);
+    fs::write(&path, &copy).unwrap();
+    reboot(&path);
     assert!(are_new(&store.open().unwrap()));
     store.close(PATIENCE);
 }

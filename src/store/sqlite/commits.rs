@@ -72,6 +72,14 @@ impl CommitsFile {
         write_at(&self.file, &record.to_bytes(), 0)
     }
 
+    /// Writes a record and waits until the record is on the disk.
+    ///
+    /// Errors: the file cannot be written.
+    pub fn write_synced(&self, record: &Record) -> std::io::Result<()> {
+        self.write(record)?;
+        self.file.sync_all()
+    }
+
     /// The map of what was published since `begin`.
     pub fn published(&self) -> PublishedMap {
         let mut map = vec![0; MAP_SIZE];

@@ -182,14 +182,18 @@ impl DatabaseFile {
         Ok(())
     }
 
-    /// Notes, as the last thing, that nothing was lost, and moves the log to the file.
+    /// Ends the use of the file: notes whether everything was saved, and moves the log to the file. Every commit then
+    /// outlives a power failure, and the file beside the database says so: an older copy is noticed after a reboot too.
     pub fn end_use(&mut self, is_complete: bool) -> rusqlite::Result<()> {
-        if is_complete {
-            self.synchronize(true)?;
-            self.set_state("clean", 1)?;
-        }
+        // a commit that is synced takes every earlier one to the disk
+        self.synchronize(true)?;
+        self.set_state("clean", i64::from(is_complete))?;
         self.connection
-            .execute_batch("PRAGMA wal_checkpoint(TRUNCATE)")
+            .execute_batch("PRAGMA wal_checkpoint(TRUNCATE)")?;
+        self.record.synced = self.record.commits;
+        self.commits
+            .write_synced(&self.record)
+            .map_err(|error| failure(rusqlite::ffi::SQLITE_IOERR, &error.to_string()))
     }
 
     fn migrate(&mut self) -> Result<(), StoreError> {
