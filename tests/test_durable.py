@@ -101,16 +101,39 @@ def test_what_durable_bytes_has_no_room_for_is_refused_and_the_rest_stays(
     reply = client.ask("broadcast", channel="orders:2", event="order", data="x" * 2000)
     assert (reply["event"], reply["code"]) == ("error", 114)
     assert "was not published: durable_bytes is 65536" in reply["message"]
+    client.ask("join_channel", channel="ordinary")
     with pytest.raises(StorageError, match="durable_bytes is 65536"):
-        server.broadcast("ordinary", "order", "x" * 2000, durable=True).result(PATIENCE)
-    assert server.broadcast("ordinary", "order", "x" * 2000).result() == 0
+        server.broadcast("ordinary", "order", "x" * 2000, durable=True, idempotency_key="key").result(PATIENCE)
+    assert server.broadcast("ordinary", "order", "y" * 2000).result() == 1
+    assert client.receive_until(event="order")["data"] == "y" * 2000, "a refused publication is not handed over"
     assert numbers(server, "orders:1") == list(range(saved))
-    assert server.stats()["not_saved"] == 3
+    assert server.stats()["not_saved"] == 4
     stop(server)
     again = make_server(database=database, channel_settings=DURABLE, durable_bytes=1 << 16)
     assert numbers(again, "orders:1") == list(range(saved))
     del again.channels["orders:1"]
     again.broadcast("orders:2", "order", {"n": 0}).result(PATIENCE)
+
+
+def test_a_durable_publication_that_was_refused_is_handed_over_once_when_it_is_repeated(
+    make_server: MakeServer, connect: Connect, database: str
+) -> None:
+    server = make_server(database=database, channel_settings=DURABLE, durable_bytes=1 << 16)
+    client = connect(server)
+    client.ask("join_channel", channel="ordinary")
+
+    def publish() -> int:
+        pending = server.broadcast("ordinary", "order", "x" * 10_000, durable=True, idempotency_key="key")
+        return pending.result(PATIENCE)
+
+    server.broadcast("orders:1", "order", "x" * 60_000).result(PATIENCE)
+    with pytest.raises(StorageError, match="durable_bytes is 65536"):
+        publish()
+    del server.channels["orders:1"]
+    assert [publish(), publish()] == [1, 1]
+    orders = [message for message in client.settle(server) if message.get("event") == "order"]
+    assert len(orders) == 1
+    assert server.stats()["not_saved"] == 1
 
 
 def test_a_channel_that_is_full_makes_its_own_room(make_server: MakeServer, database: str) -> None:

@@ -258,7 +258,8 @@ mod tests {
         let short = broker.open(&Arc::from("short"), "public", short);
         for stream in [&long, &short] {
             let frame = EncodedFrame::text(b"{}");
-            assert!(stream.publish(&mut |_| frame.clone().into(), &mut None));
+            let published = stream.publish(&mut |_| frame.clone(), &mut |_, _| None, &mut None);
+            assert!(published.is_ok());
         }
         std::thread::sleep(Duration::from_millis(2));
         for seconds in [7200, -7200] {

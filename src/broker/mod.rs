@@ -39,8 +39,21 @@ impl From<EncodedFrame> for Encoded {
     }
 }
 
-/// Encodes a publication at its position (`None` when it is not kept), hands it to subscribers and returns it.
-pub type HandOver<'a> = dyn FnMut(Option<StreamPosition>) -> Encoded + 'a;
+/// Encodes a publication at its position (`None` when it is not kept), before the publication is handed over.
+pub type EncodeFrame<'a> = dyn FnMut(Option<StreamPosition>) -> EncodedFrame + 'a;
+
+/// Hands an encoded publication to subscribers; gives the idempotency key to be saved with the publication.
+pub type HandOver<'a> =
+    dyn FnMut(Option<StreamPosition>, &EncodedFrame) -> Option<Box<UsedKey>> + 'a;
+
+/// Why a stream did not take a publication; nothing was handed over.
+#[derive(Debug)]
+pub enum Refused {
+    /// The channel was closed: it has to be opened again.
+    Closed,
+    /// `durable_bytes` leaves no room for the publication.
+    NoRoom(StoreError),
+}
 
 /// Encodes a publication at its position.
 pub type Encode<'a> = dyn FnMut(Option<StreamPosition>) -> Encoded + 'a;
@@ -117,14 +130,19 @@ pub trait Broker: Send + Sync {
 
 /// One channel's publications.
 pub trait Stream: Send + Sync {
-    /// Gives a publication the next position and hands it over, as one step. With `committed`, which is called when
-    /// the publication is saved, it is durable: no budget removes it from the history. `false`, with nothing handed
-    /// over, when the channel was closed: it has to be opened again.
+    /// Gives a publication the next position, encodes it and hands it over, as one step. With `committed`, which is
+    /// called when the publication is saved, it is durable: no budget removes it from the history.
     ///
-    /// Ordering: calls of `hand_over` come one after another, in the order of positions. Errors: `committed` is
-    /// told, perhaps before this returns, when the publication could not be saved or has no room among durable ones; it
-    /// was handed over then all the same. Blocking: only for other publications of this channel; `hand_over` must not publish on it.
-    fn publish(&self, hand_over: &mut HandOver<'_>, committed: &mut Option<Committed>) -> bool;
+    /// Ordering: calls of `hand_over` come one after another, in the order of positions. Errors: `Refused`, with no
+    /// position taken, nothing handed over, and `committed` left to the caller. `committed` is told, perhaps before this
+    /// returns, when the publication could not be saved; it was handed over then all the same. Blocking: only for other
+    /// publications of this channel; `encode` and `hand_over` must not publish on it.
+    fn publish(
+        &self,
+        encode: &mut EncodeFrame<'_>,
+        hand_over: &mut HandOver<'_>,
+        committed: &mut Option<Committed>,
+    ) -> Result<(), Refused>;
 
     /// Gives a publication the next position at once, and hands it over when it is saved; from then on no budget removes
     /// it from the history. `false`, with nothing done, when the channel was closed.
@@ -142,7 +160,7 @@ pub trait Stream: Send + Sync {
     /// Hands over a notice, which takes no position and is not kept.
     ///
     /// Ordering: between publications as it was called. Errors: none. Blocking: as `publish`.
-    fn notify(&self, hand_over: &mut HandOver<'_>);
+    fn notify(&self, hand_over: &mut dyn FnMut());
 
     /// Looks at what is kept. What the caller hands over meanwhile comes behind all of it, and before what follows.
     ///

@@ -2,7 +2,9 @@
 
 use super::budget::{Budget, CHANNEL_SIZE, Reserved, charge};
 use super::memory::Shared;
-use super::{Encode, Encoded, HandOver, HandOverSaved, Stream, StreamPosition};
+use super::{
+    Encode, EncodeFrame, Encoded, HandOver, HandOverSaved, Refused, Stream, StreamPosition,
+};
 use crate::channel_settings::ChannelSettings;
 use crate::frame::EncodedFrame;
 use crate::history::{Bytes, History, Kept, weight};
@@ -52,47 +54,51 @@ pub(super) struct StreamState {
 }
 
 impl Stream for MemoryStream {
-    fn publish(&self, hand_over: &mut HandOver<'_>, committed: &mut Option<Committed>) -> bool {
+    fn publish(
+        &self,
+        encode: &mut EncodeFrame<'_>,
+        hand_over: &mut HandOver<'_>,
+        committed: &mut Option<Committed>,
+    ) -> Result<(), Refused> {
         let mut state = self.state.lock();
         if state.is_closed {
-            return false;
+            return Err(Refused::Closed);
         }
         let position = state.next();
-        state.assigned = position.offset;
+        let frame = encode(self.keeps.then_some(position));
         if !self.keeps {
-            hand_over(None);
+            state.assigned = position.offset;
+            hand_over(None, &frame);
             state.history.pass(position.offset);
             drop(state);
             if let Some(committed) = committed.take() {
                 committed(Ok(()));
             }
-            return true;
+            return Ok(());
         }
+        let at = monotonic_micros();
+        // before subscribers see the publication, and until the publication counts in the history
+        let reserved = if self.saves && committed.is_some() {
+            let reserved = self.reserve(&mut state, &frame, at);
+            Some(reserved.map_err(Refused::NoRoom)?)
+        } else {
+            None
+        };
+        state.assigned = position.offset;
         if self.saves && !state.is_noted {
             state.is_noted = self.store.note_published(&self.channel);
         }
-        let encoded = hand_over(Some(position));
-        let at = monotonic_micros();
-        // until the publication counts in the history
-        let mut reserved = None;
-        if self.saves && committed.is_some() {
-            match self.reserve(&mut state, &encoded.frame, at) {
-                Ok(bytes) => reserved = Some(bytes),
-                Err(error) => committed.take().into_iter().for_each(|committed| {
-                    committed(Err(error.clone()));
-                }),
-            }
-        }
+        let used_key = hand_over(Some(position), &frame);
         let frame = if self.saves {
             self.save(
                 &mut state,
                 position,
-                encoded,
+                Encoded { frame, used_key },
                 reserved.is_some(),
                 committed.take(),
             )
         } else {
-            encoded.frame
+            frame
         };
         let kept = Kept {
             offset: position.offset,
@@ -108,7 +114,7 @@ impl Stream for MemoryStream {
             committed(Ok(()));
         }
         self.make_room();
-        true
+        Ok(())
     }
 
     fn publish_saved(
@@ -170,9 +176,9 @@ impl Stream for MemoryStream {
         true
     }
 
-    fn notify(&self, hand_over: &mut HandOver<'_>) {
+    fn notify(&self, hand_over: &mut dyn FnMut()) {
         let _order = self.state.lock();
-        hand_over(None);
+        hand_over();
     }
 
     fn read(&self, look: &mut dyn FnMut(&History)) {

@@ -48,7 +48,8 @@ pub struct Counters {
     pub resumes_refused: Counter,
     /// Clients that were away and forgotten before their time, because they were too many.
     pub away_forgotten: Counter,
-    /// Publications of durable channels that could not be saved, and so were not handed over.
+    /// Publications that were not handed over: of durable channels, as they could not be saved, and durable ones of
+    /// any channel, as `durable_bytes` left no room.
     pub not_saved: Counter,
     /// How often a shard read no further because another's inbox was full.
     pub inbox_pauses: Counter,

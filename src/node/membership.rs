@@ -420,7 +420,7 @@ impl Node {
         count: Option<usize>,
     ) -> usize {
         let mut recipients = 0;
-        self.stream(channel).notify(&mut |_| {
+        self.stream(channel).notify(&mut || {
             let members = channel.members.lock();
             // counted here, so that totals go out in the order in which they were true
             let data = notice_data(id, members.roster.len(), count);
@@ -443,7 +443,6 @@ impl Node {
                 },
             };
             recipients = self.hand_over(channel, &members, &frame, terms);
-            frame.into()
         });
         self.counters.messages_sent.add(recipients);
         recipients

@@ -4,7 +4,7 @@ use super::channel::{Channel, InFlight, Members};
 use super::client::Client;
 use super::delivery::{Delivery, Terms};
 use super::{Node, argument, encode};
-use crate::broker::{Encoded, HandOverSaved, StreamPosition};
+use crate::broker::{Encoded, HandOverSaved, Refused, StreamPosition};
 use crate::error::Error;
 use crate::events::Detail;
 use crate::frame::EncodedFrame;
@@ -106,7 +106,7 @@ impl Node {
             let mut emergencies = self.emergencies.write();
             *emergencies += 1;
             let mut encoded = None;
-            self.publish_on(protocol::EMERGENCY_CHANNEL, |_, position| {
+            let encode_at = |position: Option<StreamPosition>| {
                 let publication = Publication {
                     channel: protocol::EMERGENCY_CHANNEL,
                     event: "emergency_alert",
@@ -116,7 +116,9 @@ impl Node {
                     wants_ack: true,
                 };
                 self.counters.encoded.add(1);
-                let frame = encode(|out| protocol::write_publication(out, stamp, &publication));
+                encode(|out| protocol::write_publication(out, stamp, &publication))
+            };
+            self.publish_on(protocol::EMERGENCY_CHANNEL, encode_at, |frame| {
                 let doors = self.doors.load();
                 if !doors.is_empty() {
                     recipients = self.connected.load(Ordering::Acquire);
@@ -130,7 +132,6 @@ impl Node {
                     });
                 }
                 encoded = Some(frame.clone());
-                frame.into()
             });
             if let Some(frame) = encoded {
                 self.keep_emergency(stamp.id, &frame);
@@ -289,21 +290,30 @@ impl Node {
             .fold((0, 0), |sum, size| (sum.0 + size.0, sum.1 + size.1))
     }
 
-    /// Publishes on the channel of this name, which is made if there is none.
-    pub(super) fn publish_on(
+    /// Publishes on the channel of this name, which is made if there is none. What `durable_bytes` has no room for goes
+    /// out all the same, and may be evicted.
+    fn publish_on(
         &self,
         name: &str,
-        mut hand_over: impl FnMut(&Arc<Channel>, Option<StreamPosition>) -> Encoded,
+        mut encode: impl FnMut(Option<StreamPosition>) -> EncodedFrame,
+        mut hand_over: impl FnMut(&EncodedFrame),
     ) {
+        let mut hand_over = |_: Option<StreamPosition>, frame: &EncodedFrame| {
+            hand_over(frame);
+            None
+        };
+        let mut has_room = true;
         loop {
             let channel = self.channel(name);
-            // a channel that ended in between is looked up again
-            let mut publish = |position| hand_over(&channel, position);
             // no budget may remove what is to be durable; the caller waits for a mark behind it
-            let waits = self.waits_for_saving(&channel);
-            let mut committed = waits.then(|| Box::new(|_| ()) as Committed);
-            if self.stream(&channel).publish(&mut publish, &mut committed) {
-                return;
+            let is_durable = has_room && self.waits_for_saving(&channel);
+            let mut committed = is_durable.then(|| Box::new(|_| ()) as Committed);
+            let stream = self.stream(&channel);
+            match stream.publish(&mut encode, &mut hand_over, &mut committed) {
+                Ok(()) => return,
+                // a channel that ended in between is looked up again
+                Err(Refused::Closed) => {}
+                Err(Refused::NoRoom(_)) => has_room = false,
             }
         }
     }
@@ -407,31 +417,38 @@ impl Node {
                 }
                 done
             } else {
-                let done = stream.publish(
-                    &mut |position| {
-                        let frame = self.encode_publication(&new.at(position));
+                let taken = stream.publish(
+                    &mut |position| self.encode_publication(&new.at(position)),
+                    &mut |position, frame| {
                         published.position = position;
                         published.recipients = self.hand_over(
                             &channel,
                             &channel.members.lock(),
-                            &frame,
+                            frame,
                             Terms {
                                 offset: position.map(|position| position.offset),
                                 priority: new.options.priority,
                                 policy: channel.settings.slow_consumer,
                             },
                         );
-                        Encoded {
-                            frame,
-                            used_key: self.used_key_of(new, fate, &published),
-                        }
+                        self.used_key_of(new, fate, &published)
                     },
                     &mut committed,
                 );
-                if done && published.recipients > 0 {
+                if published.recipients > 0 {
                     self.counters.messages_sent.add(published.recipients);
                 }
-                done
+                match taken {
+                    Ok(()) => true,
+                    Err(Refused::Closed) => false,
+                    Err(Refused::NoRoom(error)) => {
+                        self.counters.not_saved.add(1);
+                        if let Some(committed) = committed.take() {
+                            committed(Err(error));
+                        }
+                        true
+                    }
+                }
             };
             // a channel that ended in between is looked up again
             if done {

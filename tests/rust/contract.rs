@@ -1,9 +1,10 @@
 //! What every broker must do, over each store that there is.
 
 use crate::peer::history_limits;
-use crate::stores::every_store;
+use crate::stores::{PATIENCE, every_store, sqlite, waiting};
 use _tantor::broker::{
-    Broker, Closing, HandOverSaved, HistorySize, MemoryBroker, Stream, StreamPosition,
+    Broker, Closing, HandOverSaved, HistoryLimits, HistorySize, MemoryBroker, Refused, Stream,
+    StreamPosition,
 };
 use _tantor::channel_settings::ChannelSettings;
 use _tantor::frame::EncodedFrame;
@@ -45,14 +46,12 @@ fn frame() -> EncodedFrame {
 /// Publishes; the position that was handed over.
 fn publish(stream: &dyn Stream) -> Option<StreamPosition> {
     let mut seen = None;
-    let is_open = stream.publish(
-        &mut |position| {
-            seen = position;
-            frame().into()
-        },
-        &mut None,
-    );
-    is_open.then_some(seen).flatten()
+    let mut hand_over = |position: Option<StreamPosition>, _: &EncodedFrame| {
+        seen = position;
+        None
+    };
+    let published = stream.publish(&mut |_| frame(), &mut hand_over, &mut None);
+    published.ok().and(seen)
 }
 
 fn top(stream: &dyn Stream) -> u64 {
@@ -85,11 +84,13 @@ fn positions_are_gapless_and_handed_over_in_order_from_eight_threads() {
                 let (broker, handed_over) = (Arc::clone(&broker), Arc::clone(&handed_over));
                 std::thread::spawn(move || {
                     for _ in 0..200 {
-                        let mut hand_over = |position: Option<StreamPosition>| {
+                        let mut hand_over = |position: Option<StreamPosition>, _: &EncodedFrame| {
                             handed_over.lock().unwrap().push(position.unwrap().offset);
-                            frame().into()
+                            None
                         };
-                        assert!(open(&*broker, "a").publish(&mut hand_over, &mut None));
+                        let stream = open(&*broker, "a");
+                        let published = stream.publish(&mut |_| frame(), &mut hand_over, &mut None);
+                        assert!(published.is_ok());
                     }
                 })
             })
@@ -114,12 +115,9 @@ fn notices_take_no_position() {
     for (name, broker, _folder) in brokers() {
         let stream = open(&*broker, "a");
         publish(&*stream);
-        let mut seen = Some(None);
-        stream.notify(&mut |position| {
-            seen = position.map(Some);
-            frame().into()
-        });
-        assert_eq!(seen, None, "{name}");
+        let mut is_handed_over = false;
+        stream.notify(&mut || is_handed_over = true);
+        assert!(is_handed_over, "{name}");
         assert_eq!((top(&*stream), kept(&*stream)), (1, vec![1]), "{name}");
     }
 }
@@ -207,6 +205,38 @@ impl Store for FullStore {
     }
 
     fn close(&self, _within: Duration) {}
+}
+
+#[test]
+fn a_durable_publication_that_has_no_room_is_not_handed_over_and_takes_no_position() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Arc::new(sqlite(folder.path()));
+    store.open().unwrap();
+    let limits = HistoryLimits {
+        durable_bytes: 4096,
+        ..history_limits(1 << 20)
+    };
+    let broker = MemoryBroker::new(store, limits);
+    let stream = open(&broker, "a");
+    let mut handed_over = Vec::new();
+    let large = EncodedFrame::text(&[b'x'; 8192]);
+    for (frame, has_room) in [(frame(), true), (large, false), (frame(), true)] {
+        let (committed, told) = waiting();
+        let mut committed = Some(committed);
+        let mut hand_over = |position: Option<StreamPosition>, _: &EncodedFrame| {
+            handed_over.push(position.unwrap().offset);
+            None
+        };
+        match stream.publish(&mut |_| frame.clone(), &mut hand_over, &mut committed) {
+            Ok(()) => assert!(has_room && told.recv_timeout(PATIENCE).unwrap().is_ok()),
+            Err(Refused::NoRoom(error)) => {
+                assert!(!has_room && error.to_string().contains("durable_bytes is 4096"));
+                assert!(committed.is_some(), "the caller tells whoever waits");
+            }
+            Err(Refused::Closed) => panic!("the channel is open"),
+        }
+    }
+    assert_eq!((handed_over, kept(&*stream)), (vec![1, 2], vec![1, 2]));
 }
 
 #[test]
