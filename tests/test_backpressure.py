@@ -2,10 +2,12 @@
 
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
-from support import WebSocketClient, encode_frame, eventually, fill_socket, lose
+from support import WebSocketClient, encode_frame, eventually, fill_socket, lose, script
 from tantor import Tantor
 
 Connect = Callable[..., WebSocketClient]
@@ -166,6 +168,44 @@ def test_other_channels_are_published_on_while_one_is_behind(make_server: MakeSe
     thread.join(30)
     assert not thread.is_alive()
     assert not other_thread.is_alive()
+
+
+def test_a_publisher_is_read_again_while_another_channel_always_has_something_to_write(tmp_path: Path) -> None:
+    source = """
+import threading
+from tantor import Tantor
+with Tantor(0, "127.0.0.1", shards=1, inbox_bytes=1 << 20, slow_consumer="drop_oldest") as server:
+    print("port", server.port)
+    while server.stats()["total_connections"] < 401:
+        threading.Event().wait(0.01)
+    def flood():
+        while True:
+            server.broadcast("busy", "n", "x" * 200)
+    threading.Thread(target=flood, daemon=True).start()
+    while not server.stats()["dropped"]:
+        threading.Event().wait(0.01)
+    print("flooded")
+    threading.Event().wait()
+"""
+    with script(source, tmp_path) as server, ExitStack() as stack:
+        port = int(server.wait_for_line("port "))
+
+        def joined(channel: str) -> WebSocketClient:
+            client = stack.enter_context(WebSocketClient(port).greet())
+            client.action("join_channel", channel=channel, ref="join")
+            client.receive_until(ref="join")
+            return client
+
+        publisher = stack.enter_context(WebSocketClient(port).greet())
+        readers = [joined("quiet") for _ in range(100)]
+        for _ in range(300):
+            joined("busy")
+        server.wait_for_line("flooded")
+        for number in range(3):
+            publisher.action("broadcast", channel="quiet", event="n", data={"n": number})
+            publisher.action("ping", ref=str(number))
+            publisher.receive_until(ref=str(number), timeout=60)
+        read_all(readers[0], 3)
 
 
 @pytest.mark.parametrize("shards", [1, 2])

@@ -1,9 +1,9 @@
 //! Backpressure: connections that are read no further while the work that they caused is unfinished.
 //!
 //! A publisher waits for the subscribers of its channel as long as one of them is *behind*: more than half of
-//! `max_pending_bytes` waits for that subscriber although its socket was tried. A subscriber counts as behind for at
-//! most `publisher_hold`, again only if it took half of `max_pending_bytes` meanwhile, and then not before its queue was
-//! below the mark, so that one which reads nothing does not stop the channel; `max_pending_bytes` and the slow-consumer policy deal with it.
+//! `max_pending_bytes` waits for that subscriber although its socket was tried. Publishers wait at most `publisher_hold`.
+//! The wait is repeated if the subscriber took half of `max_pending_bytes` meanwhile. Afterwards the subscriber counts
+//! again only once its queue was below the mark.
 
 use super::Shard;
 use super::socket::Connection;
@@ -24,7 +24,7 @@ pub(super) enum Hold {
     /// The inbox of a shard is full.
     Inbox,
     /// The frames that the connection published are still being written to many subscribers, or `max_queued_bytes` has no
-    /// room for as many bytes again. The latter is waited for until the deadline.
+    /// room for as many bytes again. Ends at the deadline, for other channels may always have something to write.
     FanOut {
         channel: Arc<Channel>,
         bytes: usize,
@@ -159,7 +159,7 @@ impl Shard {
         self.held.push((slot, hold));
     }
 
-    /// Looks again at the connections that are held back, and reads those on whose work nothing waits any more.
+    /// Resumes reading held connections whose reason has ended.
     pub(super) fn release_held_back(&mut self) {
         if self.held.is_empty() {
             return;
@@ -167,22 +167,18 @@ impl Shard {
         let events = self.node.events.must_hold_back();
         let inbox = self.node.is_congested();
         let backlog = self.has_backlog() || self.node.has_backlog();
+        let waits_for_room = !self.config.publisher_hold.is_zero();
         let mut held = std::mem::take(&mut self.held);
         held.retain_mut(|(slot, hold)| {
-            if !backlog
-                && let Hold::FanOut {
-                    channel,
-                    bytes,
-                    deadline,
-                } = hold
+            if let Hold::FanOut {
+                channel,
+                bytes,
+                deadline,
+            } = hold
             {
-                let now = Instant::now();
-                if self.would_overfill(*bytes) && self.node.is_full(channel) {
-                    // the time begins when no subscriber is behind
-                    *deadline = now + self.config.publisher_hold;
-                }
-                if !self.would_overfill(*bytes) || now >= *deadline {
-                    // the queues tell who is behind once the backlog is written
+                let must_wait = backlog || (waits_for_room && self.would_overfill(*bytes));
+                if !must_wait || Instant::now() >= *deadline {
+                    // the queues tell which subscribers are behind once the backlog is written
                     *hold = Hold::Subscribers(Arc::clone(channel));
                 }
             }

@@ -1,9 +1,11 @@
 //! Room for new connections: which connection a shard closes when too many are in their handshake or in their close.
 
 use super::Shard;
+use super::receive::{BYTES_PER_WORK, PUSH_WORK, QUIET_READ, READ_SHARE};
 use super::socket::Phase;
 use crate::error::Disconnect;
 use crate::hub::Slot;
+use std::io::{self, Read};
 
 impl Shard {
     /// Makes room for one more connection in its handshake. Closes the oldest handshake while handshakes take half of the
@@ -42,6 +44,37 @@ impl Shard {
             self.node.counters.handshakes_shed.add(1);
             self.drop_connection(slot, Disconnect::Lost);
         }
+    }
+
+    /// Reads a connection in its handshake once, at once. The runtime learns only after this turn that a new socket is
+    /// readable, so this asks the socket itself. The work counts as pushes, which bound how long a turn delivers.
+    fn read_handshake(&mut self, slot: Slot) {
+        let before = self.read_work;
+        self.contain(slot, |shard| shard.read_directly(slot));
+        self.pushes += (self.read_work - before) / PUSH_WORK;
+    }
+
+    fn read_directly(&mut self, slot: Slot) {
+        let Some(connection) = self.connections.get(slot as usize) else {
+            return;
+        };
+        self.read_share = READ_SHARE;
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let socket = socket2::SockRef::from(&connection.stream);
+        let result = (&*socket).read(&mut buffer[..QUIET_READ]);
+        // there may be more to read, and the frames behind the head may wait
+        connection.readiness.set();
+        match result {
+            Ok(0) => self.at_end(slot),
+            Ok(count) => {
+                self.read_work += count / BYTES_PER_WORK;
+                self.received(slot, &mut buffer[..count]);
+                self.note_input(slot, count);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => self.drop_connection(slot, Disconnect::Lost),
+        }
+        self.buffer = buffer;
     }
 
     /// Counts a connection that begins its close.

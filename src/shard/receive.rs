@@ -14,7 +14,6 @@ use crate::hub::Slot;
 use crate::node::{Channel, Delivery, FanOut, Greeting, Place, Work};
 use crate::outbound::Chunk;
 use crate::priority::Priority;
-use std::io::{self, Read};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -24,27 +23,31 @@ use tokio::io::{AsyncRead, ReadBuf};
 /// Reads of one connection in a turn, so that one that sends without pause leaves room for others.
 const READS_PER_TURN: usize = 4;
 
-/// Bytes that a connection is read of at once which had little to read before. Many such may be ready together, and each
-/// waits for all that are before it.
-const QUIET_READ: usize = 16 << 10;
+/// The most bytes to read at once from a connection that had little to read in its last turn. Many such may be ready
+/// together, and each waits for all that are before it.
+pub(super) const QUIET_READ: usize = 16 << 10;
 
 /// One connection's share of a turn: the work that its frames may cause, in nanoseconds, about.
-const READ_SHARE: usize = 200_000;
+pub(super) const READ_SHARE: usize = 200_000;
 
 /// What it takes to carry out a frame, in nanoseconds, about.
 const FRAME_WORK: usize = 1000;
 
 /// Bytes that are read in a nanosecond, about, whether they complete a frame or not.
-const BYTES_PER_WORK: usize = 4;
+pub(super) const BYTES_PER_WORK: usize = 4;
 
 /// What each subscriber adds to that when a frame is published.
-const PUSH_WORK: usize = 50;
+pub(super) const PUSH_WORK: usize = 50;
 
 /// What it takes to open a connection.
 const OPEN_WORK: usize = 20_000;
 
 /// Bytes that one connection may publish in a turn, about: what joins into one run.
 const SHARE_BYTES: usize = 64 << 10;
+
+/// The time that a large fan-out has to be written before its publisher is read again, also where `publisher_hold` is
+/// shorter.
+const LEAST_FAN_OUT_HOLD: Duration = Duration::from_secs(1);
 
 /// The work of the frames that a connection sent, added up while they are read.
 #[derive(Default)]
@@ -89,7 +92,7 @@ impl Charge {
         Some(Hold::FanOut {
             channel,
             bytes: self.queued_bytes,
-            deadline: Instant::now() + publisher_hold,
+            deadline: Instant::now() + publisher_hold.max(LEAST_FAN_OUT_HOLD),
         })
     }
 
@@ -118,37 +121,6 @@ impl Shard {
                 connection.readiness.set();
             }
         }
-    }
-
-    /// Reads a connection in its handshake once, at once. The runtime learns only after this turn that a new socket is
-    /// readable, so this asks the socket itself. The work counts as pushes, which bound how long a turn delivers.
-    pub(super) fn read_handshake(&mut self, slot: Slot) {
-        let before = self.read_work;
-        self.contain(slot, |shard| shard.read_directly(slot));
-        self.pushes += (self.read_work - before) / PUSH_WORK;
-    }
-
-    fn read_directly(&mut self, slot: Slot) {
-        let Some(connection) = self.connections.get(slot as usize) else {
-            return;
-        };
-        self.read_share = READ_SHARE;
-        let mut buffer = std::mem::take(&mut self.buffer);
-        let socket = socket2::SockRef::from(&connection.stream);
-        let result = (&*socket).read(&mut buffer[..QUIET_READ]);
-        // there may be more to read, and the frames behind the head may wait
-        connection.readiness.set();
-        match result {
-            Ok(0) => self.at_end(slot),
-            Ok(count) => {
-                self.read_work += count / BYTES_PER_WORK;
-                self.received(slot, &mut buffer[..count]);
-                self.note_input(slot, count);
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(_) => self.drop_connection(slot, Disconnect::Lost),
-        }
-        self.buffer = buffer;
     }
 
     /// Reads a connection's share; true when there may be more, after the others' turn.
@@ -217,7 +189,7 @@ impl Shard {
     }
 
     /// The peer has shut its side: what it is owed is still written.
-    fn at_end(&mut self, slot: Slot) {
+    pub(super) fn at_end(&mut self, slot: Slot) {
         let Some(connection) = self.connections.get_mut(slot as usize) else {
             return;
         };
@@ -239,7 +211,7 @@ impl Shard {
         }
     }
 
-    fn received(&mut self, slot: Slot, bytes: &mut [u8]) {
+    pub(super) fn received(&mut self, slot: Slot, bytes: &mut [u8]) {
         let now = self.wheel.now();
         let Some(connection) = self.connections.get_mut(slot as usize) else {
             return;
