@@ -233,12 +233,7 @@ impl Shard {
         if self.is_finished {
             self.drop_all();
         }
-        self.door
-            .queued_frames
-            .store(self.queued_frames, Ordering::Relaxed);
-        self.door
-            .queued_bytes
-            .store(self.queued_bytes, Ordering::Relaxed);
+        self.report_queued();
         self.check_unfinished();
         self.door
             .handshakes
@@ -248,6 +243,7 @@ impl Shard {
         }
         self.look_at_others();
         self.make_room();
+        self.report_queued();
         if self.has_drained()
             && let Some(drained) = self.tell_drained.take()
         {
@@ -267,6 +263,16 @@ impl Shard {
             context.waker().wake_by_ref();
         }
         Poll::Pending
+    }
+
+    /// Reports what waits for this shard's sockets: to other shards, for `max_queued_bytes`, and to `stats()`.
+    fn report_queued(&self) {
+        self.door
+            .queued_frames
+            .store(self.queued_frames, Ordering::Relaxed);
+        self.door
+            .queued_bytes
+            .store(self.queued_bytes, Ordering::Relaxed);
     }
 
     /// Reads connections that have something to read: first those that had little before, then the busy ones in turns,
