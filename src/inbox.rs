@@ -86,8 +86,7 @@ impl<T: Weigh> Inbox<T> {
         std::mem::swap(&mut self.items.lock().queue, taken);
     }
 
-    /// Says that so many bytes of what was taken wait no longer. True when that has ended the inbox's being full:
-    /// publishers may have been held back because of it.
+    /// Subtracts the bytes of deliveries that were carried out. Returns true if the inbox was full and no longer is.
     pub fn settle(&self, bytes: usize) -> bool {
         let before = self.bytes.fetch_sub(bytes, Ordering::Relaxed);
         let has_room_again = before > self.max_bytes && before - bytes <= self.max_bytes;

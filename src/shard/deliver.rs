@@ -214,7 +214,7 @@ impl Shard {
         self.pushes += behind.len() * PUSHES_PER_SEND;
         let mut dropped = 0;
         for slot in behind {
-            // it may only not have had its turn
+            // The queue may be full only because the connection was not flushed yet.
             self.flush(slot);
             let shed = self.shed(slot, |outbound| outbound.conflate(channel.key));
             dropped += shed.iter().map(|shed| shed.frames).sum::<usize>();
@@ -329,7 +329,7 @@ impl Shard {
         let line = line_for(self.connections.len(), chunk.bytes.len());
         let limit = self.config.max_pending_bytes;
         for (slot, connection) in &mut self.connections {
-            // for one that came later it was mail, or is nothing
+            // Later connections got the emergency as mail, or not at all.
             if connection.emergencies < number && matches!(connection.phase, Phase::Open(_)) {
                 let added = connection.outbound.push(chunk.clone());
                 self.queued_frames = self.queued_frames.wrapping_add_signed(added);

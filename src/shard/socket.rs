@@ -362,7 +362,7 @@ impl Shard {
         self.freed += std::mem::take(&mut connection.reader).held();
         let mut unfinished = std::mem::take(&mut connection.unfinished);
         let generation = connection.generation;
-        // one that takes nothing will hardly take them now
+        // A stalled client is unlikely to read these; keep its emergencies as mail.
         let unwritten = if disconnect.is_of_stalled() {
             connection.outbound.unwritten_emergencies()
         } else {
