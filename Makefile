@@ -56,7 +56,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 
-$(VENV)/build-tools: $(BIN)/python
+$(VENV)/build-tools: Makefile $(BIN)/python
 	$(BIN)/python -m pip install --quiet 'maturin>=1.16,<2' $(ZIG)
 	@touch $@
 
