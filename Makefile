@@ -5,11 +5,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := Cargo.toml $(wildcard Cargo.lock) pyproject.toml README.md LICENSE $(shell find src python -type f -not -name '*.pyc' -not -name '*.so')
 
-# zig links against the C library of older distributions, so that the wheel works there too
-LINUX := $(filter Linux,$(shell uname -s))
-ZIG := $(if $(LINUX),ziglang~=0.17.1)
-PORTABLE := $(if $(LINUX),--zig --compatibility manylinux_2_28)
-
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: help demo test bench attack wheel lint format clean
@@ -56,8 +51,8 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 
-$(VENV)/build-tools: Makefile $(BIN)/python
-	$(BIN)/python -m pip install --quiet 'maturin>=1.16,<2' $(ZIG)
+$(VENV)/build-tools: $(BIN)/python
+	$(BIN)/python -m pip install --quiet 'maturin>=1.16,<2'
 	@touch $@
 
 $(VENV)/test-tools: pyproject.toml $(BIN)/python
@@ -66,7 +61,7 @@ $(VENV)/test-tools: pyproject.toml $(BIN)/python
 
 dist/built: $(SOURCES) $(VENV)/build-tools
 	rm -rf dist
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/maturin build --release --locked $(PORTABLE) --out dist --interpreter $(BIN)/python
+	$(BIN)/maturin build --release --locked --out dist --interpreter $(BIN)/python
 	@touch $@
 
 $(VENV)/installed: dist/built
