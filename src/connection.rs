@@ -286,8 +286,8 @@ impl Reader {
     }
 }
 
-/// Makes room for more bytes behind the start of a frame: twice what there was, but no more than the frame takes, so that
-/// a frame which is about to be complete weighs no more in the budget of unfinished input than its size.
+/// Makes room for more bytes behind the start of a frame: twice the present room, but no more than the frame takes. So an
+/// almost complete frame is not charged more than its size.
 fn make_room(held: &mut Vec<u8>, more: usize, max_message_size: usize) {
     let needed = held.len() + more;
     if needed <= held.capacity() {

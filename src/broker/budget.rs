@@ -44,7 +44,7 @@ impl Budget {
         }
     }
 
-    /// Counts what a channel is charged now, and no longer what it was charged `before`.
+    /// Replaces a channel's previous charge by its present one.
     pub fn recount(&self, before: Bytes, now: Bytes) {
         for (total, before, now) in [
             (&self.evictable, before.evictable, now.evictable),

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-/// Publications that are kept no longer are taken off the store so many at a time, at least.
+/// Least number of removed publications that are reported to the store in one change.
 const TRIMMED_TOGETHER: u64 = 64;
 
 /// How long the opening of a stream waits until the store knows that the stream is durable no longer.
@@ -154,7 +154,7 @@ impl Stream for MemoryStream {
                         is_durable: true,
                         frame: saved,
                     };
-                    // both under the lock, so that the next publication finds the room that this one takes
+                    // under the lock: the next publication must see the updated budget
                     stream.keep(&mut state, kept);
                     stream.finish_saving(reserved);
                     None
@@ -184,8 +184,8 @@ impl Stream for MemoryStream {
     fn read(&self, look: &mut dyn FnMut(&History)) {
         let mut state = self.state.lock();
         self.trim(&mut state, monotonic_micros());
-        // A position that is given out, be it the beginning, has to be known after a restart. While too much waits to be
-        // saved, clients that join ever new channels are not to fill the rest: the first publication announces those.
+        // A position that is given out, even offset 0, has to be known after a restart. While the save queue is half
+        // full, a read does not announce the stream; its first publication does.
         if self.saves && (state.is_announced || !self.store.is_busy()) {
             self.announce(&mut state);
         }
@@ -260,7 +260,7 @@ impl MemoryStream {
             return;
         }
         if state.history.epoch == saved.epoch && state.assigned > saved.top {
-            // not all was saved, and offsets that were seen are not to be given again
+            // some publications were not saved: a new epoch prevents reuse of offsets that clients have seen
             saved.epoch = random_u64();
         }
         state.assigned = saved.top;

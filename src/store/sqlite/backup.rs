@@ -50,7 +50,7 @@ pub fn restore(backup: &Path, database: &Path) -> Result<(), StoreError> {
     let copied = beside(database, "-restored");
     remove(&copied).map_err(failed)?;
     copy(&source, &copied)?;
-    // first, so that whatever is in this place after a crash has other epochs
+    // first: if the restore is interrupted, the next open renews all epochs
     CommitsFile::open(database)?.disown().map_err(failed)?;
     // the log of the old file would be applied to the new one
     for suffix in ["-wal", "-shm"] {

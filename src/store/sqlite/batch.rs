@@ -214,7 +214,7 @@ impl Batch {
 }
 
 impl Change<'_> {
-    /// True for what takes room in the store; what frees some always finds its way.
+    /// True for changes that need room in the store. Changes that free room are always queued.
     pub(super) fn adds(&self) -> bool {
         matches!(
             self,

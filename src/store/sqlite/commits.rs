@@ -33,7 +33,7 @@ pub(super) struct Record {
 const MAGIC: &[u8; 8] = b"TANTORC1";
 const RECORD_SIZE: usize = 56;
 
-/// Where the map begins, and its bytes, one for each value of a channel's hash.
+/// Offset and size of the map: one byte for each value of a channel's hash.
 const MAP_START: u64 = 4096;
 const MAP_SIZE: usize = 1 << 16;
 
@@ -98,8 +98,7 @@ impl CommitsFile {
 
     /// Notes that something is about to be published on a channel.
     pub fn note_published(&self, channel: &str) {
-        // what cannot be noted costs no more than what a kill has always cost: the reader of a map that is not whole
-        // takes everything for published
+        // if the write fails, the map is cut short; after a kill, a short map makes all streams get new epochs
         if write_at(&self.file, &[1], MAP_START + slot(channel) as u64).is_err() {
             let _ = self.file.set_len(MAP_START);
         }

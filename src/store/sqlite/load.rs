@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 impl DatabaseFile {
-    /// Reads everything that has not expired, and lets go of the rest.
+    /// Reads everything that has not expired, and deletes the rest.
     ///
     /// Errors: the file cannot be read.
     pub fn load(&mut self) -> Result<Saved, StoreError> {

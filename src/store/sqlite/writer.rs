@@ -27,7 +27,7 @@ pub(super) struct Writer {
     measured: Instant,
     /// When old idempotency keys were last let go of; `None` while there may be more.
     swept: Option<Instant>,
-    /// When something was last to be saved.
+    /// When the last batch was taken.
     busy: Instant,
     /// Whom the last commit has told, and how long it took.
     told: (usize, Duration),
