@@ -2,7 +2,7 @@
 
 use super::budget::{Budget, HistoryLimits, charge, level};
 use super::epochs::Epochs;
-use super::stream::{MemoryStream, restored};
+use super::stream::{InStore, MemoryStream, restored};
 use super::{Broker, Closing, Evicted, HistorySize, Stream};
 use crate::capacity::shrink_map;
 use crate::channel_settings::ChannelSettings;
@@ -78,6 +78,10 @@ impl Broker for MemoryBroker {
             shrink_map(&mut saved);
             found
         };
+        let in_store = match saved {
+            Some(_) => InStore::Earlier,
+            None => InStore::Nothing,
+        };
         let was_durable = saved.as_ref().is_some_and(|saved| saved.durable);
         let history = saved.map_or_else(
             || History::new(self.shared.epochs.next(channel), 0),
@@ -90,6 +94,7 @@ impl Broker for MemoryBroker {
             settings,
             self.shared.next_key.fetch_add(1, Ordering::Relaxed),
             history,
+            in_store,
         ));
         stream.begin(was_durable);
         streams.insert(Arc::clone(channel), Arc::clone(&stream));
@@ -120,7 +125,7 @@ impl Broker for MemoryBroker {
         }
         drop(streams);
         stream.end(&mut state);
-        if stream.saves {
+        if stream.saves && state.in_store != InStore::Nothing {
             let change = Change::StreamForgotten {
                 stream: stream.key,
                 channel: Arc::clone(&stream.channel),

@@ -40,14 +40,23 @@ pub(super) struct MemoryStream {
     shared: Weak<Shared>,
 }
 
+/// What the store has of a stream.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum InStore {
+    Nothing,
+    /// Perhaps rows from before the store was opened, but no announcement since.
+    Earlier,
+    /// The store took the announcement of the stream since the store was opened.
+    Announced,
+}
+
 pub(super) struct StreamState {
     pub history: History,
     /// The last offset that was given; above `history.top` while publications are being saved.
     pub assigned: u64,
     /// The store was told to remove what is up to this offset.
     trimmed: u64,
-    /// The store knows of this stream.
-    is_announced: bool,
+    pub in_store: InStore,
     /// The store knows that something was published on this stream since it was opened.
     is_noted: bool,
     is_closed: bool,
@@ -186,7 +195,7 @@ impl Stream for MemoryStream {
         self.trim(&mut state, monotonic_micros());
         // A position that is given out, even offset 0, has to be known after a restart. While the save queue is half
         // full, a read does not announce the stream; its first publication does.
-        if self.saves && (state.is_announced || !self.store.is_busy()) {
+        if self.saves && (state.in_store == InStore::Announced || !self.store.is_busy()) {
             self.announce(&mut state);
         }
         look(&state.history);
@@ -205,6 +214,7 @@ impl MemoryStream {
         settings: ChannelSettings,
         key: StreamKey,
         history: History,
+        in_store: InStore,
     ) -> Self {
         let keeps = settings.keeps(shared.budget.limits.history_bytes);
         Self {
@@ -218,7 +228,7 @@ impl MemoryStream {
                 assigned: history.top,
                 trimmed: history.emptied_through(),
                 history,
-                is_announced: false,
+                in_store,
                 is_noted: false,
                 is_closed: false,
             }),
@@ -254,7 +264,7 @@ impl MemoryStream {
     /// The store was closed and opened again; another process may have used it meanwhile, so what it says counts.
     pub fn restore(&self, mut saved: SavedStream) {
         let mut state = self.state.lock();
-        state.is_announced = false;
+        state.in_store = InStore::Earlier;
         state.is_noted = false;
         if (state.history.epoch, state.assigned) == (saved.epoch, saved.top) {
             return;
@@ -378,6 +388,7 @@ impl MemoryStream {
         is_durable: bool,
         committed: Option<Committed>,
     ) -> EncodedFrame {
+        // a store that is full refuses the announcement, and then the publication, which is counted and told
         self.announce(state);
         let at = now_micros();
         let change = Change::Published {
@@ -393,10 +404,12 @@ impl MemoryStream {
         frame
     }
 
-    fn announce(&self, state: &mut StreamState) {
-        if !std::mem::replace(&mut state.is_announced, true) {
-            self.store.save(self.announcement(state), None);
+    /// Tells the store of this stream, once; false when the store has no room for that now.
+    fn announce(&self, state: &mut StreamState) -> bool {
+        if state.in_store != InStore::Announced && self.store.save(self.announcement(state), None) {
+            state.in_store = InStore::Announced;
         }
+        state.in_store == InStore::Announced
     }
 
     fn announcement(&self, state: &StreamState) -> Change<'static> {
@@ -411,23 +424,24 @@ impl MemoryStream {
 
     /// Before anything is published that a crash may lose: else the epoch would outlive it.
     fn announce_and_wait(&self, state: &mut StreamState) {
-        state.is_announced = true;
+        state.in_store = InStore::Announced;
         let (tell, told) = flume::bounded(1);
         let committed: Committed = Box::new(move |result| drop(tell.send(result)));
         self.store.save(self.announcement(state), Some(committed));
         if !matches!(told.recv_timeout(MAX_WAIT), Ok(Ok(()))) {
             // it could not be saved: another epoch, which the store does not know, is as good
             state.history.epoch = random_u64();
-            state.is_announced = false;
+            state.in_store = InStore::Earlier;
         }
     }
 
     /// Tells the store which publications are gone, once there are `together` or more.
     pub fn tell_trimmed(&self, state: &mut StreamState, together: u64) {
         let through = state.history.emptied_through();
-        if self.saves && through.saturating_sub(state.trimmed) >= together {
+        let is_due = through.saturating_sub(state.trimmed) >= together;
+        // of a stream that the store never took there is nothing to remove
+        if self.saves && is_due && state.in_store != InStore::Nothing && self.announce(state) {
             state.trimmed = through;
-            self.announce(state);
             let change = Change::Trimmed {
                 stream: self.key,
                 through,

@@ -197,7 +197,9 @@ impl Node {
     ) -> Known<T> {
         loop {
             let now = protocol::monotonic_micros();
-            let mark = |committed| self.store.save(Change::Mark, Some(committed));
+            let mark = |committed| {
+                self.store.save(Change::Mark, Some(committed));
+            };
             if let Some(known) = results.begin(scope, key, now, committed, &mark) {
                 return known;
             }

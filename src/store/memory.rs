@@ -11,10 +11,11 @@ impl Store for MemoryStore {
         Ok(Saved::default())
     }
 
-    fn save(&self, _change: Change<'_>, committed: Option<Committed>) {
+    fn save(&self, _change: Change<'_>, committed: Option<Committed>) -> bool {
         if let Some(committed) = committed {
             committed(Ok(()));
         }
+        true
     }
 
     fn note_published(&self, _: &str) -> bool {

@@ -26,7 +26,9 @@ pub trait Store: Send + Sync {
     /// Blocking: for as long as reading takes.
     fn open(&self) -> Result<Saved, StoreError>;
 
-    /// Takes a change; `committed` hears when it is saved and would outlive a power failure, or that it cannot be.
+    /// Takes a change; `committed` hears when it is saved and would outlive a power failure, or that it cannot be. False
+    /// when the store refuses the change: a store that is full refuses what adds to it, and one that is closed
+    /// everything. A refused `StreamOpened` is not counted as lost, as its stream is to be announced again.
     ///
     /// Ordering: changes are saved, and heard of, in the order of the calls; those of a stream behind its
     /// `StreamOpened`, since the store was opened. While the store is full, a message that does not fit may be saved
@@ -34,7 +36,7 @@ pub trait Store: Send + Sync {
     /// again, and counts what it gave up in `health`. Blocking: no; `committed` may hear of an error (and, of a store that
     /// saves nothing, of success) before this returns, under the caller's locks, else on the store's thread, where it
     /// must not block.
-    fn save(&self, change: Change<'_>, committed: Option<Committed>);
+    fn save(&self, change: Change<'_>, committed: Option<Committed>) -> bool;
 
     /// Notes, for the next `open`, that something is about to be published on a stream that is not durable: only such
     /// streams have another epoch after an unclean end. False when the store is not open.

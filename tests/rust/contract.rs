@@ -1,7 +1,8 @@
 //! What every broker must do, over each store that there is.
 
 use crate::peer::history_limits;
-use crate::stores::{PATIENCE, every_store, sqlite, waiting};
+use crate::sqlite::wait_until;
+use crate::stores::{LIMITS, PATIENCE, every_store, offsets, reopen, sqlite, waiting};
 use _tantor::broker::{
     Broker, Closing, HandOverSaved, HistoryLimits, HistorySize, MemoryBroker, Refused, Stream,
     StreamPosition,
@@ -10,7 +11,9 @@ use _tantor::channel_settings::ChannelSettings;
 use _tantor::frame::EncodedFrame;
 use _tantor::history::Page;
 use _tantor::priority::SlowConsumer;
-use _tantor::store::{Change, Committed, Health, MemoryStore, Saved, Store, StoreError};
+use _tantor::store::{
+    Change, Committed, Health, Limits, MemoryStore, Saved, SqliteStore, Store, StoreError,
+};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -182,10 +185,11 @@ impl Store for FullStore {
         Ok(Saved::default())
     }
 
-    fn save(&self, _change: Change<'_>, committed: Option<Committed>) {
+    fn save(&self, _change: Change<'_>, committed: Option<Committed>) -> bool {
         if let Some(committed) = committed {
             committed(Err(StoreError("full".to_owned())));
         }
+        false
     }
 
     fn is_busy(&self) -> bool {
@@ -237,6 +241,42 @@ fn a_durable_publication_that_has_no_room_is_not_handed_over_and_takes_no_positi
         }
     }
     assert_eq!((handed_over, kept(&*stream)), (vec![1, 2], vec![1, 2]));
+}
+
+#[test]
+fn invented_channels_fill_no_more_than_the_queue_while_the_file_is_locked() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tantor.db");
+    let limits = Limits {
+        queue_bytes: 64 << 10,
+        ..LIMITS
+    };
+    let store = Arc::new(SqliteStore::new(&path, limits));
+    store.open().unwrap();
+    let broker = MemoryBroker::new(
+        Arc::clone(&store) as Arc<dyn Store>,
+        history_limits(1 << 20),
+    );
+    let other = rusqlite::Connection::open(&path).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    for number in 0..5000 {
+        let name = format!("invented {number}");
+        assert!(publish(&*open(&broker, &name)).is_some());
+        assert!(broker.close(&name, Closing::Whatever));
+    }
+    let stays = open(&broker, "stays");
+    assert!(publish(&*stays).is_some());
+    let health = store.health();
+    // each opening that was taken has a deletion, which is never refused
+    assert!(health.queued_bytes <= 2 * limits.queue_bytes, "{health:?}");
+    assert!(health.changes_lost > 4000, "{health:?}");
+    other.execute_batch("COMMIT").unwrap();
+    wait_until("all is saved", || store.health().queued_changes == 0);
+    assert!(publish(&*stays).is_some());
+    let saved = reopen(&*store);
+    assert_eq!(saved.streams.len(), 1, "{:?}", saved.streams);
+    assert_eq!(offsets(&saved, "stays"), [2], "it is announced again");
+    store.close(PATIENCE);
 }
 
 #[test]

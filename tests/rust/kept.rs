@@ -186,8 +186,9 @@ impl Store for HeldStore {
         Ok(Saved::default())
     }
 
-    fn save(&self, _change: Change, committed: Option<Committed>) {
+    fn save(&self, _change: Change, committed: Option<Committed>) -> bool {
         self.held.lock().extend(committed);
+        true
     }
 
     fn is_busy(&self) -> bool {

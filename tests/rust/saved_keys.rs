@@ -43,7 +43,7 @@ fn sent(name: &str) -> UsedKey {
     }
 }
 
-fn publication(offset: u64, used: UsedKey, act: impl FnOnce(Change<'_>)) {
+fn publication<T>(offset: u64, used: UsedKey, act: impl FnOnce(Change<'_>) -> T) -> T {
     act(Change::Published {
         stream: key("a"),
         position: StreamPosition { epoch: 1, offset },
@@ -52,7 +52,7 @@ fn publication(offset: u64, used: UsedKey, act: impl FnOnce(Change<'_>)) {
         is_durable: false,
         frame: &frame("{}"),
         used_key: Some(Box::new(used)),
-    });
+    })
 }
 
 fn letter(used: UsedKey) -> Change<'static> {

@@ -219,6 +219,7 @@ impl Change<'_> {
         matches!(
             self,
             Change::Published { .. }
+                | Change::StreamOpened { .. }
                 | Change::Mailed { .. }
                 | Change::ClientSaved { .. }
                 | Change::Joined { .. }

@@ -139,13 +139,18 @@ impl Store for SqliteStore {
         Ok(saved)
     }
 
-    fn save(&self, change: Change<'_>, committed: Option<Committed>) {
-        if let Err(committed) = self.queue.push(change, committed) {
+    fn save(&self, change: Change<'_>, committed: Option<Committed>) -> bool {
+        let is_lost_if_refused = !matches!(change, Change::StreamOpened { .. });
+        let Err(committed) = self.queue.push(change, committed) else {
+            return true;
+        };
+        if is_lost_if_refused {
             self.gauges.lost.fetch_add(1, Ordering::Relaxed);
-            if let Some(committed) = committed {
-                committed(Err(self.refusal()));
-            }
         }
+        if let Some(committed) = committed {
+            committed(Err(self.refusal()));
+        }
+        false
     }
 
     fn note_published(&self, channel: &str) -> bool {
