@@ -62,7 +62,14 @@ impl Node {
         }
     }
 
-    /// Bytes of memory that channels, clients, history and mail take, about.
+    /// Records how much the node holds before a channel ends: many channels may be made and deleted within one tick, and
+    /// two samples, a tick apart, would miss them.
+    pub(super) fn note_held(&self) {
+        self.held_peak
+            .fetch_max(self.held_bytes(), Ordering::Relaxed);
+    }
+
+    /// Returns the approximate memory that channels, clients, history and mail take, in bytes.
     pub(super) fn held_bytes(&self) -> usize {
         let history = self.broker.used();
         self.channels.read().len() * CHANNEL_SIZE
@@ -115,6 +122,7 @@ impl Node {
     /// Ends a channel that was taken off the queue, if it has neither subscribers nor history, and has been empty since
     /// `due`. One with history is noted again when that is empty.
     fn end_if_empty(&self, channel: &Arc<Channel>, due: u64) {
+        self.note_held();
         let mut channels = self.channels.write();
         let mut members = channel.members.lock();
         members.noted_empty = false;

@@ -125,6 +125,7 @@ impl Node {
     /// Errors: the storage cannot be opened.
     pub fn delete_channel(&self, name: &str) -> Result<bool, Error> {
         self.restore()?;
+        self.note_held();
         let mut channels = self.channels.write();
         let Some(channel) = channels.remove(name) else {
             return Ok(false);

@@ -103,8 +103,8 @@ pub struct Node {
     /// When expired publications were last let go of, by `monotonic_micros`.
     history_tended: AtomicU64,
     empty_channels: Mutex<EmptyChannels>,
-    /// What `held_bytes` said at the last tick.
-    held_before: AtomicUsize,
+    /// The most that the node has held since the last tick; see `note_held`.
+    held_peak: AtomicUsize,
     /// Channels with notices that wait.
     noticed: Mutex<Vec<Arc<Channel>>>,
     doors: ArcSwap<Vec<Arc<Door>>>,
@@ -167,7 +167,7 @@ impl Node {
             sent_once: Idempotency::new(key_ttl, key_limits),
             history_tended: AtomicU64::new(0),
             empty_channels: Mutex::default(),
-            held_before: AtomicUsize::new(0),
+            held_peak: AtomicUsize::new(0),
             noticed: Mutex::default(),
             doors: ArcSwap::default(),
             draining: AtomicBool::new(false),
@@ -329,8 +329,8 @@ impl Node {
     }
 
     /// Work that is due from time to time: notices that waited, clients that stay away, mail, channels that stayed
-    /// empty, publications that have expired. Returns about how many bytes less the node holds than the last time,
-    /// whatever freed them.
+    /// empty, publications that have expired. Returns approximately how many bytes less the node holds now than at its
+    /// peak since the last tick.
     pub fn tick(&self) -> usize {
         self.tell_due_notices();
         self.tend_away();
@@ -341,8 +341,8 @@ impl Node {
         self.expire_kept();
         self.remove_empty_channels(0);
         let held = self.held_bytes();
-        let held_before = self.held_before.swap(held, Ordering::Relaxed);
-        held_before.saturating_sub(held)
+        let peak = self.held_peak.swap(held, Ordering::Relaxed);
+        peak.saturating_sub(held)
     }
 
     /// Logs when what is to be saved cannot be, and when it can be again.

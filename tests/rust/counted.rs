@@ -1,7 +1,7 @@
 //! What the fan-out must not do more often than once.
 
 use crate::peer::{broadcast, history_limits};
-use _tantor::broker::MemoryBroker;
+use _tantor::broker::{CHANNEL_SIZE, MemoryBroker};
 use _tantor::config::Config;
 use _tantor::node::{Delivery, Door, Greeting, Node, Place};
 use _tantor::store::MemoryStore;
@@ -86,4 +86,22 @@ fn one_encode_and_one_push_a_shard_for_ten_thousand_subscribers() {
         frames.windows(2).all(|pair| pair[0] == pair[1]),
         "the shards do not share the frame's bytes"
     );
+}
+
+#[test]
+fn channels_made_and_deleted_within_one_tick_count_as_freed() {
+    const COUNT: usize = 1000;
+    let config = Arc::new(Config::default());
+    let broker = MemoryBroker::new(Arc::new(MemoryStore), history_limits(1 << 30));
+    let node = Arc::new(Node::new(config, Arc::new(broker), Arc::new(MemoryStore)));
+    node.tick();
+    for number in 0..COUNT {
+        broadcast(&node, &format!("channel {number}"), "tick", b"{\"n\":1}");
+    }
+    for number in 0..COUNT {
+        assert!(node.delete_channel(&format!("channel {number}")).unwrap());
+    }
+    let freed = node.tick();
+    assert!(freed > COUNT * CHANNEL_SIZE, "{freed}");
+    assert_eq!(node.tick(), 0, "and only once");
 }
