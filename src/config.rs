@@ -4,6 +4,7 @@
 
 use crate::channel_settings::{ChannelRules, ChannelSettings, MAX_HISTORY_SIZE};
 use crate::error::Error;
+use crate::hosts::Hosts;
 use crate::priority::SlowConsumer;
 use crate::subprotocols::Subprotocols;
 use std::fmt;
@@ -61,7 +62,8 @@ pub struct Setting {
 }
 
 impl Setting {
-    /// "integer", "number", "boolean", "text", "json" for text that holds JSON, or "list" for names with commas between.
+    /// "integer", "number", "boolean", "text", "json" for text that holds JSON, "list" for names with commas between, or
+    /// "mode" for permissions in octal digits.
     pub fn kind(&self) -> &'static str {
         match self.access {
             Access::Integer { .. } => "integer",
@@ -137,7 +139,8 @@ impl Setting {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     pub port: u16,
-    pub host: String,
+    pub host: Hosts,
+    pub unix_socket_mode: u32,
     pub default_channel: String,
     pub heartbeat_interval: Duration,
     pub heartbeat_timeout: Duration,
@@ -211,7 +214,8 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             port: 8080,
-            host: "0.0.0.0".to_owned(),
+            host: Hosts::default(),
+            unix_socket_mode: 0o660,
             default_channel: "jungle".to_owned(),
             heartbeat_interval: Duration::from_secs(30),
             heartbeat_timeout: Duration::from_secs(40),
@@ -468,7 +472,8 @@ const DERIVED: bool = true;
 
 settings! {
     port: integer(0, 65_535), GIVEN, "TCP port to listen on; 0 picks a free one";
-    host: text, GIVEN, "addresses or names to listen on, with commas between them: every address of each, all on one port";
+    host: read("list", Hosts::TAKES, Hosts::parse, write_hosts), GIVEN, "addresses or names to listen on, with commas between them: every address of each, all on one port; unix:/run/app/tantor.sock for a Unix socket";
+    unix_socket_mode: read("mode", "permissions of a file from 0 to 777, octal in text", read_mode, write_mode), GIVEN, "permissions of the file of a Unix socket, in octal digits; who may write to the file may connect";
     default_channel: text, GIVEN, "channel that every client is in from the start, and that commands without one mean";
     heartbeat_interval: seconds(0.05, DAY), GIVEN, "seconds between heartbeats";
     heartbeat_timeout: seconds(0.05, DAY), DERIVED, "seconds of silence after which a client is closed (default: the interval plus 10)";
@@ -534,6 +539,26 @@ fn read_slow_consumer(text: &str) -> Result<SlowConsumer, String> {
 )]
 fn write_slow_consumer(policy: &SlowConsumer) -> String {
     policy.name().to_owned()
+}
+
+fn read_mode(text: &str) -> Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o777 => Ok(mode),
+        Ok(_) => Err("it is more than 777".to_owned()),
+        Err(_) => Err("it has other characters than octal digits".to_owned()),
+    }
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "as the table calls every such function"
+)]
+fn write_mode(mode: &u32) -> String {
+    format!("{mode:o}")
+}
+
+fn write_hosts(hosts: &Hosts) -> String {
+    hosts.text().to_owned()
 }
 
 fn write_rules(rules: &ChannelRules) -> String {

@@ -193,6 +193,8 @@ pub enum Error {
     Bind {
         address: String,
         source: std::io::Error,
+        /// What the system's error does not say.
+        hint: Option<String>,
     },
     /// A thread could not be started, or ended before it served.
     Start(String),
@@ -211,7 +213,11 @@ impl fmt::Display for Error {
             | Error::TimedOut(message)
             | Error::Storage(message) => f.write_str(message),
             Error::UnknownSetting(name) => write!(f, "there is no setting {name:?}"),
-            Error::Bind { address, source } => {
+            Error::Bind {
+                address,
+                source,
+                hint,
+            } => {
                 let problem = source.to_string();
                 // Python's OSError shows the number
                 let problem = match source.raw_os_error() {
@@ -220,7 +226,11 @@ impl fmt::Display for Error {
                         .unwrap_or(&problem),
                     None => &problem,
                 };
-                write!(f, "cannot listen on {address}: {problem}")
+                write!(f, "cannot listen on {address}: {problem}")?;
+                match hint {
+                    Some(hint) => write!(f, " ({hint})"),
+                    None => Ok(()),
+                }
             }
         }
     }

@@ -16,6 +16,7 @@ pub mod fork;
 pub mod frame;
 pub mod handshake;
 pub mod history;
+pub mod hosts;
 pub mod hub;
 pub mod idempotency;
 pub mod inbox;
@@ -38,6 +39,8 @@ pub mod socket_limits;
 pub mod store;
 pub mod subprotocols;
 pub mod sync;
+#[cfg(unix)]
+pub mod unix_socket;
 pub mod wheel;
 
 #[cfg(feature = "python")]

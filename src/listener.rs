@@ -2,9 +2,16 @@
 
 use crate::error::Error;
 use crate::fork::ParentsOwn;
+use crate::hosts::{Host, Hosts, show_unix};
+#[cfg(unix)]
+use crate::unix_socket::{self, SocketFile};
 use socket2::{Domain, Protocol, Socket, Type};
+use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+#[cfg(unix)]
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
 
 /// Connections that the system may hold until they are accepted.
 const BACKLOG: i32 = 4096;
@@ -12,50 +19,155 @@ const BACKLOG: i32 = 4096;
 /// Ports of the system's choice that are tried until one is free on every address.
 const MOST_PORTS: u32 = 16;
 
+/// Every address to listen on.
+#[derive(Debug, Default)]
+pub struct Addresses {
+    tcp: Vec<TcpAddress>,
+    unix: Vec<PathBuf>,
+}
+
 /// An address to listen on, and the host that it comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Address {
+#[derive(Debug)]
+struct TcpAddress {
     host: String,
     socket: SocketAddr,
     /// A name has this address besides others, of which one is enough where the system has no such network.
     is_one_of_many: bool,
 }
 
-/// Every address of each host of a list that is separated by commas.
+/// Finds every address of each host.
 ///
 /// Errors: a name without addresses.
-pub fn resolve(hosts: &str, port: u16) -> Result<Vec<Address>, Error> {
-    let mut addresses: Vec<Address> = Vec::new();
-    for host in hosts.split(',').map(str::trim) {
-        let unknown = |source| cannot_bind(host, port, source);
-        let bare = host.trim_start_matches('[').trim_end_matches(']');
-        let mut found: Vec<SocketAddr> = (bare, port).to_socket_addrs().map_err(unknown)?.collect();
-        found.dedup();
-        for socket in &found {
-            if !addresses.iter().any(|known| known.socket == *socket) {
-                addresses.push(Address {
-                    host: host.to_owned(),
-                    socket: *socket,
-                    is_one_of_many: found.len() > 1,
-                });
-            }
+pub fn resolve(hosts: &Hosts, port: u16) -> Result<Addresses, Error> {
+    let mut addresses = Addresses::default();
+    for host in hosts.list() {
+        match host {
+            Host::Tcp(name) => resolve_name(name, port, &mut addresses.tcp)?,
+            Host::Unix(path) if !addresses.unix.contains(path) => addresses.unix.push(path.clone()),
+            Host::Unix(_) => {}
         }
     }
     Ok(addresses)
 }
 
-/// Sockets that listen, all on one port. To be made and closed under a `Whole`.
+fn resolve_name(host: &str, port: u16, addresses: &mut Vec<TcpAddress>) -> Result<(), Error> {
+    let unknown = |source| cannot_bind(host, port, source);
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    let mut found: Vec<SocketAddr> = (bare, port).to_socket_addrs().map_err(unknown)?.collect();
+    found.dedup();
+    for socket in &found {
+        if !addresses.iter().any(|known| known.socket == *socket) {
+            addresses.push(TcpAddress {
+                host: host.to_owned(),
+                socket: *socket,
+                is_one_of_many: found.len() > 1,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// An address that is listened on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => f.write_str(&show_unix(path)),
+        }
+    }
+}
+
+/// A socket that listens.
+#[derive(Debug)]
+pub enum ListeningSocket {
+    Tcp(TcpListener),
+    #[cfg(unix)]
+    Unix(UnixListener),
+}
+
+/// A connected socket.
+#[derive(Debug)]
+pub enum Accepted {
+    Tcp(TcpStream),
+    #[cfg(unix)]
+    Unix(UnixStream),
+}
+
+impl ListeningSocket {
+    pub fn accept(&self) -> io::Result<Accepted> {
+        match self {
+            Self::Tcp(listener) => Ok(Accepted::Tcp(listener.accept()?.0)),
+            #[cfg(unix)]
+            Self::Unix(listener) => Ok(Accepted::Unix(listener.accept()?.0)),
+        }
+    }
+}
+
+#[cfg(unix)]
+impl std::os::fd::AsFd for ListeningSocket {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        match self {
+            Self::Tcp(listener) => listener.as_fd(),
+            Self::Unix(listener) => listener.as_fd(),
+        }
+    }
+}
+
+#[cfg(unix)]
+impl std::os::fd::AsRawFd for ListeningSocket {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        std::os::fd::AsFd::as_fd(self).as_raw_fd()
+    }
+}
+
+/// Sockets that listen, those of TCP all on one port. To be made and closed under a `Whole`.
 pub struct Listeners {
-    // let go of before the sockets are closed
-    registered: Vec<ParentsOwn>,
-    sockets: Vec<TcpListener>,
+    claims: Claims,
+    endpoints: Vec<Endpoint>,
+    sockets: Vec<ListeningSocket>,
+}
+
+/// What listening sockets hold besides themselves. To be dropped before the sockets.
+#[derive(Default)]
+pub struct Claims {
+    descriptors: Vec<ParentsOwn>,
+    #[cfg(unix)]
+    files: Vec<SocketFile>,
 }
 
 impl Listeners {
-    /// Listens on every address. With port 0, the system chooses one port for all of them.
+    /// Listens on every address. With port 0, the system chooses one port for all of them. The files of Unix sockets get
+    /// the permissions of `mode`.
     ///
-    /// Errors: an address that is taken, or none could be listened on; it names host and port.
-    pub fn bind(addresses: &[Address]) -> Result<Self, Error> {
+    /// Errors: an address that is taken, or none could be listened on; it names host and port, or the path.
+    pub fn bind(addresses: &Addresses, mode: u32) -> Result<Self, Error> {
+        let mut listeners = Self::bind_tcp(&addresses.tcp)?;
+        #[cfg(unix)]
+        for path in &addresses.unix {
+            let (socket, file) = unix_socket::listen(path, mode, BACKLOG)?;
+            listeners.claims.files.push(file);
+            listeners.add(ListeningSocket::Unix(socket), Endpoint::Unix(path.clone()));
+        }
+        Ok(listeners)
+    }
+
+    pub fn into_parts(self) -> (Claims, Vec<Endpoint>, Vec<ListeningSocket>) {
+        (self.claims, self.endpoints, self.sockets)
+    }
+
+    fn add(&mut self, socket: ListeningSocket, endpoint: Endpoint) {
+        self.claims.descriptors.push(ParentsOwn::register(&socket));
+        self.endpoints.push(endpoint);
+        self.sockets.push(socket);
+    }
+
+    fn bind_tcp(addresses: &[TcpAddress]) -> Result<Self, Error> {
         let is_any = addresses.iter().all(|address| address.socket.port() == 0);
         let mut tries_left = if is_any && addresses.len() > 1 {
             MOST_PORTS
@@ -64,7 +176,7 @@ impl Listeners {
         };
         loop {
             tries_left -= 1;
-            match Self::bind_once(addresses) {
+            match Self::bind_tcp_once(addresses) {
                 Err(Error::Bind { source, .. })
                     if source.kind() == io::ErrorKind::AddrInUse && tries_left > 0 => {}
                 result => return result,
@@ -72,40 +184,38 @@ impl Listeners {
         }
     }
 
-    pub fn into_parts(self) -> (Vec<ParentsOwn>, Vec<TcpListener>) {
-        (self.registered, self.sockets)
-    }
-
-    fn bind_once(addresses: &[Address]) -> Result<Self, Error> {
+    fn bind_tcp_once(addresses: &[TcpAddress]) -> Result<Self, Error> {
         let has_ipv4_any = addresses
             .iter()
             .any(|address| address.socket.ip() == IpAddr::V4(Ipv4Addr::UNSPECIFIED));
         let mut listeners = Self {
-            registered: Vec::new(),
+            claims: Claims::default(),
+            endpoints: Vec::new(),
             sockets: Vec::new(),
         };
         let mut failed = None;
-        for Address {
+        for TcpAddress {
             host,
             socket,
             is_one_of_many,
         } in addresses
         {
             let mut wanted = *socket;
-            if let Some(Ok(first)) = listeners.sockets.first().map(TcpListener::local_addr) {
+            if let Some(Endpoint::Tcp(first)) = listeners.endpoints.first() {
                 wanted.set_port(first.port());
             }
+            let failure = |error| cannot_bind(host, wanted.port(), error);
             match listen(wanted, has_ipv4_any) {
                 Ok(socket) => {
-                    listeners.registered.push(ParentsOwn::register(&socket));
-                    listeners.sockets.push(socket);
+                    let bound = socket.local_addr().map_err(failure)?;
+                    listeners.add(ListeningSocket::Tcp(socket), Endpoint::Tcp(bound));
                 }
                 Err(error)
                     if *is_one_of_many && error.kind() == io::ErrorKind::AddrNotAvailable =>
                 {
-                    failed = Some(cannot_bind(host, wanted.port(), error));
+                    failed = Some(failure(error));
                 }
-                Err(error) => return Err(cannot_bind(host, wanted.port(), error)),
+                Err(error) => return Err(failure(error)),
             }
         }
         match failed {
@@ -135,6 +245,7 @@ fn cannot_bind(host: &str, port: u16, source: io::Error) -> Error {
     Error::Bind {
         address: format!("{host}:{port}"),
         source,
+        hint: None,
     }
 }
 
@@ -142,13 +253,22 @@ fn cannot_bind(host: &str, port: u16, source: io::Error) -> Error {
 mod tests {
     use super::*;
 
+    fn resolved(hosts: &str, port: u16) -> Result<Addresses, Error> {
+        resolve(&Hosts::parse(hosts).unwrap(), port)
+    }
+
+    fn bind(hosts: &str, port: u16) -> Result<Vec<Endpoint>, Error> {
+        Ok(Listeners::bind(&resolved(hosts, port)?, 0o600)?
+            .into_parts()
+            .1)
+    }
+
     fn bound(hosts: &str) -> Vec<SocketAddr> {
-        let listeners = Listeners::bind(&resolve(hosts, 0).unwrap()).unwrap();
-        let (_, sockets) = listeners.into_parts();
-        sockets
-            .iter()
-            .map(|socket| socket.local_addr().unwrap())
-            .collect()
+        let of_tcp = |endpoint| match endpoint {
+            Endpoint::Tcp(address) => address,
+            Endpoint::Unix(path) => panic!("{path:?} is not TCP"),
+        };
+        bind(hosts, 0).unwrap().into_iter().map(of_tcp).collect()
     }
 
     #[test]
@@ -163,15 +283,14 @@ mod tests {
     fn an_address_that_is_taken_is_named_and_leaves_nothing_open() {
         let taken = TcpListener::bind("127.0.0.2:0").unwrap();
         let port = taken.local_addr().unwrap().port();
-        let addresses = resolve("127.0.0.1,127.0.0.2", port).unwrap();
-        let error = Listeners::bind(&addresses).err().unwrap().to_string();
+        let error = bind("127.0.0.1,127.0.0.2", port).unwrap_err().to_string();
         assert!(error.contains(&format!("127.0.0.2:{port}")), "{error}");
         TcpListener::bind(("127.0.0.1", port)).unwrap();
     }
 
     #[test]
     fn a_name_without_addresses_is_an_error() {
-        let error = resolve("127.0.0.1,no-such-host.invalid", 0).unwrap_err();
+        let error = resolved("127.0.0.1,no-such-host.invalid", 0).unwrap_err();
         assert!(error.to_string().contains("no-such-host.invalid:0"));
     }
 }

@@ -6,7 +6,7 @@ use crate::database_url::parse_database_url;
 use crate::error::Error;
 use crate::events::LogLevel;
 use crate::fork::{InWork, Whole};
-use crate::listener::{self, Listeners};
+use crate::listener::{self, Endpoint, Listeners};
 use crate::node::{Delivery, Door, Node};
 use crate::shard::{Acceptor, Shard};
 use crate::socket_limits::SocketLimits;
@@ -32,8 +32,9 @@ const MAX_STORE_WAIT: Duration = Duration::from_secs(30);
 pub struct Server {
     node: Arc<Node>,
     running: Mutex<Option<Running>>,
-    /// Of what is running.
-    address: ArcSwapOption<SocketAddr>,
+    /// What is listened on; `None` while the server does not run. Read without the lock of `running`, which a start holds
+    /// for as long as it takes.
+    endpoints: ArcSwapOption<Vec<Endpoint>>,
     start_in_work: InWork,
     ended: Condvar,
     /// The fork generation it was started in, or `NOT_STARTED`.
@@ -65,7 +66,7 @@ impl Shards {
 }
 
 struct Running {
-    addresses: Vec<SocketAddr>,
+    endpoints: Arc<Vec<Endpoint>>,
     stop: flume::Sender<()>,
     waiting: Waiting,
 }
@@ -109,7 +110,7 @@ impl Server {
         Arc::new(Self {
             node,
             running: Mutex::new(None),
-            address: ArcSwapOption::empty(),
+            endpoints: ArcSwapOption::empty(),
             start_in_work: InWork::default(),
             ended: Condvar::new(),
             started_in,
@@ -142,9 +143,8 @@ impl Server {
             Ok(started) => {
                 self.started_in
                     .store(crate::fork::generation(), Ordering::Relaxed);
-                self.tell_of_start(&started.addresses);
-                let first = started.addresses.first().copied();
-                self.address.store(first.map(Arc::new));
+                self.tell_of_start(&started.endpoints);
+                self.endpoints.store(Some(Arc::clone(&started.endpoints)));
                 *running = Some(started);
                 Ok(true)
             }
@@ -163,7 +163,7 @@ impl Server {
         self.node.restore()?;
         let addresses = listener::resolve(&config.host, config.port)?;
         let _whole = Whole::new();
-        let listeners = Listeners::bind(&addresses)?;
+        let listeners = Listeners::bind(&addresses, config.unix_socket_mode)?;
         let doors: Vec<_> = (0..config.shards)
             .map(|_| Arc::new(Door::new(config.inbox_bytes)))
             .collect();
@@ -218,10 +218,32 @@ impl Server {
         Some((waiting.clone(), waiting.guard()))
     }
 
-    /// The first address that is listened on; `None` when the server does not run.
+    /// True from the moment that connections are accepted until the server has ended.
+    pub fn is_running(&self) -> bool {
+        self.endpoints.load().is_some()
+    }
+
+    /// The TCP port that is listened on, or the one asked for while the server does not run; 0 where every host is a Unix
+    /// socket.
+    pub fn port(&self) -> u16 {
+        let config = &self.node.config;
+        match self.address() {
+            Some(address) => address.port(),
+            None if config.host.has_tcp() => config.port,
+            None => 0,
+        }
+    }
+
+    /// The first TCP address that is listened on.
     pub fn address(&self) -> Option<SocketAddr> {
-        // without the lock, which a start has for as long as it takes
-        self.address.load().as_deref().copied()
+        let endpoints = self.endpoints.load();
+        endpoints
+            .as_deref()?
+            .iter()
+            .find_map(|endpoint| match endpoint {
+                Endpoint::Tcp(address) => Some(*address),
+                Endpoint::Unix(_) => None,
+            })
     }
 
     fn start_threads(
@@ -285,7 +307,7 @@ impl Server {
                 drop(runtime);
                 drop(counted);
             })?;
-        let (addresses, waiting) = match timeout {
+        let (endpoints, waiting) = match timeout {
             None => ready.recv().map_err(io::Error::other)??,
             Some(timeout) => ready.recv_timeout(timeout).map_err(|error| match error {
                 flume::RecvTimeoutError::Timeout => {
@@ -303,7 +325,7 @@ impl Server {
         // a fork would find threads that have only begun in the middle of the C library's doings
         let _ = all_running.recv();
         Ok(Running {
-            addresses,
+            endpoints: Arc::new(endpoints),
             stop,
             waiting,
         })
@@ -313,7 +335,7 @@ impl Server {
     async fn serve(
         &self,
         listeners: Listeners,
-        ready: flume::Sender<io::Result<(Vec<SocketAddr>, Waiting)>>,
+        ready: flume::Sender<io::Result<(Vec<Endpoint>, Waiting)>>,
         stopped: flume::Receiver<()>,
         shards: Shards,
     ) {
@@ -324,24 +346,22 @@ impl Server {
             ended,
             guards: Arc::clone(&guards),
         };
-        let (registered, sockets) = listeners.into_parts();
+        let (claims, endpoints, sockets) = listeners.into_parts();
         // whoever started this has a `Whole` until it is told
         let acceptor = match Acceptor::new(sockets, &self.node) {
             Ok(acceptor) => acceptor,
             Err(error) => {
-                drop(registered);
+                drop(claims);
                 let _ = ready.send(Err(error));
                 return;
             }
         };
         // whoever started this may have given up, and then the node is no longer this thread's to serve
-        let is_wanted = ready
-            .send(acceptor.addresses().map(|addresses| (addresses, waiting)))
-            .is_ok();
+        let is_wanted = ready.send(Ok((endpoints, waiting))).is_ok();
         drop(ready);
         let close = |acceptor: Acceptor| {
             let _whole = Whole::new();
-            drop(registered);
+            drop(claims);
             acceptor.close();
         };
         if !is_wanted {
@@ -371,7 +391,7 @@ impl Server {
             let _worker = self.start_in_work.begin();
             let mut running = self.running.lock();
             *running = None;
-            self.address.store(None);
+            self.endpoints.store(None);
             self.started_in.store(NOT_STARTED, Ordering::Relaxed);
         }
         self.ended.notify_all();
@@ -388,10 +408,10 @@ impl Server {
         }
     }
 
-    fn tell_of_start(&self, addresses: &[SocketAddr]) {
+    fn tell_of_start(&self, endpoints: &[Endpoint]) {
         let shards = self.node.config.shards;
         self.node.events.log(LogLevel::Info, "server", || {
-            let addresses: Vec<String> = addresses.iter().map(SocketAddr::to_string).collect();
+            let endpoints: Vec<String> = endpoints.iter().map(Endpoint::to_string).collect();
             let limits = self.node.socket_limits();
             let room = match limits.limited_by {
                 Some(limit) => format!(
@@ -402,11 +422,21 @@ impl Server {
             };
             format!(
                 "listening on {} with {shards} shard{}, room for {} connections{room}",
-                addresses.join(" and "),
+                endpoints.join(" and "),
                 if shards == 1 { "" } else { "s" },
                 limits.connections
             )
         });
+        let config = &self.node.config;
+        if !config.host.has_tcp() && ![0, Config::default().port].contains(&config.port) {
+            self.node.events.log(LogLevel::Warning, "server", || {
+                format!(
+                    "port is {}, which is not used: every host is a Unix socket ({})",
+                    config.port,
+                    config.host.text()
+                )
+            });
+        }
         let private = self.node.private_channels();
         if !private.is_empty() {
             self.node.events.log(LogLevel::Warning, "auth", || {
@@ -446,46 +476,4 @@ fn keys_in(bytes: u64) -> usize {
 const BYTES_PER_KEY: u64 = 8192;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::Value;
-    use std::net::TcpStream;
-    use tokio_tungstenite::tungstenite::{self, Message, WebSocket};
-
-    fn connect(server: &Server) -> WebSocket<TcpStream> {
-        let stream = TcpStream::connect(server.address().unwrap()).unwrap();
-        stream
-            .set_read_timeout(Some(Duration::from_secs(20)))
-            .unwrap();
-        tungstenite::client("ws://localhost/", stream).unwrap().0
-    }
-
-    /// Reads on to a message that has this in it.
-    fn read_to(socket: &mut WebSocket<TcpStream>, wanted: &str) {
-        while !matches!(socket.read().unwrap(), Message::Text(text) if text.contains(wanted)) {}
-    }
-
-    #[test]
-    fn a_panic_closes_one_connection() {
-        let values = [
-            ("port".to_owned(), Value::Integer(0)),
-            ("shards".to_owned(), Value::Integer(1)),
-        ];
-        let server = Server::new(Config::from_values(&values).unwrap());
-        server.start(None).unwrap();
-        let (mut healthy, mut failing) = (connect(&server), connect(&server));
-        read_to(&mut failing, "user_joined");
-        failing.send(Message::text("panic")).unwrap();
-        let closed = loop {
-            if let Message::Close(frame) = failing.read().unwrap() {
-                break frame.unwrap();
-            }
-        };
-        assert_eq!(u16::from(closed.code), 1011);
-        healthy.send(Message::text(r#"{"action":"ping"}"#)).unwrap();
-        read_to(&mut healthy, "pong");
-        assert_eq!(server.node().connection_count(), 1);
-        server.begin_stop();
-        assert!(server.wait_stopped(Some(Duration::from_secs(20))));
-    }
-}
+mod tests;

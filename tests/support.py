@@ -248,11 +248,11 @@ def encode_frame(
     return head + key + xored.to_bytes(len(payload))
 
 
-def handshake_request(port: int, path: str = "/", *, key: str = "", headers: Iterable[str] = ()) -> bytes:
+def handshake_request(port: int | Path, path: str = "/", *, key: str = "", headers: Iterable[str] = ()) -> bytes:
     key = key or base64.b64encode(secrets.token_bytes(16)).decode()
     lines = [
         f"GET {path} HTTP/1.1",
-        f"Host: 127.0.0.1:{port}",
+        "Host: localhost" if isinstance(port, Path) else f"Host: 127.0.0.1:{port}",
         "Upgrade: websocket",
         "Connection: Upgrade",
         f"Sec-WebSocket-Key: {key}",
@@ -266,9 +266,16 @@ class WebSocketClient:
     """A WebSocket client that shows every byte. It answers pings only while it is being read from."""
 
     def __init__(
-        self, port: int, path: str = "/", *, headers: Iterable[str] = (), receive_buffer: int = 0, answers: bool = True
+        self,
+        port: int | Path,
+        path: str = "/",
+        *,
+        headers: Iterable[str] = (),
+        receive_buffer: int = 0,
+        answers: bool = True,
     ) -> None:
-        self.socket = socket.socket()
+        """Connect to a port of this machine, or to a Unix socket, and open the WebSocket."""
+        self.socket = socket.socket(socket.AF_UNIX if isinstance(port, Path) else socket.AF_INET)
         if receive_buffer:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.settimeout(15)
@@ -279,7 +286,7 @@ class WebSocketClient:
         self._answers = answers
         self._buffer = bytearray()
         try:
-            self.socket.connect(("127.0.0.1", port))
+            self.socket.connect(str(port) if isinstance(port, Path) else ("127.0.0.1", port))
             key = base64.b64encode(secrets.token_bytes(16)).decode()
             self.send_raw(handshake_request(port, path, key=key, headers=headers))
             self.response = self._read_response()
@@ -448,9 +455,11 @@ class WebSocketClient:
         return response.decode()
 
 
-def http_request(port: int, request: bytes | str, timeout: float = 10.0) -> tuple[int, dict[str, str], bytes]:
+def http_request(port: int | Path, request: bytes | str, timeout: float = 10.0) -> tuple[int, dict[str, str], bytes]:
     """Send bytes and read the answer to its end: status, headers in lower case, body."""
-    with socket.create_connection(("127.0.0.1", port), timeout) as connection:
+    with socket.socket(socket.AF_UNIX if isinstance(port, Path) else socket.AF_INET) as connection:
+        connection.settimeout(timeout)
+        connection.connect(str(port) if isinstance(port, Path) else ("127.0.0.1", port))
         connection.sendall(request.encode() if isinstance(request, str) else request)
         return read_http_response(connection)
 

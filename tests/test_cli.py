@@ -136,7 +136,7 @@ def test_help_has_every_setting_with_its_default() -> None:
     assert result.returncode == 0
     for name, setting in known_settings().items():
         option = "--" + name.replace("_", "-")
-        (line,) = re.findall(rf"^ +{option} (?:N|NUMBER|BOOLEAN|TEXT|JSON)\s+(.+)$", result.stdout, re.MULTILINE)
+        (line,) = re.findall(rf"^ +{option} (?:N|NUMBER|BOOLEAN|TEXT|JSON|OCTAL)\s+(.+)$", result.stdout, re.MULTILINE)
         assert line.startswith(setting.help[:40])
         if setting.kind == "boolean":
             assert f"(default: {str(setting.default).lower()})" in line

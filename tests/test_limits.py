@@ -30,6 +30,7 @@ BOUND_NOTHING = {
     "port",
     "app_context",
     "host",
+    "unix_socket_mode",
     "http_prefix",
     "handle_sigterm",
     "default_channel",

@@ -133,11 +133,11 @@ class Messenger:
 
     @property
     def port(self) -> int:
-        """The port asked for; once listening, the one in use."""
+        """The TCP port asked for; once listening, the one in use. 0 where every host is a Unix socket."""
 
     @property
     def host(self) -> str:
-        """The address or name asked for."""
+        """The addresses, names and Unix sockets asked for."""
 
     @property
     def is_running(self) -> bool:
@@ -149,8 +149,8 @@ class Messenger:
     def _listen(self, timeout: float | None = None) -> bool:
         """Bind and start the shards; returns once connections are accepted.
 
-        False when it is already listening. Raises `OSError` naming host and port; `TimeoutError` when it does
-        not listen after `timeout` seconds.
+        False when it is already listening. Raises `OSError` naming host and port, or the path of a Unix socket;
+        `TimeoutError` when it does not listen after `timeout` seconds.
         """
 
     def _begin_stop(self) -> None:

@@ -118,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         "text": "TEXT",
         "json": "JSON",
         "list": "TEXT",
+        "mode": "OCTAL",
     }
     for name, setting in known_settings().items():
         default = "" if setting.default in (None, "") else f" (default: {_shown(setting.default)})"

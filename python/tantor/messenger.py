@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 _HandlerT = TypeVar("_HandlerT", bound=Handler)
 
+# how the hosts begin that are Unix sockets
+_UNIX = "unix:"
+
 # seconds that the end of a server waits for handlers of its last events
 _HANDLER_TIMEOUT = 2.0
 
@@ -84,7 +87,7 @@ class Tantor(_tantor.Messenger):
             state = "listening" if self.is_running else "sleeping"
         except ForkedError:
             return "<Tantor of the process that this one was forked from>"
-        return f"<Tantor on {self.host}:{self.port}, {state}>"
+        return f"<Tantor on {', '.join(self._addresses())}, {state}>"
 
     async def start(self) -> None:
         """Serve until `stop()`, cancellation, Ctrl-C or SIGTERM; when it returns, the port is free.
@@ -92,7 +95,7 @@ class Tantor(_tantor.Messenger):
         Async handlers run on the loop of this call. If the server runs already, this only waits for its end. SIGTERM
         stops the server, and calls the handler that was there before, if `handle_sigterm` is set and this is the main
         thread.
-        Errors: `OSError` that names host and port when it cannot listen.
+        Errors: `OSError` that names host and port, or the path of a Unix socket, when it cannot listen.
         """
         started = self._serve(asyncio.get_running_loop())
         restore_sigterm = stop_at_sigterm(self) if started and self.setting("handle_sigterm") else None
@@ -267,8 +270,23 @@ class Tantor(_tantor.Messenger):
         """Write `tantor-test-client.html`, a page to try a server with; returns its path.
 
         The page connects to `port`, by default this server's own (8080 where the system is still to pick one).
+        Errors: `ValueError` without a `port` where this server has Unix sockets only, which no browser can connect to.
         """
-        return write_test_client((self.port or 8080) if port is None else port)
+        if port is None:
+            if not self._has_tcp():
+                raise ValueError(
+                    f"{self!r} has no TCP port; create_test_client_html(port=...) takes the port of the proxy before it"
+                )
+            port = self.port or 8080
+        return write_test_client(port)
+
+    def _addresses(self) -> list[str]:
+        """Each host, those of TCP with the port."""
+        hosts = [host.strip() for host in self.host.split(",")]
+        return [host if host.startswith(_UNIX) else f"{host}:{self.port}" for host in hosts]
+
+    def _has_tcp(self) -> bool:
+        return any(not address.startswith(_UNIX) for address in self._addresses())
 
     def _warn_unless_running(self) -> None:
         """Log, once a process, that what this process publishes reaches nobody."""
@@ -324,15 +342,23 @@ class Tantor(_tantor.Messenger):
         return is_new
 
     def _explain_taken_port(self, error: OSError) -> None:
-        """Say so in the error when a Tantor of this process has the port, and let `get_tantor()` find that one."""
+        """Name the Tantor of this process that has the port or socket, if one has, and let `get_tantor()` return it."""
+        failed = str(error.strerror)
         for other in list(_running):
-            if other is not self and other.is_running and other.port == self.port:
-                remember_latest(other)
-                error.strerror = (
-                    f"{error.strerror}; {other!r} of this process has the port: get_tantor() gives that one, "
-                    "and its stop() frees the port"
-                )
-                return
+            if other is self or not other.is_running:
+                continue
+            if any(f" {address}: " in failed for address in other._addresses() if address.startswith(_UNIX)):
+                taken = "socket"
+            elif other._has_tcp() and f":{other.port}: " in failed:
+                taken = "port"
+            else:
+                continue
+            remember_latest(other)
+            error.strerror = (
+                f"{failed}; {other!r} of this process has the {taken}: get_tantor() gives that one, "
+                f"and its stop() frees the {taken}"
+            )
+            return
 
     def _dispatched(self, dispatcher: Dispatcher) -> None:
         if dispatcher is self._dispatcher:  # and the server was not started again meanwhile

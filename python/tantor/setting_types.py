@@ -9,6 +9,7 @@ Priority = Literal["low", "normal", "high", "emergency"]
 class Settings(TypedDict, total=False):
     """Every setting but `port` and `host`. None means "not given here"."""
 
+    unix_socket_mode: int | str | None
     default_channel: str | None
     heartbeat_interval: float | None
     heartbeat_timeout: float | None

@@ -28,7 +28,7 @@ _warned: set[str] = set()
 
 
 class Setting(NamedTuple):
-    """One setting. `kind` is "integer", "number", "boolean", "text", "json" or "list".
+    """One setting. `kind` is "integer", "number", "boolean", "text", "json", "list" or "mode".
 
     A default of None is derived, as `help` says.
     """
@@ -128,6 +128,7 @@ _KINDS: Mapping[str, tuple[Callable[[str], object], str]] = {
     "text": (str, "a text"),
     "json": (str, "JSON"),
     "list": (str, "names with commas between"),
+    "mode": (lambda text: f"{int(text, 8):o}", "octal digits such as 660"),
 }
 
 
@@ -181,8 +182,16 @@ def _converted(setting: Setting, value: object, source: str) -> object:
 
 
 def _as_text(setting: Setting, value: object) -> object:
-    """A dict for a setting that is JSON as JSON, a list for one that takes several as text; anything else as it is."""
-    if (setting.kind == "list" or setting.name == "host") and isinstance(value, list | tuple):
+    """Turn a dict into JSON, a list into text, or permissions into octal digits, where the setting is of this kind.
+
+    Equal values become equal here, however they were written: `init_tantor` compares them.
+    """
+    if setting.kind == "mode":
+        if isinstance(value, str):
+            return from_text(setting, value, setting.name)
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 0o777:
+            return f"{value:o}"
+    if setting.kind == "list" and isinstance(value, list | tuple):
         if not all(isinstance(name, str) and name and "," not in name for name in value):
             raise SettingError(f"{setting.name} is {value!r}; it takes a list of names ({setting.help})")
         return ", ".join(value)

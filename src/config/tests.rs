@@ -27,9 +27,16 @@ fn a_bad_value_is_named_with_what_it_takes() {
         "port is 65536; it takes a whole number from 0 to 65535"
     );
     assert_eq!(
-        error("host", Value::Text(String::new())),
-        "host is \"\"; it takes a text that is not empty"
+        error("default_channel", Value::Text(String::new())),
+        "default_channel is \"\"; it takes a text that is not empty"
     );
+    assert!(
+        error("host", Value::Text(String::new())).starts_with("host is \"\"; it takes addresses")
+    );
+    for mode in ["1000", "668", "", "rw"] {
+        let error = error("unix_socket_mode", Value::Text(mode.to_owned()));
+        assert!(error.contains("it takes permissions of a file"), "{error}");
+    }
     assert!(
         error("heartbeat_interval", Value::Number(f64::NAN))
             .contains("it takes a number of seconds")

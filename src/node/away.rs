@@ -1,6 +1,6 @@
 //! Clients that are away, in the order in which they went, and which of them makes room for others.
 
-use super::client::Client;
+use super::client::{Client, Peer};
 use crate::protocol::monotonic_micros;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
@@ -47,8 +47,9 @@ pub struct Expected {
     by_count: BTreeSet<(usize, Network)>,
 }
 
-/// Where a client last came from: an IPv4 address, or the part of an IPv6 address that one site has (RFC 6177).
-type Network = Option<IpAddr>;
+/// Where a client last came from: an IPv4 address, the part of an IPv6 address that one site has (RFC 6177), or a Unix
+/// socket. All clients of a proxy share one network, whether the proxy connects by TCP or by a Unix socket.
+type Network = Option<Peer>;
 
 impl Expected {
     pub fn push(&mut self, wait: Duration, number: u64, client: &Arc<Client>) {
@@ -119,12 +120,12 @@ fn weight(network: Network, numbers: &BTreeSet<u64>) -> usize {
 }
 
 fn network_of(client: &Client) -> Network {
-    client.address().map(|address| match address {
-        IpAddr::V4(_) => address,
-        IpAddr::V6(full) => match full.to_ipv4_mapped() {
+    client.peer().map(|peer| match peer {
+        Peer::Ip(IpAddr::V6(full)) => Peer::Ip(match full.to_ipv4_mapped() {
             Some(mapped) => mapped.into(),
             None => Ipv6Addr::from_bits(full.to_bits() & !u128::from(u64::MAX)).into(),
-        },
+        }),
+        Peer::Ip(IpAddr::V4(_)) | Peer::Unix => peer,
     })
 }
 
@@ -132,9 +133,16 @@ fn network_of(client: &Client) -> Network {
 mod tests {
     use super::*;
 
+    fn peer(address: &str) -> Option<Peer> {
+        match address {
+            "unix" => Some(Peer::Unix),
+            _ => address.parse().ok().map(Peer::Ip),
+        }
+    }
+
     fn client(name: &str, address: &str, has_spoken: bool) -> Arc<Client> {
         let client = Client::new(name.into(), 0, None);
-        client.begin_connection(false, address.parse().ok());
+        client.begin_connection(false, peer(address));
         if has_spoken {
             client.note_spoken();
         }
@@ -183,13 +191,29 @@ mod tests {
     }
 
     #[test]
+    fn clients_of_a_unix_socket_make_room_as_those_of_one_address() {
+        let mut expected = Expected::default();
+        let clients = [
+            client("restored", "", true),
+            client("direct", "192.0.2.1", true),
+            client("proxied 1", "unix", true),
+            client("proxied 2", "unix", true),
+        ];
+        for (number, client) in (1..).zip(&clients) {
+            expected.push(Duration::from_secs(60), number, client);
+        }
+        let first = expected.pop_surplus().unwrap().1;
+        assert_eq!(&*first.id, "proxied 1");
+    }
+
+    #[test]
     fn a_client_that_comes_back_is_expected_no_longer() {
         let mut expected = Expected::default();
         let silent = client("silent", "192.0.2.1", false);
         expected.push(Duration::ZERO, 1, &silent);
         expected.push(Duration::from_secs(60), 2, &silent);
         // by its return it has another address
-        silent.begin_connection(true, "192.0.2.9".parse().ok());
+        silent.begin_connection(true, peer("192.0.2.9"));
         expected.remove(2);
         assert_eq!(expected.clients().len(), 1);
         let due = expected.pop_due(u64::MAX);

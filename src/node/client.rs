@@ -16,6 +16,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 pub(super) const CLIENT_SIZE: usize = 512;
 const MEMBERSHIP_SIZE: usize = 64;
 
+/// Where a connection comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Peer {
+    Ip(IpAddr),
+    /// A process of this machine, such as a proxy, by a Unix socket.
+    Unix,
+}
+
 pub struct Client {
     pub id: Arc<str>,
     /// Microseconds since 1970.
@@ -28,7 +36,7 @@ pub struct Client {
     /// It has sent a frame, on any of its connections.
     has_spoken: AtomicBool,
     /// Where its latest connection came from.
-    address: Mutex<Option<IpAddr>>,
+    peer: Mutex<Option<Peer>>,
     /// Bytes that wait for its socket; its shard keeps this up to date while it is behind.
     queued_bytes: AtomicUsize,
     pub state: Mutex<ClientState>,
@@ -86,7 +94,7 @@ impl Client {
             wants_gaps: AtomicBool::new(false),
             heard_on: AtomicU64::new(0),
             has_spoken: AtomicBool::new(false),
-            address: Mutex::new(None),
+            peer: Mutex::new(None),
             queued_bytes: AtomicUsize::new(0),
             state: Mutex::new(state),
         }
@@ -119,15 +127,15 @@ impl Client {
     }
 
     /// A connection begins: nothing has come on it. One that resumes understands what plain pages do not.
-    pub fn begin_connection(&self, is_resuming: bool, address: Option<IpAddr>) {
-        *self.address.lock() = address;
+    pub fn begin_connection(&self, is_resuming: bool, peer: Option<Peer>) {
+        *self.peer.lock() = peer;
         self.heard_on.store(0, Ordering::Relaxed);
         self.set_wants_gaps(is_resuming);
     }
 
-    /// Where its latest connection came from; `None` for a client that never connected, or by no network.
-    pub fn address(&self) -> Option<IpAddr> {
-        *self.address.lock()
+    /// Where its latest connection came from; `None` for a client that never connected.
+    pub fn peer(&self) -> Option<Peer> {
+        *self.peer.lock()
     }
 
     /// True if the client has ever sent a frame, or the application vouches for it.

@@ -5,9 +5,9 @@ use crate::error::Disconnect;
 use crate::frame::EncodedFrame;
 use crate::hub::{ChannelKey, Slot};
 use crate::inbox::{Inbox, Weigh};
+use crate::listener::Accepted;
 use crate::priority::{Priority, SlowConsumer};
 use crate::receipt::Receipt;
-use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 
@@ -38,9 +38,9 @@ pub struct Terms {
 
 #[derive(Debug)]
 pub enum Delivery {
-    /// A connected socket, whoever accepted it; `is_tuned` when it has the options of `shard::socket::tune`.
+    /// A connected socket, whoever accepted it; `is_tuned` when it already has the options of a connection.
     Adopt {
-        stream: TcpStream,
+        socket: Accepted,
         is_tuned: bool,
     },
     Subscribe {

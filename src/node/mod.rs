@@ -21,7 +21,7 @@ mod session;
 mod token;
 
 pub use channel::{BehindWith, Channel, InFlight, Notice};
-pub use client::Client;
+pub use client::{Client, Peer};
 pub use counters::Counters;
 pub use delivery::{Delivery, Door, Place, Terms};
 pub use execute::{FanOut, Work};

@@ -1,6 +1,6 @@
 //! A client's session: with what it comes back, what it comes back to, and what happens while it is away.
 
-use super::client::{Away, Client, ClientState, Joined};
+use super::client::{Away, Client, ClientState, Joined, Peer};
 use super::delivery::{Delivery, Place};
 use super::token::{Session, read_token};
 use super::{Channel, Node, Notice, argument};
@@ -12,7 +12,6 @@ use crate::protocol::{self, ResumeOutcome, WelcomeFields};
 use crate::random::random_u64;
 use crate::store::Change;
 use std::collections::hash_map::Entry;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -32,7 +31,7 @@ pub struct Greeting<'a> {
     /// It acknowledges what is sent to it.
     pub acknowledges: bool,
     /// Where it connects from.
-    pub address: Option<IpAddr>,
+    pub peer: Option<Peer>,
 }
 
 /// A client that has connected.
@@ -223,7 +222,7 @@ impl Node {
                 break Arc::clone(vacant.insert(Arc::new(Client::new(id, now, Some(place)))));
             }
         };
-        client.begin_connection(false, greeting.address);
+        client.begin_connection(false, greeting.peer);
         let mut state = client.state.lock();
         state.acknowledges = greeting.acknowledges;
         if !self.config.resume_ttl.is_zero() {
@@ -275,7 +274,7 @@ impl Node {
             return Err(Unresumed::Full);
         }
         session.rotate(used);
-        client.begin_connection(true, greeting.address);
+        client.begin_connection(true, greeting.peer);
         client.ping(protocol::now_micros());
         let displaced = state.place.replace(place);
         state.acknowledges = greeting.acknowledges;

@@ -156,25 +156,22 @@ impl Messenger {
             })
     }
 
-    /// The port asked for; once listening, the one in use.
+    /// The TCP port asked for; once listening, the one in use. 0 where every host is a Unix socket.
     #[getter]
     fn port(&self) -> PyResult<u16> {
-        let server = self.server()?;
-        Ok(server
-            .address()
-            .map_or(server.node().config.port, |address| address.port()))
+        Ok(self.server()?.port())
     }
 
-    /// The address or name asked for.
+    /// The addresses, names and Unix sockets asked for.
     #[getter]
     fn host(&self) -> PyResult<&str> {
-        Ok(&self.node()?.config.host)
+        Ok(self.node()?.config.host.text())
     }
 
     /// Whether it listens, in this process.
     #[getter]
     fn is_running(&self) -> PyResult<bool> {
-        Ok(self.server()?.address().is_some())
+        Ok(self.server()?.is_running())
     }
 
     /// The value in force of one setting; `KeyError` if there is none of that name.
@@ -186,8 +183,8 @@ impl Messenger {
 
     /// Bind and start the shards; returns once connections are accepted.
     ///
-    /// False when it is already listening. Raises `OSError` naming host and port; `TimeoutError` when it does
-    /// not listen after `timeout` seconds.
+    /// False when it is already listening. Raises `OSError` naming host and port, or the path of a Unix socket;
+    /// `TimeoutError` when it does not listen after `timeout` seconds.
     #[pyo3(name = "_listen", signature = (timeout = None))]
     fn listen(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
         let server = self.server()?;

@@ -36,7 +36,7 @@ pub fn stats<'py>(
     dict.set_item("socket_buffer_bytes", node.socket_buffer_bytes())?;
     dict.set_item("connection_limit", node.socket_limits().connections)?;
     dict.set_item("uptime", created.elapsed().as_secs_f64())?;
-    let is_running = server.address().is_some();
+    let is_running = server.is_running();
     dict.set_item("status", if is_running { "listening" } else { "sleeping" })?;
     let is_anxious = connections > CALM_CONNECTIONS;
     dict.set_item("mood", if is_anxious { "anxious" } else { "calm" })?;

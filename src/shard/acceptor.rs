@@ -1,9 +1,11 @@
 //! Listens, and hands sockets to shards in turn.
 
+use super::transport::{inherits_options, prepare_listener};
 use crate::events::LogLevel;
+use crate::listener::{Accepted, ListeningSocket};
 use crate::node::{Delivery, Node};
 use std::io;
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::Shutdown;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -23,10 +25,9 @@ pub struct Acceptor {
 
 impl Acceptor {
     /// Must be called in a runtime that the acceptor will run on.
-    pub fn new(sockets: Vec<TcpListener>, node: &Arc<Node>) -> io::Result<Self> {
-        let prepare = |socket: TcpListener| {
-            socket.set_nonblocking(true)?;
-            super::socket::tune(&socket, &node.config)?;
+    pub fn new(sockets: Vec<ListeningSocket>, node: &Arc<Node>) -> io::Result<Self> {
+        let prepare = |socket: ListeningSocket| {
+            prepare_listener(&socket, &node.config)?;
             Listener::new(socket)
         };
         Ok(Self {
@@ -37,12 +38,6 @@ impl Acceptor {
             node: Arc::clone(node),
             next: AtomicUsize::new(0),
         })
-    }
-
-    /// Every address that is listened on.
-    pub fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
-        let sockets = self.listeners.iter().map(Listener::get);
-        sockets.map(TcpListener::local_addr).collect()
     }
 
     /// Ends the listening, also where a fork of this process holds the descriptor: dropping it alone would leave
@@ -89,19 +84,17 @@ impl Acceptor {
         }
     }
 
-    fn hand_over(&self, accepted: &mut Vec<TcpStream>) {
+    fn hand_over(&self, accepted: &mut Vec<Accepted>) {
         let doors = self.node.doors();
         if doors.is_empty() {
             accepted.clear();
             return;
         }
         let mut batches: Vec<Vec<Delivery>> = doors.iter().map(|_| Vec::new()).collect();
-        for stream in accepted.drain(..) {
+        for socket in accepted.drain(..) {
             let next = self.next.fetch_add(1, Ordering::Relaxed);
-            batches[next % doors.len()].push(Delivery::Adopt {
-                stream,
-                is_tuned: INHERITS,
-            });
+            let is_tuned = inherits_options(&socket);
+            batches[next % doors.len()].push(Delivery::Adopt { socket, is_tuned });
         }
         for (door, batch) in doors.iter().zip(batches) {
             door.inbox.push_all(batch);
@@ -109,16 +102,13 @@ impl Acceptor {
     }
 }
 
-/// Whether accepted sockets have the options of their listener.
-const INHERITS: bool = cfg!(any(target_os = "linux", target_os = "android"));
-
 /// A listener whose sockets no runtime has seen yet: a shard registers them with its own.
 #[cfg(unix)]
-struct Listener(tokio::io::unix::AsyncFd<TcpListener>);
+struct Listener(tokio::io::unix::AsyncFd<ListeningSocket>);
 
 #[cfg(unix)]
 impl Listener {
-    fn new(listener: TcpListener) -> io::Result<Self> {
+    fn new(listener: ListeningSocket) -> io::Result<Self> {
         // SAFETY: the listener owns its descriptor, gives it out to nobody, and is dropped with the registration.
         let registered = unsafe {
             tokio::io::unix::AsyncFd::register_with_interest(
@@ -129,16 +119,16 @@ impl Listener {
         Ok(Self(registered?))
     }
 
-    fn get(&self) -> &TcpListener {
+    fn get(&self) -> &ListeningSocket {
         self.0.get_ref()
     }
 
     /// Waits for one, then takes what there is, up to a batch.
-    async fn accept(&self, accepted: &mut Vec<TcpStream>) -> io::Result<()> {
+    async fn accept(&self, accepted: &mut Vec<Accepted>) -> io::Result<()> {
         let mut ready = self.0.readable().await?;
         while accepted.len() < BATCH {
             match ready.try_io(|listener| listener.get_ref().accept()) {
-                Ok(Ok((stream, _))) => accepted.push(stream),
+                Ok(Ok(socket)) => accepted.push(socket),
                 Ok(Err(error)) => return Err(error),
                 Err(_would_block) => break,
             }
@@ -148,22 +138,23 @@ impl Listener {
 }
 
 #[cfg(not(unix))]
-struct Listener(tokio::net::TcpListener, TcpListener);
+struct Listener(tokio::net::TcpListener, std::net::TcpListener);
 
 #[cfg(not(unix))]
 impl Listener {
-    fn new(listener: TcpListener) -> io::Result<Self> {
+    fn new(listener: ListeningSocket) -> io::Result<Self> {
+        let ListeningSocket::Tcp(listener) = listener;
         let shown = listener.try_clone()?;
         Ok(Self(tokio::net::TcpListener::from_std(listener)?, shown))
     }
 
-    fn get(&self) -> &TcpListener {
+    fn get(&self) -> &std::net::TcpListener {
         &self.1
     }
 
-    async fn accept(&self, accepted: &mut Vec<TcpStream>) -> io::Result<()> {
+    async fn accept(&self, accepted: &mut Vec<Accepted>) -> io::Result<()> {
         let (stream, _) = self.0.accept().await?;
-        accepted.push(stream.into_std()?);
+        accepted.push(Accepted::Tcp(stream.into_std()?));
         Ok(())
     }
 }

@@ -58,7 +58,7 @@ impl Shard {
                 frame,
                 terms,
             } => return self.publish(channel, frame, terms),
-            Delivery::Adopt { stream, is_tuned } => self.adopt(stream, is_tuned),
+            Delivery::Adopt { socket, is_tuned } => self.adopt(socket, is_tuned),
             Delivery::Subscribe { place, channel } => {
                 if self.is_open(place) {
                     self.hub.subscribe(place.slot, channel);

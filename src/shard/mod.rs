@@ -13,6 +13,7 @@ mod memory;
 mod newcomers;
 mod receive;
 mod socket;
+mod transport;
 mod unfinished;
 mod wake;
 mod write;

@@ -5,7 +5,7 @@ use super::receive::{BYTES_PER_WORK, PUSH_WORK, QUIET_READ, READ_SHARE};
 use super::socket::Phase;
 use crate::error::Disconnect;
 use crate::hub::Slot;
-use std::io::{self, Read};
+use std::io;
 
 impl Shard {
     /// Makes room for one more connection in its handshake. Closes the oldest handshake while handshakes take half of the
@@ -60,8 +60,7 @@ impl Shard {
         };
         self.read_share = READ_SHARE;
         let mut buffer = std::mem::take(&mut self.buffer);
-        let socket = socket2::SockRef::from(&connection.stream);
-        let result = (&*socket).read(&mut buffer[..QUIET_READ]);
+        let result = connection.stream.read_now(&mut buffer[..QUIET_READ]);
         // there may be more to read, and the frames behind the head may wait
         connection.readiness.set();
         match result {

@@ -14,11 +14,10 @@ use crate::hub::Slot;
 use crate::node::{Channel, Delivery, FanOut, Greeting, Place, Work};
 use crate::outbound::Chunk;
 use crate::priority::Priority;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncRead, ReadBuf};
+use tokio::io::ReadBuf;
 
 /// Reads of one connection in a turn, so that one that sends without pause leaves room for others.
 const READS_PER_TURN: usize = 4;
@@ -156,7 +155,7 @@ impl Shard {
             let mut buffer = std::mem::take(&mut self.buffer);
             let mut read = ReadBuf::new(&mut buffer[..most]);
             let mut context = Context::from_waker(&connection.waker);
-            let result = Pin::new(&mut connection.stream).poll_read(&mut context, &mut read);
+            let result = connection.stream.poll_read(&mut context, &mut read);
             let count = read.filled().len();
             let goes_on = match result {
                 Poll::Pending => false,
@@ -274,11 +273,11 @@ impl Shard {
                 if let Some(connection) = &mut connection {
                     connection.may_return = may_return;
                 }
-                let address = connection.and_then(|connection| connection.stream.peer_addr().ok());
+                let peer = connection.and_then(|connection| connection.stream.peer());
                 let greeting = Greeting {
                     resume: resume.as_deref(),
                     acknowledges,
-                    address: address.map(|address| address.ip()),
+                    peer,
                 };
                 let response = handshake::accept_response(&accept, subprotocol);
                 self.open(slot, response, &greeting);

@@ -1,26 +1,24 @@
 //! One connection on its shard: the handshake, reading, writing, heartbeats and the end.
 
 use super::hold::Stall;
+use super::transport::Transport;
 use super::unfinished::Unfinished;
 use super::wake::Readiness;
 use super::write::InLine;
 use super::{CLOSE_TIMEOUT, Shard};
-use crate::config::Config;
 use crate::connection::Reader;
 use crate::error::Disconnect;
 use crate::events::LogLevel;
 use crate::frame::EncodedFrame;
 use crate::handshake::{self, Refused};
 use crate::hub::Slot;
+use crate::listener::Accepted;
 use crate::node::{Client, Place};
 use crate::outbound::{Chunk, Outbound, Shed, Unwritten};
 use std::io::{self, IoSlice};
 use std::net::Shutdown;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use tokio::io::AsyncWrite;
-use tokio::net::TcpStream;
 
 /// What a connection takes, roughly, here and in the node.
 const CONNECTION_SIZE: usize = 1024;
@@ -33,7 +31,7 @@ const MAX_SLICES: usize = 64;
     reason = "each is a fact of its own; the phase holds what excludes each other"
 )]
 pub(super) struct Connection {
-    pub(super) stream: TcpStream,
+    pub(super) stream: Transport,
     pub(super) readiness: Arc<Readiness>,
     pub(super) waker: Waker,
     pub(super) generation: u32,
@@ -91,11 +89,10 @@ pub(super) enum Phase {
 }
 
 impl Shard {
-    /// Takes over a connected socket, whoever made it.
-    pub(super) fn adopt(&mut self, stream: std::net::TcpStream, is_tuned: bool) {
+    /// Takes over a connected socket, whoever accepted it.
+    pub(super) fn adopt(&mut self, socket: Accepted, is_tuned: bool) {
         self.make_room_for_handshake();
-        let config = (!is_tuned).then_some(&*self.config);
-        let stream = match prepare(stream, config) {
+        let stream = match Transport::new(socket, is_tuned, &self.config) {
             Ok(stream) => stream,
             Err(error) => {
                 self.node.events.log(LogLevel::Debug, "server", || {
@@ -190,8 +187,7 @@ impl Shard {
                     if is_at_end {
                         self.drop_connection(slot, Disconnect::Lost);
                     } else if !std::mem::replace(is_shut, true) {
-                        let _ =
-                            socket2::SockRef::from(&connection.stream).shutdown(Shutdown::Write);
+                        connection.stream.shutdown(Shutdown::Write);
                     }
                 }
             }
@@ -300,8 +296,7 @@ impl Shard {
         self.freed += CONNECTION_SIZE + connection.outbound.weight() + connection.reader.held();
         self.hub.remove(slot);
         self.stalls.has_ended |= connection.stall.is_some();
-        // a fork of this process may hold the descriptor, so dropping it alone would not end the connection
-        let _ = socket2::SockRef::from(&connection.stream).shutdown(Shutdown::Both);
+        connection.stream.shutdown(Shutdown::Both);
         match connection.phase {
             Phase::Handshake { .. } => {}
             Phase::Closing { .. } => self.closing_count -= 1,
@@ -434,13 +429,13 @@ impl Connection {
     fn write_waiting(&mut self) -> io::Result<()> {
         let mut context = Context::from_waker(&self.waker);
         while !self.outbound.is_empty() {
-            let stream = Pin::new(&mut self.stream);
             let written = if self.outbound.chunks() == 1 {
-                stream.poll_write(&mut context, self.outbound.first())
+                self.stream.poll_write(&mut context, self.outbound.first())
             } else {
                 let mut slices = [IoSlice::new(&[]); MAX_SLICES];
                 let filled = self.outbound.fill(&mut slices);
-                stream.poll_write_vectored(&mut context, &slices[..filled])
+                self.stream
+                    .poll_write_vectored(&mut context, &slices[..filled])
             };
             match written {
                 Poll::Ready(Ok(count)) => self.outbound.advance(count),
@@ -450,32 +445,4 @@ impl Connection {
         }
         Ok(())
     }
-}
-
-/// Makes a socket ready for its shard; `config` as for `tune`, if the socket is not tuned yet.
-fn prepare(stream: std::net::TcpStream, config: Option<&Config>) -> io::Result<TcpStream> {
-    stream.set_nonblocking(true)?;
-    if let Some(config) = config {
-        tune(&stream, config)?;
-    }
-    TcpStream::from_std(stream)
-}
-
-/// Sets the options of every connection, on one or on the listener that a connection inherits them from: small frames
-/// leave at once, a peer that acknowledges nothing for `heartbeat_timeout` is gone, and the system's buffers are bounded.
-pub(super) fn tune<'a, S>(socket: &'a S, config: &Config) -> io::Result<()>
-where
-    socket2::SockRef<'a>: From<&'a S>,
-{
-    let socket = socket2::SockRef::from(socket);
-    socket.set_tcp_nodelay(true)?;
-    #[cfg(any(target_os = "linux", target_os = "android"))]
-    socket.set_tcp_user_timeout(Some(config.heartbeat_timeout))?;
-    if config.send_buffer_bytes > 0 {
-        socket.set_send_buffer_size(config.send_buffer_bytes)?;
-    }
-    if config.receive_buffer_bytes > 0 {
-        socket.set_recv_buffer_size(config.receive_buffer_bytes)?;
-    }
-    Ok(())
 }
