@@ -5,6 +5,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := Cargo.toml $(wildcard Cargo.lock) pyproject.toml README.md LICENSE $(shell find src python -type f -not -name '*.pyc' -not -name '*.so')
 
+# On Linux the wheel is for glibc 2.28 and later, whatever the building machine has: zig links against that version.
+# libgcc_s is named because zig otherwise links an unwinder of its own. CPython before 3.14 ends threads at exit with
+# pthread_exit, which unwinds Rust's frames with libgcc_s; the process crashes if these frames use another unwinder.
+ifneq ($(and $(filter x86_64 aarch64,$(shell uname -m)),$(shell getconf GNU_LIBC_VERSION 2>/dev/null)),)
+ZIG := 'ziglang>=0.17,<0.18'
+FOR_OLDER_GLIBC := --zig --compatibility manylinux_2_28 -- -Clink-arg=$(shell cc -print-file-name=libgcc_s.so.1)
+endif
+
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: help demo test bench attack wheel lint format clean
@@ -51,8 +59,8 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 
-$(VENV)/build-tools: $(BIN)/python
-	$(BIN)/python -m pip install --quiet 'maturin>=1.16,<2'
+$(VENV)/build-tools: Makefile $(BIN)/python
+	$(BIN)/python -m pip install --quiet 'maturin>=1.16,<2' $(ZIG)
 	@touch $@
 
 $(VENV)/test-tools: pyproject.toml $(BIN)/python
@@ -61,7 +69,7 @@ $(VENV)/test-tools: pyproject.toml $(BIN)/python
 
 dist/built: $(SOURCES) $(VENV)/build-tools
 	rm -rf dist
-	$(BIN)/maturin build --release --locked --out dist --interpreter $(BIN)/python
+	PATH="$(CURDIR)/$(BIN):$$PATH" maturin build --release --locked --out dist --interpreter $(BIN)/python $(FOR_OLDER_GLIBC)
 	@touch $@
 
 $(VENV)/installed: dist/built
