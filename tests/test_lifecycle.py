@@ -515,7 +515,7 @@ def test_every_address_of_a_name_and_of_the_dual_stack_is_listened_on(make_serve
 def test_a_taken_address_among_several_is_named(make_server: MakeServer) -> None:
     with socket.create_server(("127.0.0.2", 0)) as taken:
         port = taken.getsockname()[1]
-        server = Tantor(port, ["127.0.0.1", "127.0.0.2"])  # type: ignore[arg-type]
+        server = Tantor(port, ["127.0.0.1", "127.0.0.2"])
         with pytest.raises(OSError, match=rf"cannot listen on 127\.0\.0\.2:{port}"):
             server.start_background()
         assert not accepts_connections(port, "127.0.0.1")

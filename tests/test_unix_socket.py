@@ -220,12 +220,12 @@ def test_beside_tcp(make_server: MakeServer, path: Path, caplog: pytest.LogCaptu
 
 def test_a_start_that_fails_leaves_no_file(make_server: MakeServer, path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        server = Tantor(taken.getsockname()[1], [f"unix:{path}", "127.0.0.1"])  # type: ignore[arg-type]
+        server = Tantor(taken.getsockname()[1], [f"unix:{path}", "127.0.0.1"])
         with pytest.raises(OSError, match=r"cannot listen on 127\.0\.0\.1:"):
             server.start_background()
     other = Path(f"{path}.2")
     other.write_text("no socket")
-    server = Tantor(0, ["127.0.0.1", f"unix:{path}", f"unix:{other}"])  # type: ignore[arg-type]
+    server = Tantor(0, ["127.0.0.1", f"unix:{path}", f"unix:{other}"])
     with pytest.raises(OSError, match=re.escape(f"cannot listen on unix:{other}")):
         server.start_background()
     assert not path.exists()

@@ -5,7 +5,7 @@ Importing this does not import Flask, and nothing here starts a server.
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Unpack
 
 from tantor.latest import latest
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def init_tantor(
     app: "Flask",
     port: int | None = None,
-    host: str | None = None,
+    host: str | Sequence[str] | None = None,
     *,
     default: Callable[[Any], Any] | None = None,
     **settings: Unpack[Settings],

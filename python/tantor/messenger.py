@@ -8,7 +8,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 from weakref import WeakSet
@@ -63,7 +63,7 @@ class Tantor(_tantor.Messenger):
     def __init__(
         self,
         port: int | None = None,
-        host: str | None = None,
+        host: str | Sequence[str] | None = None,
         *,
         default: Callable[[Any], Any] | None = None,
         **settings: Unpack[Settings],

@@ -1,13 +1,16 @@
 """Running a server that is all that its process does."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Unpack
 
 from tantor.messenger import Tantor
 from tantor.setting_types import Settings
 
 
-async def run_tantor(port: int | None = None, host: str | None = None, **settings: Unpack[Settings]) -> None:
+async def run_tantor(
+    port: int | None = None, host: str | Sequence[str] | None = None, **settings: Unpack[Settings]
+) -> None:
     """Serve until cancelled; what is not given comes from the environment, else port 8080 on 0.0.0.0.
 
     `settings` and errors are those of `Tantor`; a taken port is an `OSError` that names it.
@@ -15,6 +18,8 @@ async def run_tantor(port: int | None = None, host: str | None = None, **setting
     await Tantor(port, host, **settings).start()
 
 
-def run_tantor_sync(port: int | None = None, host: str | None = None, **settings: Unpack[Settings]) -> None:
+def run_tantor_sync(
+    port: int | None = None, host: str | Sequence[str] | None = None, **settings: Unpack[Settings]
+) -> None:
     """Serve until Ctrl-C, which is a `KeyboardInterrupt` once the server has ended. See `run_tantor`."""
     asyncio.run(run_tantor(port, host, **settings))
