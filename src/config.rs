@@ -7,6 +7,7 @@ mod setting;
 pub use setting::{Setting, Value};
 
 use crate::channel_settings::{ChannelRules, ChannelSettings, MAX_HISTORY_SIZE};
+use crate::database::Database;
 use crate::error::Error;
 use crate::hosts::Hosts;
 use crate::priority::SlowConsumer;
@@ -60,8 +61,7 @@ pub struct Config {
     pub idempotency_ttl: Duration,
     pub max_idempotency_keys: usize,
     pub max_client_keys: usize,
-    /// Empty: nothing is saved.
-    pub database: String,
+    pub database: Database,
     pub database_bytes: u64,
     pub database_queue_bytes: usize,
     pub durable: bool,
@@ -134,7 +134,7 @@ impl Default for Config {
             idempotency_ttl: Duration::from_secs(300),
             max_idempotency_keys: 100_000,
             max_client_keys: 1000,
-            database: String::new(),
+            database: Database::default(),
             database_bytes: 1 << 30,
             database_queue_bytes: 64 << 20,
             durable: false,
@@ -276,7 +276,7 @@ impl Config {
         } else {
             format!("channel_settings: {pattern:?} is durable")
         };
-        if self.database.is_empty() {
+        if self.database == Database::Memory {
             return Some(format!("{durable}; that takes a database"));
         }
         (!settings.keeps(self.history_bytes)).then(|| {
@@ -392,7 +392,7 @@ settings! {
     idempotency_ttl: seconds(0.0, DAY), GIVEN, "seconds in which an idempotency key is known";
     max_idempotency_keys: integer(0, 10_000_000), GIVEN, "idempotency keys known at once, of the application and of all clients each; beyond it the client with the most loses its oldest";
     max_client_keys: integer(1, 10_000_000), GIVEN, "idempotency keys of one client known at once; beyond it the client loses its oldest";
-    database: read("text", "sqlite:/// and a path, or nothing", read_database, String::clone), GIVEN, "where history, mailboxes and clients are saved: sqlite:///tantor.db (default: nowhere)";
+    database: read("text", "sqlite:/// and a path, or nothing", Database::parse, write_database), GIVEN, "where history, mailboxes and clients are saved: sqlite:///tantor.db (default: nowhere)";
     database_bytes: integer(1 << 20, 1024 * GIB), GIVEN, "bytes that the database's file may take; beyond it nothing more is saved until something has expired";
     database_queue_bytes: integer(1 << 16, 64 * GIB), GIVEN, "bytes of changes that may wait to be saved; beyond it they are not, and counted";
     durable: boolean, GIVEN, "publications of every channel are saved before they are handed over";
@@ -444,11 +444,8 @@ fn write_rules(rules: &ChannelRules) -> String {
     rules.text().to_owned()
 }
 
-fn read_database(url: &str) -> Result<String, String> {
-    if !url.is_empty() {
-        crate::database_url::parse_database_url(url)?;
-    }
-    Ok(url.to_owned())
+fn write_database(database: &Database) -> String {
+    database.url().to_owned()
 }
 
 fn read_prefix(path: &str) -> Result<String, String> {

@@ -24,11 +24,13 @@ pub enum ErrorCode {
     NotSaved = 114,
     /// A number that the JSON parsers of subscribers cannot hold.
     Unreadable = 115,
+    /// The storage could not be read.
+    NotRead = 116,
 }
 
 impl ErrorCode {
     /// Every code, in the order of the documented table.
-    pub const ALL: [ErrorCode; 14] = [
+    pub const ALL: [ErrorCode; 15] = [
         ErrorCode::NotJson,
         ErrorCode::NotAnObject,
         ErrorCode::BadField,
@@ -43,6 +45,7 @@ impl ErrorCode {
         ErrorCode::UnknownMessage,
         ErrorCode::NotSaved,
         ErrorCode::Unreadable,
+        ErrorCode::NotRead,
     ];
 
     pub fn number(self) -> u16 {

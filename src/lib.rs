@@ -9,7 +9,7 @@ pub mod client_module;
 pub mod command;
 pub mod config;
 pub mod connection;
-pub mod database_url;
+pub mod database;
 pub mod error;
 pub mod events;
 pub mod fork;

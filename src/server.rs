@@ -2,7 +2,7 @@
 
 use crate::broker::{HistoryLimits, MemoryBroker};
 use crate::config::Config;
-use crate::database_url::parse_database_url;
+use crate::database::Database;
 use crate::error::Error;
 use crate::events::LogLevel;
 use crate::fork::{InWork, Whole};
@@ -97,8 +97,11 @@ impl Drop for WaitingGuard {
 }
 
 impl Server {
-    /// Starts nothing.
-    pub fn new(config: Config) -> Arc<Self> {
+    /// Makes a server that is not started.
+    ///
+    /// Errors: the system has no source of random numbers.
+    pub fn new(config: Config) -> Result<Arc<Self>, Error> {
+        crate::random::check_source()?;
         let store = store_of(&config);
         let limits = HistoryLimits {
             history_bytes: config.history_bytes,
@@ -107,14 +110,14 @@ impl Server {
         let broker = MemoryBroker::new(Arc::clone(&store), limits);
         let node = Arc::new(Node::new(Arc::new(config), Arc::new(broker), store));
         let started_in = AtomicU32::new(NOT_STARTED);
-        Arc::new(Self {
+        Ok(Arc::new(Self {
             node,
             running: Mutex::new(None),
             endpoints: ArcSwapOption::empty(),
             start_in_work: InWork::default(),
             ended: Condvar::new(),
             started_in,
-        })
+        }))
     }
 
     pub fn node(&self) -> &Arc<Node> {
@@ -450,9 +453,8 @@ impl Server {
 }
 
 fn store_of(config: &Config) -> Arc<dyn Store> {
-    // the settings were validated: an address that is none is none here
-    match parse_database_url(&config.database) {
-        Ok(path) => {
+    match &config.database {
+        Database::Sqlite { path, .. } => {
             let limits = Limits {
                 file_bytes: config.database_bytes,
                 queue_bytes: config.database_queue_bytes,
@@ -461,9 +463,9 @@ fn store_of(config: &Config) -> Arc<dyn Store> {
                     .max_idempotency_keys
                     .min(keys_in(config.database_bytes)),
             };
-            Arc::new(SqliteStore::new(&path, limits))
+            Arc::new(SqliteStore::new(path, limits))
         }
-        Err(_) => Arc::new(MemoryStore),
+        Database::Memory => Arc::new(MemoryStore),
     }
 }
 

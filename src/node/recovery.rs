@@ -39,6 +39,17 @@ pub struct HistoryPage {
     pub is_cut: bool,
 }
 
+impl HistoryPage {
+    fn empty(epoch: u64) -> Self {
+        Self {
+            epoch,
+            offset: 0,
+            publications: Vec::new(),
+            is_cut: false,
+        }
+    }
+}
+
 /// Most publications in one page.
 pub const MAX_HISTORY_LIMIT: i64 = 1000;
 
@@ -61,24 +72,19 @@ impl Node {
         self.restore()?;
         let Some(channel) = self.channels.read().get(channel).cloned() else {
             // a channel that is only asked for is not made; its publications, should it be, come behind this answer
-            return Ok(HistoryPage {
-                epoch: self.broker.next_epoch(channel),
-                offset: 0,
-                publications: Vec::new(),
-                is_cut: false,
-            });
+            return Ok(HistoryPage::empty(self.broker.next_epoch(channel)));
         };
-        let mut found = None;
+        let mut found = HistoryPage::empty(0);
         self.stream(&channel).read(&mut |history| {
             let (kept, is_cut) = history.page(page, max_bytes);
-            found = Some(HistoryPage {
+            found = HistoryPage {
                 epoch: history.epoch,
                 offset: history.top,
                 publications: kept.into_iter().map(|kept| kept.frame.clone()).collect(),
                 is_cut,
-            });
+            };
         });
-        found.ok_or_else(|| Error::Argument(format!("channel {:?} was deleted", channel.name)))
+        Ok(found)
     }
 
     /// Answers a client that asks for a page.
@@ -104,7 +110,10 @@ impl Node {
         };
         let page = self
             .history(channel, page, self.max_reply_bytes())
-            .map_err(|error| Refusal::new(ErrorCode::NotSaved, error.to_string()))?;
+            .map_err(|error| match error {
+                Error::Argument(message) => Refusal::new(ErrorCode::BadChannel, message),
+                error => Refusal::new(ErrorCode::NotRead, error.to_string()),
+            })?;
         self.answer(asker, channel, |out| {
             protocol::write_json(out, "epoch", protocol::epoch_text(page.epoch));
             protocol::write_json(out, "offset", page.offset);

@@ -15,7 +15,6 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyMapping, PyString, PyTuple};
 use pyo3::{PyTraverseError, PyVisit};
 use std::cell::RefCell;
-use std::mem::ManuallyDrop;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -32,7 +31,8 @@ pub struct Messenger {
 }
 
 struct Configured {
-    server: ManuallyDrop<Arc<Server>>,
+    /// `None` once this is being dropped.
+    server: Option<Arc<Server>>,
     default: Option<Py<PyAny>>,
 }
 
@@ -44,19 +44,16 @@ thread_local! {
 const KEPT_SCRATCH: usize = 64 << 10;
 
 impl Messenger {
-    fn configured(&self) -> PyResult<&Configured> {
-        let unready = || {
+    fn server(&self) -> PyResult<&Arc<Server>> {
+        let configured = self.configured.get();
+        let server = configured.and_then(|configured| configured.server.as_ref());
+        let server = server.ok_or_else(|| {
             PyRuntimeError::new_err("Tantor.__init__ was not called; a subclass's own must call it")
-        };
-        let configured = self.configured.get().ok_or_else(unready)?;
-        if configured.server.is_inherited() {
+        })?;
+        if server.is_inherited() {
             return Err(errors::forked_error());
         }
-        Ok(configured)
-    }
-
-    fn server(&self) -> PyResult<&Arc<Server>> {
-        self.configured().map(|configured| &*configured.server)
+        Ok(server)
     }
 
     fn node(&self) -> PyResult<&Arc<Node>> {
@@ -72,10 +69,11 @@ impl Messenger {
         act: impl FnOnce(&[u8]) -> T + Send,
     ) -> PyResult<T> {
         let py = value.py();
+        self.server()?;
         let own = self
-            .configured()?
-            .default
-            .as_ref()
+            .configured
+            .get()
+            .and_then(|configured| configured.default.as_ref())
             .map(|default| default.bind(py));
         // a hook may call in again, so the buffer is taken, not borrowed
         let mut bytes = SCRATCH.take();
@@ -91,20 +89,23 @@ impl Messenger {
 
 impl Drop for Configured {
     fn drop(&mut self) {
-        // of another process's server nothing is touched, for its locks may be held for ever
-        if !self.server.is_inherited() {
-            // SAFETY: this is the only place that takes it, and nothing uses it after its owner's drop.
-            let server = unsafe { ManuallyDrop::take(&mut self.server) };
-            let mut last = Some(server);
-            let mut end = || {
-                if let Some(server) = last.take() {
-                    server.begin_stop();
-                }
-            };
-            // what is waited for may wait for somebody who wants the interpreter
-            if Python::try_attach(|py| py.detach(&mut end)).is_none() {
-                end();
+        let Some(server) = self.server.take() else {
+            return;
+        };
+        if server.is_inherited() {
+            // the parent's threads may hold locks of the server for ever here, so the server must not be dropped
+            std::mem::forget(server);
+            return;
+        }
+        let mut last = Some(server);
+        let mut end = || {
+            if let Some(server) = last.take() {
+                server.begin_stop();
             }
+        };
+        // the stop may wait for a thread that wants the interpreter lock
+        if Python::try_attach(|py| py.detach(&mut end)).is_none() {
+            end();
         }
     }
 }
@@ -146,9 +147,12 @@ impl Messenger {
             let value = setting_value(&name, &value)?;
             values.push((name, value));
         }
-        let server = ManuallyDrop::new(Server::new(Config::from_values(&values)?));
+        let server = Server::new(Config::from_values(&values)?)?;
         self.configured
-            .set(Configured { server, default })
+            .set(Configured {
+                server: Some(server),
+                default,
+            })
             .map_err(|_| {
                 PyRuntimeError::new_err(
                     "Tantor.__init__ was called twice; make another Tantor instead",

@@ -24,7 +24,7 @@ fn a_panic_closes_one_connection() {
         ("port".to_owned(), Value::Integer(0)),
         ("shards".to_owned(), Value::Integer(1)),
     ];
-    let server = Server::new(Config::from_values(&values).unwrap());
+    let server = Server::new(Config::from_values(&values).unwrap()).unwrap();
     server.start(None).unwrap();
     let (mut healthy, mut failing) = (connect(&server), connect(&server));
     read_to(&mut failing, "user_joined");

@@ -10,7 +10,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("channel_settings", 0),
     ("client_module", 0),
     ("config", 0),
-    ("database_url", 0),
+    ("database", 0),
     ("error", 0),
     ("fork", 0),
     ("frame", 0),

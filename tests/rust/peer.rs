@@ -50,7 +50,7 @@ impl Served {
                 .iter()
                 .map(|(name, value)| ((*name).to_owned(), Value::Integer(*value))),
         );
-        let server = Server::new(Config::from_values(&values).unwrap());
+        let server = Server::new(Config::from_values(&values).unwrap()).unwrap();
         assert!(server.start(None).unwrap());
         Self(server)
     }

@@ -1,11 +1,45 @@
-//! Addresses of databases, written as `SQLAlchemy` writes them: `sqlite:///relative.db`, `sqlite:////absolute.db`.
+//! The `database` setting: where messages are saved.
 
 use std::path::PathBuf;
 
-/// The file that an address names.
-///
-/// Errors: what is wrong with it, and what would be right.
-pub fn parse_database_url(url: &str) -> Result<PathBuf, String> {
+/// A database that exists or can be created, as far as its URL tells.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Database {
+    /// Nothing is saved.
+    #[default]
+    Memory,
+    Sqlite {
+        /// The URL as the user wrote it.
+        url: String,
+        path: PathBuf,
+    },
+}
+
+impl Database {
+    /// Parses a URL in the form of `SQLAlchemy`: `sqlite:///relative.db`, `sqlite:////absolute.db`, or an empty text for
+    /// `Memory`.
+    ///
+    /// Errors: the problem and the right form, as text.
+    pub fn parse(url: &str) -> Result<Self, String> {
+        if url.is_empty() {
+            return Ok(Database::Memory);
+        }
+        Ok(Database::Sqlite {
+            url: url.to_owned(),
+            path: sqlite_path(url)?,
+        })
+    }
+
+    /// Returns the URL that `parse` took.
+    pub fn url(&self) -> &str {
+        match self {
+            Database::Memory => "",
+            Database::Sqlite { url, .. } => url,
+        }
+    }
+}
+
+fn sqlite_path(url: &str) -> Result<PathBuf, String> {
     let shape = "a database is written sqlite:///tantor.db, or sqlite:////var/lib/tantor.db for an absolute path";
     let Some((scheme, rest)) = url.split_once("://") else {
         return Err(format!("it has no scheme; {shape}"));
@@ -64,7 +98,7 @@ mod tests {
             ("sqlite:////var/lib/tantor.db", "/var/lib/tantor.db"),
             ("sqlite:///a%20b%3F.db", "a b?.db"),
         ] {
-            assert_eq!(parse_database_url(url), Ok(PathBuf::from(path)), "{url}");
+            assert_eq!(sqlite_path(url), Ok(PathBuf::from(path)), "{url}");
         }
     }
 
@@ -82,7 +116,7 @@ mod tests {
             "sqlite:///a%+1.db",
             "sqlite:///a%00.db",
         ] {
-            let error = parse_database_url(url).expect_err(url);
+            let error = Database::parse(url).expect_err(url);
             assert!(
                 error.contains("sqlite:///") || error.contains("zero byte"),
                 "{error}"
