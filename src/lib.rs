@@ -4,6 +4,7 @@
 
 pub mod broker;
 pub mod capacity;
+pub mod channel_kind;
 pub mod channel_settings;
 pub mod client_module;
 pub mod command;

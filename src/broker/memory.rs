@@ -5,6 +5,7 @@ use super::epochs::Epochs;
 use super::stream::{InStore, MemoryStream, restored};
 use super::{Broker, Closing, Evicted, HistorySize, Stream};
 use crate::capacity::shrink_map;
+use crate::channel_kind::ChannelKind;
 use crate::channel_settings::ChannelSettings;
 use crate::history::{Bytes, History};
 use crate::protocol::monotonic_micros;
@@ -67,7 +68,12 @@ impl Broker for MemoryBroker {
         }
     }
 
-    fn open(&self, channel: &Arc<str>, kind: &str, settings: ChannelSettings) -> Arc<dyn Stream> {
+    fn open(
+        &self,
+        channel: &Arc<str>,
+        kind: ChannelKind,
+        settings: ChannelSettings,
+    ) -> Arc<dyn Stream> {
         let mut streams = self.shared.streams.lock();
         if let Some(stream) = streams.get(channel) {
             return Arc::clone(stream) as Arc<dyn Stream>;
@@ -259,8 +265,8 @@ mod tests {
             message_ttl: Duration::from_millis(1),
             ..settings()
         };
-        let long = broker.open(&Arc::from("long"), "public", settings());
-        let short = broker.open(&Arc::from("short"), "public", short);
+        let long = broker.open(&Arc::from("long"), ChannelKind::Public, settings());
+        let short = broker.open(&Arc::from("short"), ChannelKind::Public, short);
         for stream in [&long, &short] {
             let frame = EncodedFrame::text(b"{}");
             let published = stream.publish(&mut |_| frame.clone(), &mut |_, _| None, &mut None);
@@ -292,7 +298,7 @@ mod tests {
             channel: "a".into(),
             epoch: 7,
             top: 3,
-            kind: "public".into(),
+            kind: ChannelKind::Public,
             durable: false,
             broken_through: 0,
             publications: vec![publication(1, HOUR * 2), publication(2, HOUR / 2)],
@@ -302,7 +308,7 @@ mod tests {
         saved.publications.push(publication(3, Duration::ZERO));
         set_clock(0);
         broker.restore(vec![saved]);
-        let stream = broker.open(&Arc::from("a"), "public", settings());
+        let stream = broker.open(&Arc::from("a"), ChannelKind::Public, settings());
         stream.read(&mut |history| {
             let page = crate::history::Page {
                 limit: 10,

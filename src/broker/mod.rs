@@ -8,6 +8,7 @@ mod stream;
 pub use budget::{CHANNEL_SIZE, HistoryLimits};
 pub use memory::MemoryBroker;
 
+use crate::channel_kind::ChannelKind;
 use crate::channel_settings::ChannelSettings;
 use crate::frame::EncodedFrame;
 use crate::history::{Bytes, History};
@@ -90,7 +91,12 @@ pub trait Broker: Send + Sync {
     ///
     /// Ordering: two calls for a channel that was not closed in between give the same stream. Errors: none.
     /// Blocking: no.
-    fn open(&self, channel: &Arc<str>, kind: &str, settings: ChannelSettings) -> Arc<dyn Stream>;
+    fn open(
+        &self,
+        channel: &Arc<str>,
+        kind: ChannelKind,
+        settings: ChannelSettings,
+    ) -> Arc<dyn Stream>;
 
     /// The epoch that the stream of a channel without one gets when it is opened, unless something of it was saved.
     ///

@@ -5,6 +5,7 @@ use super::memory::Shared;
 use super::{
     Encode, EncodeFrame, Encoded, HandOver, HandOverSaved, Refused, Stream, StreamPosition,
 };
+use crate::channel_kind::ChannelKind;
 use crate::channel_settings::ChannelSettings;
 use crate::frame::EncodedFrame;
 use crate::history::{Bytes, History, Kept, weight};
@@ -26,7 +27,7 @@ pub(super) struct MemoryStream {
     pub channel: Arc<str>,
     /// Stands for this stream in the store.
     pub key: StreamKey,
-    kind: Box<str>,
+    kind: ChannelKind,
     settings: ChannelSettings,
     /// Publications are kept in memory.
     keeps: bool,
@@ -210,7 +211,7 @@ impl MemoryStream {
     pub fn new(
         shared: &Arc<Shared>,
         channel: &Arc<str>,
-        kind: &str,
+        kind: ChannelKind,
         settings: ChannelSettings,
         key: StreamKey,
         history: History,
@@ -220,7 +221,7 @@ impl MemoryStream {
         Self {
             channel: Arc::clone(channel),
             key,
-            kind: kind.into(),
+            kind,
             settings,
             keeps,
             saves: keeps && shared.store.is_durable(),
@@ -417,7 +418,7 @@ impl MemoryStream {
             stream: self.key,
             channel: Arc::clone(&self.channel),
             epoch: state.history.epoch,
-            kind: self.kind.clone(),
+            kind: self.kind,
             durable: self.settings.durable,
         }
     }

@@ -1,6 +1,7 @@
 //! A channel as the node knows it: who is on it, where they are, and which notices wait.
 
 use crate::broker::Stream;
+use crate::channel_kind::ChannelKind;
 use crate::channel_settings::ChannelSettings;
 use crate::hub::ChannelKey;
 use crate::interest::Interest;
@@ -12,14 +13,10 @@ use std::ops::Deref;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
-/// What a channel may be labelled as.
-pub const CHANNEL_KINDS: &[&str] = &["public", "private", "emergency"];
-
 pub struct Channel {
     pub key: ChannelKey,
     pub name: Arc<str>,
-    /// One of `CHANNEL_KINDS`: a label.
-    pub kind: Box<str>,
+    pub kind: ChannelKind,
     /// Microseconds since 1970.
     pub created: u64,
     pub settings: ChannelSettings,
@@ -96,11 +93,11 @@ impl Drop for BehindWith {
 }
 
 impl Channel {
-    pub fn new(key: ChannelKey, name: &str, kind: &str, settings: ChannelSettings) -> Self {
+    pub fn new(key: ChannelKey, name: &str, kind: ChannelKind, settings: ChannelSettings) -> Self {
         Self {
             key,
             name: name.into(),
-            kind: kind.into(),
+            kind,
             created: protocol::now_micros(),
             settings,
             stream: OnceLock::new(),
@@ -265,7 +262,7 @@ mod tests {
     #[test]
     fn publishers_wait_for_what_is_in_flight_and_for_those_behind() {
         let config = crate::config::Config::default();
-        let channel = Channel::new(1, "a", "public", config.of_channel("a"));
+        let channel = Channel::new(1, "a", ChannelKind::Public, config.of_channel("a"));
         let channel = Arc::new(channel);
         let mut first = InFlight::new(&channel, 60);
         assert!(!channel.is_full(60));

@@ -1,12 +1,13 @@
 //! Who is connected, who is on which channel, and who is told of it.
 
-use super::channel::{CHANNEL_KINDS, Channel, Members, Notice, Tell};
+use super::channel::{Channel, Members, Notice, Tell};
 use super::client::{Client, ClientState, Joined};
 use super::delivery::{Delivery, Place, Terms};
 use super::recovery::Asked;
 use super::{FanOut, Node, argument};
 use crate::broker::Closing;
 use crate::capacity::shrink_map;
+use crate::channel_kind::ChannelKind;
 use crate::error::{Error, ErrorCode, Refusal};
 use crate::events::Detail;
 use crate::priority::{Priority, SlowConsumer};
@@ -107,11 +108,9 @@ impl Node {
     /// Errors: a name that cannot be one, a kind that there is not.
     pub fn create_channel(&self, name: &str, kind: &str) -> Result<bool, Error> {
         protocol::check_channel_name(name).map_err(argument)?;
-        if !CHANNEL_KINDS.contains(&kind) {
-            return Err(Error::Argument(format!(
-                "kind is {kind:?}; it takes \"public\", \"private\" or \"emergency\""
-            )));
-        }
+        let kind = ChannelKind::from_name(kind).ok_or_else(|| {
+            Error::Argument(format!("kind is {kind:?}; it takes {}", ChannelKind::TAKES))
+        })?;
         let mut is_new = false;
         self.channel_with(name, || {
             is_new = true;
@@ -177,9 +176,9 @@ impl Node {
     /// The channel of this name, made if there is none.
     pub(super) fn channel(&self, name: &str) -> Arc<Channel> {
         self.channel_with(name, || match name {
-            "treehouse" => "private",
-            protocol::EMERGENCY_CHANNEL => "emergency",
-            _ => "public",
+            "treehouse" => ChannelKind::Private,
+            protocol::EMERGENCY_CHANNEL => ChannelKind::Emergency,
+            _ => ChannelKind::Public,
         })
     }
 
@@ -212,10 +211,10 @@ impl Node {
         self.noticed.lock().append(&mut waiting);
     }
 
-    pub(super) fn channel_with<'a>(
+    pub(super) fn channel_with(
         &self,
         name: &str,
-        kind: impl FnOnce() -> &'a str,
+        kind: impl FnOnce() -> ChannelKind,
     ) -> Arc<Channel> {
         if let Some(channel) = self.channels.read().get(name) {
             return Arc::clone(channel);

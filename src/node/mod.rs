@@ -198,11 +198,11 @@ impl Node {
         let channels: Vec<_> = saved
             .streams
             .iter()
-            .map(|stream| (Arc::clone(&stream.channel), stream.kind.clone()))
+            .map(|stream| (Arc::clone(&stream.channel), stream.kind))
             .collect();
         self.broker.restore(saved.streams);
         for (name, kind) in channels {
-            let channel = self.channel_with(&name, || &kind);
+            let channel = self.channel_with(&name, || kind);
             self.stream(&channel);
         }
         self.restore_clients(saved.clients, saved.memberships);
@@ -379,7 +379,7 @@ impl Node {
             let mut settings = channel.settings;
             // an emergency waits for no disk, whatever is asked of its channel
             settings.durable &= &*channel.name != protocol::EMERGENCY_CHANNEL;
-            self.broker.open(&channel.name, &channel.kind, settings)
+            self.broker.open(&channel.name, channel.kind, settings)
         })
     }
 

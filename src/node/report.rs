@@ -2,6 +2,7 @@
 
 use super::{Channel, Client, Door, Node};
 use crate::broker::HistorySize;
+use crate::channel_kind::ChannelKind;
 use crate::events::LogLevel;
 use crate::protocol::EMERGENCY_CHANNEL;
 use crate::store::Health;
@@ -12,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 #[derive(Clone, Debug, PartialEq)]
 pub struct ChannelInfo {
     pub name: Arc<str>,
-    pub kind: Box<str>,
+    pub kind: ChannelKind,
     /// Ids in the order in which they came.
     pub subscribers: Vec<Arc<str>>,
     pub created_at: f64,
@@ -124,7 +125,7 @@ impl Node {
         let subscribers = channel.members.lock().roster.ids().cloned().collect();
         Some(ChannelInfo {
             name: Arc::clone(&channel.name),
-            kind: channel.kind.clone(),
+            kind: channel.kind,
             subscribers,
             created_at: channel.created as f64 / 1e6,
         })
@@ -173,7 +174,9 @@ impl Node {
         let channels = self.channels.read();
         let mut names: Vec<_> = channels
             .values()
-            .filter(|channel| &*channel.kind == "private" && &*channel.name != EMERGENCY_CHANNEL)
+            .filter(|channel| {
+                channel.kind == ChannelKind::Private && &*channel.name != EMERGENCY_CHANNEL
+            })
             .map(|channel| Arc::clone(&channel.name))
             .collect();
         names.sort_unstable();

@@ -524,7 +524,7 @@ impl Messenger {
         Ok(info.map(|info| {
             (
                 info.name.to_string(),
-                info.kind.into(),
+                info.kind.name().to_owned(),
                 texts(&info.subscribers),
                 info.created_at,
             )

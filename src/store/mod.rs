@@ -7,6 +7,7 @@ pub use memory::MemoryStore;
 pub use sqlite::{Limits, SqliteStore, back_up, restore};
 
 use crate::broker::StreamPosition;
+use crate::channel_kind::ChannelKind;
 use crate::frame::EncodedFrame;
 use crate::protocol::Stamp;
 use bytes::Bytes;
@@ -101,7 +102,7 @@ pub struct SavedStream {
     pub channel: Arc<str>,
     pub epoch: u64,
     pub top: u64,
-    pub kind: Box<str>,
+    pub kind: ChannelKind,
     pub durable: bool,
     /// Some of what was published up to this offset is not there.
     pub broken_through: u64,
@@ -210,7 +211,7 @@ pub enum Change<'a> {
         stream: StreamKey,
         channel: Arc<str>,
         epoch: u64,
-        kind: Box<str>,
+        kind: ChannelKind,
         durable: bool,
     },
     Trimmed {

@@ -7,6 +7,7 @@ use _tantor::broker::{
     Broker, Closing, HandOverSaved, HistoryLimits, HistorySize, MemoryBroker, Refused, Stream,
     StreamPosition,
 };
+use _tantor::channel_kind::ChannelKind;
 use _tantor::channel_settings::ChannelSettings;
 use _tantor::frame::EncodedFrame;
 use _tantor::history::Page;
@@ -39,7 +40,7 @@ fn settings() -> ChannelSettings {
 }
 
 fn open(broker: &dyn Broker, name: &str) -> Arc<dyn Stream> {
-    broker.open(&Arc::from(name), "public", settings())
+    broker.open(&Arc::from(name), ChannelKind::Public, settings())
 }
 
 fn frame() -> EncodedFrame {
@@ -169,7 +170,7 @@ fn what_has_expired_is_let_go() {
         message_ttl: Duration::from_millis(1),
         ..settings()
     };
-    let stream = broker.open(&Arc::from("a"), "public", settings);
+    let stream = broker.open(&Arc::from("a"), ChannelKind::Public, settings);
     publish(&*stream);
     std::thread::sleep(Duration::from_millis(2));
     broker.expire();
@@ -286,7 +287,7 @@ fn a_channel_whose_last_publication_could_not_be_saved_takes_the_next_and_ends()
         durable: true,
         ..settings()
     };
-    let stream = broker.open(&Arc::from("a"), "public", settings);
+    let stream = broker.open(&Arc::from("a"), ChannelKind::Public, settings);
     for _ in 0..2 {
         let (tell, told) = std::sync::mpsc::channel();
         let mut hand_over: Option<HandOverSaved> =

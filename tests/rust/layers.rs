@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: &[(&str, u8)] = &[
     ("capacity", 0),
     ("socket_limits", 0),
+    ("channel_kind", 0),
     ("channel_settings", 0),
     ("client_module", 0),
     ("config", 0),

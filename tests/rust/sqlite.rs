@@ -5,6 +5,7 @@ use crate::stores::{
     publish_and_wait, publish_text, reopen, save, save_with_channels, sqlite, trimmed, waiting,
 };
 use _tantor::broker::StreamPosition;
+use _tantor::channel_kind::ChannelKind;
 use _tantor::store::{Change, Committed, Limits, Saved, SqliteStore, Store};
 use rusqlite::Connection;
 use std::path::{Path, PathBuf};
@@ -57,10 +58,10 @@ fn everything_comes_back_as_it_was() {
             &*stream.channel,
             stream.epoch,
             stream.top,
-            &*stream.kind,
+            stream.kind,
             stream.durable
         ),
-        ("a", u64::MAX - 1, 3, "public", true)
+        ("a", u64::MAX - 1, 3, ChannelKind::Public, true)
     );
     assert_eq!(stream.publications[2].frame, frame("{\"offset\":3}"));
     let mail = &saved.mail[0];

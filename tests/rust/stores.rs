@@ -1,6 +1,7 @@
 //! What every store must do.
 
 use _tantor::broker::StreamPosition;
+use _tantor::channel_kind::ChannelKind;
 use _tantor::frame::EncodedFrame;
 use _tantor::store::{
     Change, Committed, Limits, MemoryStore, Saved, SavedClient, SqliteStore, Store, StoreError,
@@ -52,7 +53,7 @@ pub fn opened(channel: &str, epoch: u64, durable: bool) -> Change<'static> {
         stream: key(channel),
         channel: channel.into(),
         epoch,
-        kind: "public".into(),
+        kind: ChannelKind::Public,
         durable,
     }
 }

@@ -1,5 +1,6 @@
 //! Changes as they wait to be saved: copies of what they need, with their messages in the bytes of a batch.
 
+use crate::channel_kind::ChannelKind;
 use crate::store::{Change, Committed, SavedClient, StreamKey, UsedKey};
 use std::sync::Arc;
 
@@ -32,7 +33,7 @@ pub(super) enum Item {
         stream: StreamKey,
         channel: Arc<str>,
         epoch: u64,
-        kind: Box<str>,
+        kind: ChannelKind,
         durable: bool,
     },
     Trimmed {

@@ -2,6 +2,7 @@
 
 use super::batch::{Batch, Item};
 use super::file::DatabaseFile;
+use crate::channel_kind::ChannelKind;
 use crate::fork::Whole;
 use crate::store::{SavedClient, StreamKey};
 use rusqlite::{ErrorCode, OptionalExtension, params};
@@ -204,7 +205,7 @@ impl DatabaseFile {
                 kind,
                 durable,
             } => {
-                let id = self.open_stream(channel, *epoch, kind, *durable)?;
+                let id = self.open_stream(channel, *epoch, *kind, *durable)?;
                 self.streams.insert(*stream, id);
                 self.opened.push(*stream);
                 if let Some(through) = self.early_trims.get(stream).copied() {
@@ -266,7 +267,7 @@ impl DatabaseFile {
         &self,
         channel: &str,
         epoch: u64,
-        kind: &str,
+        kind: ChannelKind,
         durable: bool,
     ) -> rusqlite::Result<i64> {
         self.connection
@@ -275,7 +276,7 @@ impl DatabaseFile {
                 ON CONFLICT (channel) DO UPDATE SET epoch = ?2, kind = ?3, durable = ?4 RETURNING id",
             )?
             .query_row(
-                params![channel, epoch.cast_signed(), kind, durable],
+                params![channel, epoch.cast_signed(), kind.name(), durable],
                 |row| row.get(0),
             )
     }

@@ -1,6 +1,7 @@
 //! What a file has saved.
 
 use super::file::DatabaseFile;
+use crate::channel_kind::ChannelKind;
 use crate::frame::EncodedFrame;
 use crate::protocol::now_micros;
 use crate::store::{Saved, SavedClient, SavedMail, SavedPublication, SavedStream, StoreError};
@@ -87,7 +88,7 @@ impl DatabaseFile {
                 channel: shared(row, 1)?,
                 epoch: unsigned(row, 2)?,
                 top,
-                kind: row.get::<_, String>(4)?.into(),
+                kind: ChannelKind::from_name(row.get_ref(4)?.as_str()?).unwrap_or_default(),
                 durable,
                 broken_through,
                 publications: kept,
