@@ -1,6 +1,6 @@
 //! What a forked child must not keep: it has this process's memory and descriptors, but none of its threads.
 
-use crate::sync::Mutex;
+use crate::sync::{Mutex, Rank};
 use std::cell::Cell;
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
@@ -140,7 +140,7 @@ pub fn in_parent() {
 }
 
 /// Descriptors that a child closes.
-static PARENTS_OWN: Mutex<Vec<Descriptor>> = Mutex::new(Vec::new());
+static PARENTS_OWN: Mutex<Vec<Descriptor>> = Mutex::new(Rank::Leaf, Vec::new());
 
 #[cfg(unix)]
 type Descriptor = std::os::fd::RawFd;

@@ -1,7 +1,7 @@
 //! Results of publications by the idempotency key that their publishers gave them, so that a repeat publishes nothing.
 
 use crate::store::{Committed, Fate, StoreError};
-use crate::sync::Mutex;
+use crate::sync::{Mutex, Rank};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
@@ -99,7 +99,7 @@ impl<T: Copy> Idempotency<T> {
         Self {
             ttl,
             limits,
-            results: Mutex::default(),
+            results: Mutex::new(Rank::Idempotency, Results::default()),
         }
     }
 

@@ -1,6 +1,6 @@
 //! The only door into a shard: a queue that any thread may push to, and that one thread empties.
 
-use crate::sync::{Condvar, Mutex};
+use crate::sync::{Condvar, Mutex, Rank};
 use futures_util::task::AtomicWaker;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Waker;
@@ -33,11 +33,14 @@ struct Items<T> {
 impl<T: Weigh> Inbox<T> {
     pub fn new(max_bytes: usize) -> Self {
         Self {
-            items: Mutex::new(Items {
-                queue: Vec::new(),
-                waiters: 0,
-                closed: false,
-            }),
+            items: Mutex::new(
+                Rank::Leaf,
+                Items {
+                    queue: Vec::new(),
+                    waiters: 0,
+                    closed: false,
+                },
+            ),
             waker: AtomicWaker::new(),
             bytes: AtomicUsize::new(0),
             max_bytes,

@@ -24,6 +24,7 @@ pub mod inbox;
 pub mod interest;
 pub mod json_limits;
 pub mod listener;
+pub mod lock_rank;
 pub mod log_throttle;
 pub mod mailbox;
 pub mod misspelling;

@@ -11,7 +11,7 @@ use crate::node::{Delivery, Door, Node};
 use crate::shard::{Acceptor, Shard};
 use crate::socket_limits::SocketLimits;
 use crate::store::{Limits, MemoryStore, SqliteStore, Store};
-use crate::sync::{Condvar, Mutex};
+use crate::sync::{Condvar, Mutex, Rank};
 use arc_swap::ArcSwapOption;
 use std::io;
 use std::net::SocketAddr;
@@ -112,7 +112,7 @@ impl Server {
         let started_in = AtomicU32::new(NOT_STARTED);
         Ok(Arc::new(Self {
             node,
-            running: Mutex::new(None),
+            running: Mutex::new(Rank::Running, None),
             endpoints: ArcSwapOption::empty(),
             start_in_work: InWork::default(),
             ended: Condvar::new(),

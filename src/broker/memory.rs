@@ -10,7 +10,7 @@ use crate::channel_settings::ChannelSettings;
 use crate::history::{Bytes, History};
 use crate::protocol::monotonic_micros;
 use crate::store::{Change, SavedStream, Store};
-use crate::sync::Mutex;
+use crate::sync::{Mutex, Rank};
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -41,12 +41,12 @@ impl MemoryBroker {
     pub fn new(store: Arc<dyn Store>, limits: HistoryLimits) -> Self {
         Self {
             shared: Arc::new(Shared {
-                streams: Mutex::default(),
+                streams: Mutex::new(Rank::Streams, HashMap::new()),
                 epochs: Epochs::new(),
                 next_key: AtomicU64::new(0),
                 store,
                 budget: Arc::new(Budget::new(limits)),
-                evicting: Mutex::new(()),
+                evicting: Mutex::new(Rank::Eviction, ()),
                 evicted: Mutex::default(),
                 emptied: Mutex::default(),
             }),

@@ -12,7 +12,7 @@ use crate::history::{Bytes, History, Kept, weight};
 use crate::protocol::{monotonic_micros, now_micros};
 use crate::random::random_u64;
 use crate::store::{Change, Committed, SavedStream, Store, StoreError, StreamKey};
-use crate::sync::Mutex;
+use crate::sync::{Mutex, Rank};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -225,14 +225,17 @@ impl MemoryStream {
             settings,
             keeps,
             saves: keeps && shared.store.is_durable(),
-            state: Mutex::new(StreamState {
-                assigned: history.top,
-                trimmed: history.emptied_through(),
-                history,
-                in_store,
-                is_noted: false,
-                is_closed: false,
-            }),
+            state: Mutex::new(
+                Rank::Stream,
+                StreamState {
+                    assigned: history.top,
+                    trimmed: history.emptied_through(),
+                    history,
+                    in_store,
+                    is_noted: false,
+                    is_closed: false,
+                },
+            ),
             saving: AtomicUsize::new(0),
             store: Arc::clone(&shared.store),
             budget: Arc::clone(&shared.budget),

@@ -7,7 +7,7 @@ use crate::hub::ChannelKey;
 use crate::interest::Interest;
 use crate::presence::Roster;
 use crate::protocol;
-use crate::sync::Mutex;
+use crate::sync::{Mutex, Rank};
 use std::fmt;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -101,7 +101,7 @@ impl Channel {
             created: protocol::now_micros(),
             settings,
             stream: OnceLock::new(),
-            members: Mutex::default(),
+            members: Mutex::new(Rank::Members, Members::default()),
             behind: AtomicUsize::new(0),
             in_flight: AtomicUsize::new(0),
         }

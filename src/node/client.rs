@@ -5,7 +5,7 @@ use super::delivery::Place;
 use super::token::Session;
 use crate::broker::CHANNEL_SIZE;
 use crate::mailbox::Mailbox;
-use crate::sync::Mutex;
+use crate::sync::{Mutex, Rank};
 use bytes::Bytes;
 use smallvec::SmallVec;
 use std::net::IpAddr;
@@ -94,9 +94,9 @@ impl Client {
             wants_gaps: AtomicBool::new(false),
             heard_on: AtomicU64::new(0),
             has_spoken: AtomicBool::new(false),
-            peer: Mutex::new(None),
+            peer: Mutex::new(Rank::Leaf, None),
             queued_bytes: AtomicUsize::new(0),
-            state: Mutex::new(state),
+            state: Mutex::new(Rank::Client, state),
         }
     }
 

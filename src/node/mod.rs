@@ -45,7 +45,7 @@ use crate::protocol::{self, Stamp};
 use crate::receipt::Receipts;
 use crate::socket_limits::SocketLimits;
 use crate::store::Store;
-use crate::sync::{Mutex, RwLock};
+use crate::sync::{Mutex, Rank, RwLock};
 use arc_swap::ArcSwap;
 use away::{Due, Expected};
 use empty::EmptyChannels;
@@ -142,9 +142,9 @@ impl Node {
             broker,
             store,
             restored_in: AtomicU32::new(NOT_RESTORED),
-            restoring: Mutex::new(()),
+            restoring: Mutex::new(Rank::Restore, ()),
             store_in_work: InWork::default(),
-            channels: RwLock::default(),
+            channels: RwLock::new(Rank::Channels, HashMap::new()),
             clients: RwLock::default(),
             socket_limits: ArcSwap::from_pointee(SocketLimits::of_settings(&config)),
             connected: AtomicUsize::new(0),
@@ -152,8 +152,8 @@ impl Node {
             away_bytes: AtomicUsize::new(0),
             next_away: AtomicU64::new(1),
             leaving: Mutex::default(),
-            expiring: Mutex::default(),
-            emergencies: RwLock::new(0),
+            expiring: Mutex::new(Rank::Away, Expected::default()),
+            emergencies: RwLock::new(Rank::Emergencies, 0),
             known_emergencies: Mutex::default(),
             mailed: Mutex::default(),
             mail_count: AtomicUsize::new(0),

@@ -175,7 +175,9 @@ struct HeldStore {
 
 impl HeldStore {
     fn settle(&self, outcome: &Result<(), StoreError>) {
-        for committed in self.held.lock().drain(..) {
+        // no lock is held while a waiting caller is told
+        let held = std::mem::take(&mut *self.held.lock());
+        for committed in held {
             committed(outcome.clone());
         }
     }

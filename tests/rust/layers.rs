@@ -16,6 +16,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("fork", 0),
     ("frame", 0),
     ("hosts", 0),
+    ("lock_rank", 0),
     ("misspelling", 0),
     ("priority", 0),
     ("protocol", 0),

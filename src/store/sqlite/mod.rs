@@ -21,7 +21,7 @@ pub use backup::{back_up, restore};
 
 use super::{Change, Committed, Health, Saved, Store, StoreError};
 use crate::fork::{self, Whole};
-use crate::sync::Mutex;
+use crate::sync::{Mutex, Rank};
 use commits::CommitsFile;
 use file::DatabaseFile;
 use lock::FileLock;
@@ -79,7 +79,7 @@ impl SqliteStore {
         Self {
             path: path.to_owned(),
             limits,
-            open: Mutex::default(),
+            open: Mutex::new(Rank::Database, None),
             queue: Arc::new(Queue::new(limits.queue_bytes)),
             gauges: Arc::default(),
             commits: Mutex::default(),
