@@ -294,10 +294,14 @@ impl Node {
 }
 
 impl Answer {
-    fn settle(&self, set: impl FnOnce(&mut (Option<Published>, Option<Result<(), StoreError>>))) {
-        let mut state = self.state.lock();
-        set(&mut state);
-        let (Some(published), Some(outcome)) = &*state else {
+    /// Records one half of the outcome; with the second half, sends the answer.
+    fn settle(&self, set: impl FnOnce(&mut Outcome)) {
+        let outcome = {
+            let mut state = self.state.lock();
+            set(&mut state);
+            state.clone()
+        };
+        let (Some(published), Some(outcome)) = outcome else {
             return;
         };
         let reference = self.reference.as_deref().map(Reference);
@@ -306,7 +310,7 @@ impl Answer {
             Ok(()) if reference.is_none() => return,
             Ok(()) => encode(|out| {
                 protocol::write_reply(out, stamp, reference, &self.channel, |out| {
-                    write_published(out, published);
+                    write_published(out, &published);
                 });
             }),
             Err(error) => {

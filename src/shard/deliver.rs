@@ -273,10 +273,10 @@ impl Shard {
         let (frames, bytes) = (connection.outbound.frames(), connection.outbound.bytes());
         let weight = connection.outbound.weight();
         let dropped = drop(&mut connection.outbound);
-        // a run that is half written is counted anew
+        // the frames of a half-written run are counted anew, and may weigh more than the run
         self.queued_frames = self.queued_frames + connection.outbound.frames() - frames;
         self.queued_bytes -= bytes - connection.outbound.bytes();
-        self.freed += weight - connection.outbound.weight();
+        self.freed += weight.saturating_sub(connection.outbound.weight());
         connection.note_shed(&dropped);
         dropped
     }
