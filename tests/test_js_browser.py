@@ -442,8 +442,9 @@ def test_a_page_without_storage_that_goes_has_left(page: "Page", server: Tantor,
     assert client_id not in server.connections
 
 
-def test_a_page_that_one_goes_back_to_is_the_same_client_again(server: Tantor, site: str) -> None:
-    # its own browser: Playwright's arguments turn the cache of pages off
+@pytest.fixture
+def kept_page(site: str) -> Iterator["Page"]:
+    """The page, ready, in a Chromium that keeps pages for going back: Playwright's arguments turn that off."""
     import shutil
 
     from conftest import CHROMIUM_ARGUMENTS
@@ -461,20 +462,45 @@ def test_a_page_that_one_goes_back_to_is_the_same_client_again(server: Tantor, s
         page = browser.new_page()
         page.goto(site)
         page.wait_for_function("window.ready")
-        client_id = start(page, server.port)
-        page.evaluate(
-            "window.mark = 1; addEventListener('pagehide', event => { window.persisted = event.persisted; });"
-        )
-        publish(server, 1, 1)
-        shows(page, 1)
-        page.goto(site + "elsewhere")
-        publish(server, 2, 3)
-        page.go_back(wait_until="commit")
-        if page.evaluate("window.mark") != 1:
-            missing("a Chromium that keeps pages for going back")
-        shows(page, 3)
-        assert page.evaluate("[t.clientId, persisted]") == [client_id, True]
+        yield page
         browser.close()
+
+
+def go_back(page: "Page") -> None:
+    """Back to the page that has set `mark`, as it was left."""
+    page.go_back(wait_until="commit")
+    if page.evaluate("window.mark") != 1:
+        missing("a Chromium that keeps pages for going back")
+
+
+def test_a_page_that_one_goes_back_to_is_the_same_client_again(kept_page: "Page", server: Tantor) -> None:
+    page = kept_page
+    client_id = start(page, server.port)
+    page.evaluate("window.mark = 1; addEventListener('pagehide', event => { window.persisted = event.persisted; });")
+    publish(server, 1, 1)
+    shows(page, 1)
+    page.goto(page.url + "elsewhere")
+    publish(server, 2, 3)
+    go_back(page)
+    shows(page, 3)
+    assert page.evaluate("[t.clientId, persisted]") == [client_id, True]
+
+
+def test_a_page_that_one_goes_back_to_is_the_client_that_a_later_page_was(kept_page: "Page", server: Tantor) -> None:
+    page = kept_page
+    client_id = start(page, server.port, storage=True)
+    page.evaluate("window.mark = 1")
+    publish(server, 1, 1)
+    shows(page, 1)
+    page.goto(page.url + "?later")
+    page.wait_for_function("window.ready")
+    assert start(page, server.port, storage=True) == client_id
+    publish(server, 2, 2)
+    eventually(lambda: page.evaluate("numbers") == [2], lambda: page.evaluate("numbers"))
+    go_back(page)
+    publish(server, 3, 3)
+    shows(page, 3)
+    assert page.evaluate("[t.clientId, told.gap]") == [client_id, []]
 
 
 # storms

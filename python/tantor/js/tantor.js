@@ -28,6 +28,10 @@ const STABLE = 2000;
 const ERROR_GRACE = 100;
 // a timer that is this late says more about this machine than about the server
 const LATE = 1000;
+// from a step in the tab's history to `pagehide`: as long as the other document takes to come
+const EARLY = 10_000;
+// from `pageshow` of a page that one goes back to, to `pagehide` of the page that is left, at most
+const HANDOVER = 500;
 // what setTimeout takes
 const LONGEST_TIMER = 2 ** 31 - 1;
 // acknowledgements gather for so long, or until they are so many
@@ -87,6 +91,8 @@ class Tantor {
   #retry = new Deadline();
   #watch = new Deadline();
   #acking = new Deadline();
+  /** Set while storage has the session of a page that is still shown: deletes the session from storage. */
+  #unsaving = new Deadline();
   #isPumping = false;
   /** @type {Map<string, Room>} by channel */
   #rooms = new Map();
@@ -328,6 +334,8 @@ class Tantor {
     const { event, channel, reconnect_after_ms: advice } = message;
     if (event === "server_shutdown" && channel === "system" && advice >= 0) this.#advice = advice;
     this.#pump();
+    // positions have moved
+    if (this.#unsaving.isSet) this.#save();
   }
 
   /** Waits for silence. */
@@ -453,7 +461,8 @@ class Tantor {
   // The page
 
   #hookPage() {
-    const { document, addEventListener, navigator } = /** @type {Partial<typeof globalThis>} */ (globalThis);
+    const { document, addEventListener, navigator, navigation } =
+      /** @type {Partial<typeof globalThis> & { navigation?: EventTarget }} */ (globalThis);
     if (typeof addEventListener !== "function" || !navigator) return;
     const hook = (/** @type {EventTarget | undefined} */ target, /** @type {string} */ name, /** @type {(event: any) => void} */ f) => {
       target?.addEventListener?.(name, f);
@@ -465,15 +474,20 @@ class Tantor {
       if (this.#state === "waiting" && this.#advice === null) this.#wait(undefined, "offline");
       else this.#probe();
     });
+    hook(navigation, "navigate", ({ navigationType, destination }) => {
+      if (navigationType === "traverse" && !destination.sameDocument) this.#saveEarly();
+    });
     hook(document, "visibilitychange", () => document?.visibilityState === "visible" && this.#wake());
     hook(document, "resume", () => this.#wake());
     hook(globalThis, "pagehide", event => this.#suspend(event.persisted));
     hook(globalThis, "pageshow", event => {
-      if (event.persisted && this.#isSuspended) {
+      if (!event.persisted || !this.#isSuspended || this.#state === "closed") return;
+      // Chromium shows this page before the page that it replaces has saved the session, or in another process
+      this.#retry.set(this.#options.storage ? HANDOVER : 0, () => {
         this.#isSuspended = false;
-        take(this.#options.storage, this.#url.href);
-        if (this.#state !== "closed") this.#open();
-      }
+        this.#session.adopt(take(this.#options.storage, this.#url.href));
+        this.#open();
+      });
     });
   }
 
@@ -486,15 +500,30 @@ class Tantor {
     this.#retry.clear();
     this.#watch.clear();
     this.#acking.clear();
+    this.#unsaving.clear();
     this.#abandon(RETURNING);
     this.#session.lost(RETURNING);
+    // only now: a tab that is duplicated while this one lives must not take its place
+    this.#save();
+    this.#set("waiting", { reason: "the page is put away" });
+  }
+
+  /**
+   * The back or forward button leads to another document: Firefox discards what `pagehide` writes to sessionStorage then.
+   * If the page is still there after a while, the session leaves storage again.
+   */
+  #saveEarly() {
+    if (this.#isSuspended || this.#state === "closed") return;
+    this.#save();
+    this.#unsaving.set(EARLY, () => void take(this.#options.storage, this.#url.href));
+  }
+
+  #save() {
     try {
-      // only now: a tab that is duplicated while this one lives must not take its place
-      storage?.setItem(storageKey(this.#url.href), JSON.stringify(this.#session.snapshot()));
+      this.#options.storage?.setItem(storageKey(this.#url.href), JSON.stringify(this.#session.snapshot()));
     } catch (error) {
       this.#report(new TantorError("storage", `the session could not be saved: ${error}`));
     }
-    this.#set("waiting", { reason: "the page is put away" });
   }
 
   // What is told
@@ -684,6 +713,11 @@ class Session {
     const positions = new Map(this.#saved);
     for (const { channel, position } of this.#subscriptions.values()) if (position) positions.set(channel, position);
     return { token: this.token, clientId: this.clientId, positions: Object.fromEntries(positions) };
+  }
+
+  /** A later page of this tab may have resumed this client: the token that the later page saved is the newer one. @param {any} saved */
+  adopt(saved) {
+    if (saved?.clientId === this.clientId) this.token = saved.token;
   }
 
   /** @param {string} channel @returns {Api.Position | null} */
