@@ -9,6 +9,12 @@ from tantor import Tantor, __version__
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
+LINES_SHOWN = """code => {
+  const range = document.createRange();
+  range.selectNodeContents(code);
+  return range.getBoundingClientRect().height / parseFloat(getComputedStyle(code).lineHeight);
+}"""
+
 
 @pytest.mark.parametrize("width", [390, 1280])
 def test_it_shows_the_version_and_all_of_its_code(browser: "Browser", server: Tantor, width: int) -> None:
@@ -19,6 +25,7 @@ def test_it_shows_the_version_and_all_of_its_code(browser: "Browser", server: Ta
     assert page.evaluate("document.documentElement.scrollWidth") == width
     for code in page.locator("pre").all():
         assert code.evaluate("code => code.scrollWidth <= code.clientWidth")
+        assert round(code.evaluate(LINES_SHOWN)) == code.inner_text().strip().count("\n") + 1, "a line is broken"
 
 
 def test_its_links_lead_somewhere(browser: "Browser", server: Tantor) -> None:

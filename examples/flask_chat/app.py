@@ -20,8 +20,9 @@ LONGEST_NICK = 30
 def create_app(host: str = "127.0.0.1", **settings: Any) -> Flask:
     """The page, routes under /api/tantor, tantor.js, and a Tantor that is not started (port TANTOR_PORT, else 8080)."""
     app = Flask(__name__)
-    # a page that is loaded again is back within less; others are told of one that is not
-    tantor = init_tantor(app, host=host, leave_delay=3, **settings)
+    # A page that is loaded again is back within leave_delay; others are told of a page that is not. After a restart of
+    # the example, pages come back within reconnect_window: an example has few of them, and somebody who watches.
+    tantor = init_tantor(app, host=host, leave_delay=3, reconnect_window=1, **settings)
     app.register_blueprint(blueprint())
     app.register_blueprint(js_blueprint())
 

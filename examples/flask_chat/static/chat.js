@@ -143,7 +143,7 @@ function addChannel(name) {
   const item = append(byId("channels"), "li", "", "");
   const button = append(item, "button", "", "");
   button.type = "button";
-  append(button, "span", "name", name);
+  append(button, "span", "name", name).title = name;
   append(button, "span", "unread", "").title = "unread";
   button.addEventListener("click", () => choose(name));
   channels.set(name, { people: new Map(), arrived: new Set(), gone: new Set(), entries: [], unread: 0, isJoined: false, refusal: null, item });
@@ -248,7 +248,7 @@ function showPeople() {
   for (const [id, name] of sorted) {
     const item = append(list, "li", "", "");
     showAvatar(item, name);
-    append(item, "span", "name", name);
+    append(item, "span", "name", name).title = name;
     if (id === t.clientId) append(item, "span", "you", "you");
   }
 }
