@@ -1,4 +1,4 @@
-"""The settings as types, for `Tantor(**settings)`; the table of settings itself is Rust's (`src/config.rs`)."""
+"""The settings as types, for `Tantor(**settings)`; `src/settings/config.rs` has the table of settings itself."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict

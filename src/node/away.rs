@@ -1,7 +1,7 @@
 //! Clients that are away, in the order in which they went, and which of them makes room for others.
 
 use super::client::{Client, Peer};
-use crate::protocol::monotonic_micros;
+use crate::base::clock::monotonic_micros;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;

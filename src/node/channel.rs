@@ -1,13 +1,13 @@
 //! A channel as the node knows it: who is on it, where they are, and which notices wait.
 
-use crate::broker::Stream;
-use crate::channel_kind::ChannelKind;
-use crate::channel_settings::ChannelSettings;
-use crate::hub::ChannelKey;
-use crate::interest::Interest;
-use crate::presence::Roster;
-use crate::protocol;
-use crate::sync::{Mutex, Rank};
+use crate::base::clock;
+use crate::base::sync::{Mutex, Rank};
+use crate::core::hub::ChannelKey;
+use crate::core::interest::Interest;
+use crate::core::roster::Roster;
+use crate::ports::broker::Stream;
+use crate::settings::channel_kind::ChannelKind;
+use crate::settings::channel_settings::ChannelSettings;
 use std::fmt;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -98,7 +98,7 @@ impl Channel {
             key,
             name: name.into(),
             kind,
-            created: protocol::now_micros(),
+            created: clock::now_micros(),
             settings,
             stream: OnceLock::new(),
             members: Mutex::new(Rank::Members, Members::default()),
@@ -261,7 +261,7 @@ mod tests {
 
     #[test]
     fn publishers_wait_for_what_is_in_flight_and_for_those_behind() {
-        let config = crate::config::Config::default();
+        let config = crate::settings::config::Config::default();
         let channel = Channel::new(1, "a", ChannelKind::Public, config.of_channel("a"));
         let channel = Arc::new(channel);
         let mut first = InFlight::new(&channel, 60);

@@ -3,9 +3,9 @@
 use super::channel::Channel;
 use super::delivery::Place;
 use super::token::Session;
-use crate::broker::CHANNEL_SIZE;
-use crate::mailbox::Mailbox;
-use crate::sync::{Mutex, Rank};
+use crate::base::sync::{Mutex, Rank};
+use crate::core::mailbox::Mailbox;
+use crate::ports::broker::CHANNEL_SIZE;
 use bytes::Bytes;
 use smallvec::SmallVec;
 use std::net::IpAddr;

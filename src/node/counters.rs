@@ -1,7 +1,7 @@
 //! What is counted; every drop and every refusal is.
 
-use crate::error::Disconnect;
-use crate::sync::Mutex;
+use crate::base::error::Disconnect;
+use crate::base::sync::Mutex;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -1,13 +1,13 @@
 //! What a shard's inbox takes, and where a connection is.
 
 use super::channel::InFlight;
-use crate::error::Disconnect;
-use crate::frame::EncodedFrame;
-use crate::hub::{ChannelKey, Slot};
-use crate::inbox::{Inbox, Weigh};
-use crate::listener::Accepted;
-use crate::priority::{Priority, SlowConsumer};
-use crate::receipt::Receipt;
+use crate::base::error::Disconnect;
+use crate::base::priority::{Priority, SlowConsumer};
+use crate::core::hub::{ChannelKey, Slot};
+use crate::core::inbox::{Inbox, Weigh};
+use crate::core::receipt::Receipt;
+use crate::net::listener::Accepted;
+use crate::wire::frame::EncodedFrame;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 

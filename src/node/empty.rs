@@ -6,9 +6,9 @@
 use super::Node;
 use super::channel::{Channel, Members};
 use super::client::CLIENT_SIZE;
-use crate::broker::{CHANNEL_SIZE, Closing};
-use crate::capacity::{shrink_map, shrink_queue};
-use crate::protocol;
+use crate::base::capacity::{shrink_map, shrink_queue};
+use crate::base::clock;
+use crate::ports::broker::{CHANNEL_SIZE, Closing};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -33,7 +33,7 @@ impl Node {
 
     /// Forgets publications and idempotency keys that have expired, from time to time.
     pub(super) fn expire_kept(&self) {
-        let now = protocol::monotonic_micros();
+        let now = clock::monotonic_micros();
         // a channel that is to end soon after its history has to have its history looked at as soon
         let interval = (self.config.empty_channel_ttl.as_micros() as u64)
             .clamp(MIN_HISTORY_TEND_INTERVAL, HISTORY_TEND_INTERVAL);
@@ -55,7 +55,7 @@ impl Node {
         if self.permanent_channels().contains(&&*channel.name) {
             return;
         }
-        members.empty_since = protocol::monotonic_micros();
+        members.empty_since = clock::monotonic_micros();
         if !std::mem::replace(&mut members.noted_empty, true) {
             let noted = (members.empty_since, Arc::clone(channel));
             self.empty_channels.lock().push_back(noted);
@@ -86,7 +86,7 @@ impl Node {
         self.note_emptied();
         let most = self.config.max_empty_channels.saturating_sub(room);
         let ttl = self.config.empty_channel_ttl.as_micros() as u64;
-        let due = protocol::monotonic_micros().saturating_sub(ttl);
+        let due = clock::monotonic_micros().saturating_sub(ttl);
         let mut looks = self.empty_channels.lock().len();
         while looks > 0 {
             looks -= 1;

@@ -6,15 +6,17 @@ use super::delivery::Place;
 use super::publish::NewPublication;
 use super::recovery::Asked;
 use super::{Node, PublishOptions, Published, encode};
-use crate::command::{ACTIONS, Command, Request};
-use crate::error::{ErrorCode, Refusal};
-use crate::events::{Detail, LogLevel};
-use crate::json_limits::JsonLimits;
-use crate::misspelling::nearest;
-use crate::priority::SlowConsumer;
-use crate::protocol::{self, Reference};
-use crate::store::{Committed, StoreError};
-use crate::sync::Mutex;
+use crate::base::clock;
+use crate::base::error::{ErrorCode, Refusal};
+use crate::base::misspelling::nearest;
+use crate::base::names;
+use crate::base::priority::SlowConsumer;
+use crate::base::sync::Mutex;
+use crate::core::events::{Detail, LogLevel};
+use crate::ports::store::{Committed, StoreError};
+use crate::wire::command::{ACTIONS, Command, Request};
+use crate::wire::json_limits::JsonLimits;
+use crate::wire::messages::{self, Reference};
 use std::sync::Arc;
 
 /// The work that a client's frame caused. The client is read no further while too much of that work is unfinished.
@@ -99,10 +101,8 @@ impl Node {
 
     /// A client answered the protocol's ping.
     pub fn ponged(&self, client: &Arc<Client>) -> Work {
-        client.ping(protocol::now_micros());
-        let told = self.client_event("pong", client, Some(protocol::SYSTEM_CHANNEL), || {
-            Detail::None
-        });
+        client.ping(clock::now_micros());
+        let told = self.client_event("pong", client, Some(names::SYSTEM_CHANNEL), || Detail::None);
         Work {
             told,
             ..Work::default()
@@ -164,17 +164,17 @@ impl Node {
                 }
             }
             Command::Ping => {
-                client.ping(protocol::now_micros());
+                client.ping(clock::now_micros());
                 if asker.reference.is_some() {
-                    self.answer(asker, protocol::SYSTEM_CHANNEL, |out| {
-                        protocol::write_json(out, "pong", true);
+                    self.answer(asker, names::SYSTEM_CHANNEL, |out| {
+                        messages::write_json(out, "pong", true);
                     });
                 } else {
                     let stamp = self.stamp();
-                    let pong = encode(|out| protocol::write_pong(out, stamp));
+                    let pong = encode(|out| messages::write_pong(out, stamp));
                     self.push_direct(asker.place, pong);
                 }
-                let system = Some(protocol::SYSTEM_CHANNEL);
+                let system = Some(names::SYSTEM_CHANNEL);
                 Work {
                     told: self.client_event("ping", client, system, || Detail::None),
                     ..Work::default()
@@ -195,8 +195,8 @@ impl Node {
             }
             Command::Ack { ids, malformed } => {
                 let acknowledged = self.acknowledge(client, &ids, malformed)?;
-                self.answer_reference(asker, protocol::SYSTEM_CHANNEL, |out| {
-                    protocol::write_json(out, "acknowledged", acknowledged);
+                self.answer_reference(asker, names::SYSTEM_CHANNEL, |out| {
+                    messages::write_json(out, "acknowledged", acknowledged);
                 });
                 Work::default()
             }
@@ -205,7 +205,7 @@ impl Node {
                 self.counters.messages_received.add(1);
                 let detail = || Detail::Frame(text.as_bytes().into());
                 let told = self.client_event("message", client, None, detail);
-                self.answer_reference(asker, protocol::SYSTEM_CHANNEL, |_| {});
+                self.answer_reference(asker, names::SYSTEM_CHANNEL, |_| {});
                 Work {
                     told,
                     ..Work::default()
@@ -281,14 +281,14 @@ impl Node {
     pub(super) fn answer(&self, asker: Asker<'_>, channel: &str, write: impl FnOnce(&mut Vec<u8>)) {
         let stamp = self.stamp();
         let reply =
-            encode(|out| protocol::write_reply(out, stamp, asker.reference, channel, write));
+            encode(|out| messages::write_reply(out, stamp, asker.reference, channel, write));
         self.push_direct(asker.place, reply);
     }
 
     fn refuse_command(&self, place: Place, reference: Option<Reference<'_>>, refusal: &Refusal) {
         self.counters.errors_sent.add(1);
         let stamp = self.stamp();
-        let error = encode(|out| protocol::write_error(out, stamp, reference, refusal));
+        let error = encode(|out| messages::write_error(out, stamp, reference, refusal));
         self.push_direct(place, error);
     }
 }
@@ -309,7 +309,7 @@ impl Answer {
         let frame = match outcome {
             Ok(()) if reference.is_none() => return,
             Ok(()) => encode(|out| {
-                protocol::write_reply(out, stamp, reference, &self.channel, |out| {
+                messages::write_reply(out, stamp, reference, &self.channel, |out| {
                     write_published(out, &published);
                 });
             }),
@@ -319,7 +319,7 @@ impl Answer {
                     ErrorCode::NotSaved,
                     format!("the message could not be saved and was not published: {error}"),
                 );
-                encode(|out| protocol::write_error(out, stamp, reference, &refusal))
+                encode(|out| messages::write_error(out, stamp, reference, &refusal))
             }
         };
         self.node.push_direct(self.place, frame);
@@ -327,12 +327,12 @@ impl Answer {
 }
 
 fn write_published(out: &mut Vec<u8>, published: &Published) {
-    protocol::write_json(out, "recipients", published.recipients);
+    messages::write_json(out, "recipients", published.recipients);
     if let Some(position) = published.position {
-        protocol::write_json(out, "epoch", protocol::epoch_text(position.epoch));
-        protocol::write_json(out, "offset", position.offset);
+        messages::write_json(out, "epoch", messages::epoch_text(position.epoch));
+        messages::write_json(out, "offset", position.offset);
     }
     if published.is_duplicate {
-        protocol::write_json(out, "duplicate", true);
+        messages::write_json(out, "duplicate", true);
     }
 }

@@ -2,16 +2,18 @@
 
 use super::client::{Client, ClientState};
 use super::delivery::{Delivery, Place};
+use super::idempotency::{Known, Scope};
 use super::{Node, PublishOptions, argument, encode};
-use crate::error::{Error, ErrorCode, Refusal};
-use crate::events::LogLevel;
-use crate::frame::EncodedFrame;
-use crate::idempotency::{Known, Scope};
-use crate::mailbox::{Mail, Mailbox};
-use crate::outbound::Unwritten;
-use crate::priority::Priority;
-use crate::protocol::{self, Body, Stamp};
-use crate::store::{Change, Committed, Fate, KeyResult, StoreError, UsedKey};
+use crate::base::clock;
+use crate::base::error::{Error, ErrorCode, Refusal};
+use crate::base::names;
+use crate::base::priority::Priority;
+use crate::core::events::LogLevel;
+use crate::core::mailbox::{Mail, Mailbox};
+use crate::core::outbound::Unwritten;
+use crate::ports::store::{Change, Committed, Fate, KeyResult, StoreError, UsedKey};
+use crate::wire::frame::EncodedFrame;
+use crate::wire::messages::{self, Body, Stamp};
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -67,8 +69,8 @@ impl Node {
         options: &PublishOptions<'_>,
         commit: &mut dyn FnMut() -> Committed,
     ) -> Result<Sent, Error> {
-        protocol::check_client_id(client_id).map_err(argument)?;
-        protocol::check_channel_name(channel).map_err(argument)?;
+        names::check_client_id(client_id).map_err(argument)?;
+        names::check_channel_name(channel).map_err(argument)?;
         let (Body::Message(bytes) | Body::Fields(bytes, _)) = body;
         self.check_size(bytes.len())?;
         self.check_options(options, || !self.ttl_of(options).is_zero())?;
@@ -117,7 +119,7 @@ impl Node {
     pub fn delivery(&self, message_id: &str) -> Option<DeliveryReport> {
         let receipt = self
             .receipts
-            .find(protocol::parse_message_id(message_id)?)?;
+            .find(messages::parse_message_id(message_id)?)?;
         Some(DeliveryReport {
             handed_over: receipt.handed_over.load(Ordering::Relaxed) as usize,
             written: receipt.written.load(Ordering::Relaxed) as usize,
@@ -239,7 +241,7 @@ impl Node {
     /// that.
     pub(super) fn hand_over_mail(&self, client: &Client, state: &mut ClientState, place: Place) {
         let acknowledges = state.acknowledges;
-        let now = protocol::monotonic_micros();
+        let now = clock::monotonic_micros();
         let mut numbers = Vec::new();
         self.with_mailbox(state, |mailbox| {
             for mail in mailbox.iter_mut() {
@@ -278,7 +280,7 @@ impl Node {
                 !ttl.is_zero() && (place.is_none() || state.acknowledges && body.can_want_ack());
             let wants_ack = is_kept && body.can_want_ack();
             let encoded = |wants_ack| {
-                encode(|out| protocol::write_direct(out, stamp, channel, body, wants_ack))
+                encode(|out| messages::write_direct(out, stamp, channel, body, wants_ack))
             };
             let mut frame = encoded(wants_ack);
             if is_kept
@@ -375,7 +377,7 @@ impl Node {
         letter: Letter<'_>,
         committed: Option<Committed>,
     ) {
-        let now = protocol::monotonic_micros();
+        let now = clock::monotonic_micros();
         let ttl = letter.ttl.as_micros() as u64;
         let mailbox = state.mailbox.get_or_insert_default();
         if !Mailbox::has_room(letter.frame.len(), self.config.mailbox_bytes) {
@@ -405,7 +407,7 @@ impl Node {
                 client: Arc::clone(&client.id),
                 number,
                 message: letter.message,
-                expires: protocol::now_micros().saturating_add(ttl),
+                expires: clock::now_micros().saturating_add(ttl),
                 is_emergency: letter.is_emergency,
                 frame: letter.frame.clone(),
                 used_key: letter.used_key,

@@ -2,9 +2,9 @@
 
 use super::Node;
 use super::client::{Client, ClientState};
-use crate::mailbox::{Mail, Mailbox};
-use crate::protocol;
-use crate::store::SavedMail;
+use crate::base::clock;
+use crate::core::mailbox::{Mail, Mailbox};
+use crate::ports::store::SavedMail;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -35,7 +35,7 @@ const KEPT_PERCENT: usize = 90;
 impl Node {
     /// Looks after mail: what has expired, and emergencies that were not acknowledged.
     pub(super) fn tend_mail(&self) {
-        let begun = protocol::monotonic_micros();
+        let begun = clock::monotonic_micros();
         let interval = TEND_INTERVAL.min(self.config.ack_timeout / 2).as_micros() as u64;
         {
             let mut mailed = self.mailed.lock();
@@ -47,7 +47,7 @@ impl Node {
                 mailed.left = mailed.clients.len();
             }
         }
-        while protocol::monotonic_micros() - begun < MAX_LOOK {
+        while clock::monotonic_micros() - begun < MAX_LOOK {
             let batch: Vec<_> = {
                 let mut mailed = self.mailed.lock();
                 // some may be out, to make room
@@ -70,14 +70,14 @@ impl Node {
     /// Lets go of mail of a mailbox that has expired.
     pub(super) fn expire_mail(&self, client_id: &Arc<str>, mailbox: &mut Mailbox) {
         let before = (mailbox.len(), mailbox.weight());
-        let expired = mailbox.expire(protocol::monotonic_micros());
+        let expired = mailbox.expire(clock::monotonic_micros());
         self.count_mail(before, mailbox);
         self.let_go(client_id, &expired, "mail_expired");
     }
 
     /// Takes in mail that was saved.
     pub(super) fn restore_mail(&self, mail: Vec<SavedMail>) {
-        let (now, steady_now) = (protocol::now_micros(), protocol::monotonic_micros());
+        let (now, steady_now) = (clock::now_micros(), clock::monotonic_micros());
         for saved in mail {
             let client = self.client_or_new(&saved.client);
             let mut state = client.state.lock();
@@ -199,7 +199,7 @@ impl Node {
     pub(super) fn drop_empty_mailbox(
         &self,
         client: &Arc<Client>,
-        mut state: crate::sync::MutexGuard<'_, ClientState>,
+        mut state: crate::base::sync::MutexGuard<'_, ClientState>,
     ) {
         // one that is expected is still to be told what was dropped
         if state.session.is_none() {
@@ -219,7 +219,7 @@ impl Node {
         if let Some(mailbox) = &mut state.mailbox {
             self.expire_mail(&client.id, mailbox);
             if let Some(place) = state.place.filter(|_| state.acknowledges) {
-                let now = protocol::monotonic_micros();
+                let now = clock::monotonic_micros();
                 let again = now.saturating_sub(self.config.ack_timeout.as_micros() as u64);
                 for mail in mailbox.iter_mut() {
                     if mail.is_emergency && mail.handed_over <= again {

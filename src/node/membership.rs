@@ -5,13 +5,15 @@ use super::client::{Client, ClientState, Joined};
 use super::delivery::{Delivery, Place, Terms};
 use super::recovery::Asked;
 use super::{FanOut, Node, argument};
-use crate::broker::Closing;
-use crate::capacity::shrink_map;
-use crate::channel_kind::ChannelKind;
-use crate::error::{Error, ErrorCode, Refusal};
-use crate::events::Detail;
-use crate::priority::{Priority, SlowConsumer};
-use crate::protocol::{self, Publication};
+use crate::base::capacity::shrink_map;
+use crate::base::clock;
+use crate::base::error::{Error, ErrorCode, Refusal};
+use crate::base::names;
+use crate::base::priority::{Priority, SlowConsumer};
+use crate::core::events::Detail;
+use crate::ports::broker::Closing;
+use crate::settings::channel_kind::ChannelKind;
+use crate::wire::messages::{self, Publication};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -20,8 +22,8 @@ impl Node {
     ///
     /// Errors: an id or channel name that cannot be one.
     pub fn subscribe(&self, client_id: &str, channel: &str) -> Result<(), Error> {
-        protocol::check_client_id(client_id).map_err(argument)?;
-        protocol::check_channel_name(channel).map_err(argument)?;
+        names::check_client_id(client_id).map_err(argument)?;
+        names::check_channel_name(channel).map_err(argument)?;
         loop {
             let client = self.client_or_new(client_id);
             if self.add_member(&client, channel) {
@@ -34,8 +36,8 @@ impl Node {
     ///
     /// Errors: as `subscribe`.
     pub fn unsubscribe(&self, client_id: &str, channel: &str) -> Result<(), Error> {
-        protocol::check_client_id(client_id).map_err(argument)?;
-        protocol::check_channel_name(channel).map_err(argument)?;
+        names::check_client_id(client_id).map_err(argument)?;
+        names::check_channel_name(channel).map_err(argument)?;
         let client = self.clients.read().get(client_id).cloned();
         if let Some(client) = client {
             self.leave(&client, channel);
@@ -107,7 +109,7 @@ impl Node {
     ///
     /// Errors: a name that cannot be one, a kind that there is not.
     pub fn create_channel(&self, name: &str, kind: &str) -> Result<bool, Error> {
-        protocol::check_channel_name(name).map_err(argument)?;
+        names::check_channel_name(name).map_err(argument)?;
         let kind = ChannelKind::from_name(kind).ok_or_else(|| {
             Error::Argument(format!("kind is {kind:?}; it takes {}", ChannelKind::TAKES))
         })?;
@@ -177,13 +179,13 @@ impl Node {
     pub(super) fn channel(&self, name: &str) -> Arc<Channel> {
         self.channel_with(name, || match name {
             "treehouse" => ChannelKind::Private,
-            protocol::EMERGENCY_CHANNEL => ChannelKind::Emergency,
+            names::EMERGENCY_CHANNEL => ChannelKind::Emergency,
             _ => ChannelKind::Public,
         })
     }
 
     pub(super) fn tell_due_notices(&self) {
-        let now = protocol::monotonic_micros();
+        let now = clock::monotonic_micros();
         let noticed = std::mem::take(&mut *self.noticed.lock());
         let mut waiting = Vec::new();
         for channel in noticed {
@@ -249,7 +251,7 @@ impl Node {
         let id: Arc<str> = id.into();
         let client = clients
             .entry(Arc::clone(&id))
-            .or_insert_with(|| Arc::new(Client::new(id, protocol::now_micros(), None)));
+            .or_insert_with(|| Arc::new(Client::new(id, clock::now_micros(), None)));
         Arc::clone(client)
     }
 
@@ -382,7 +384,7 @@ impl Node {
         }
         let (tell, joins_before) = {
             let mut members = channel.members.lock();
-            let now = protocol::monotonic_micros();
+            let now = clock::monotonic_micros();
             let limit = self.config.notice_limit;
             let subscribers = members.roster.len();
             match notice {
@@ -451,7 +453,7 @@ impl Node {
 
 fn notice_data(id: &str, total: usize, count: Option<usize>) -> Vec<u8> {
     let mut data = b"{\"client_id\":".to_vec();
-    protocol::write_text(&mut data, id);
+    messages::write_text(&mut data, id);
     data.extend_from_slice(format!(",\"total_users\":{total}").as_bytes());
     if let Some(count) = count {
         data.extend_from_slice(format!(",\"count\":{count}").as_bytes());

@@ -1,7 +1,6 @@
 //! What a process knows, and the verbs that work on it. Every verb runs on the thread that calls it.
 //!
-//! Lock order: emergencies, a client's state, the map of channels, a channel's stream, the channel's members, then
-//! lists and inboxes. The map of clients is always locked alone.
+//! `base/lock_rank.rs` has the order of locks. The map of clients is always locked alone.
 
 mod away;
 mod channel;
@@ -10,6 +9,7 @@ mod counters;
 mod delivery;
 mod empty;
 mod execute;
+pub mod idempotency;
 mod mail;
 mod mailroom;
 mod membership;
@@ -31,24 +31,26 @@ pub use recovery::HistoryPage;
 pub use report::{ChannelInfo, ConnectionInfo, Incoming};
 pub use session::{Connected, Greeting};
 
-use crate::broker::{Broker, Stream};
-use crate::config::Config;
-use crate::error::{Disconnect, Error, Refusal};
-use crate::events::{Detail, Event, EventQueue, LogLevel};
-use crate::fork::InWork;
-use crate::frame::EncodedFrame;
-use crate::hub::ChannelKey;
-use crate::idempotency::{self, Idempotency};
-use crate::outbound::Shed;
-use crate::priority::Priority;
-use crate::protocol::{self, Stamp};
-use crate::receipt::Receipts;
-use crate::socket_limits::SocketLimits;
-use crate::store::Store;
-use crate::sync::{Mutex, Rank, RwLock};
+use crate::base::clock;
+use crate::base::error::{Disconnect, Error, Refusal};
+use crate::base::fork::InWork;
+use crate::base::names;
+use crate::base::priority::Priority;
+use crate::base::sync::{Mutex, Rank, RwLock};
+use crate::core::events::{Detail, Event, EventQueue, LogLevel};
+use crate::core::hub::ChannelKey;
+use crate::core::outbound::Shed;
+use crate::core::receipt::Receipts;
+use crate::ports::broker::{Broker, Stream};
+use crate::ports::store::Store;
+use crate::settings::config::Config;
+use crate::settings::socket_limits::SocketLimits;
+use crate::wire::frame::EncodedFrame;
+use crate::wire::messages::{self, Stamp};
 use arc_swap::ArcSwap;
 use away::{Due, Expected};
 use empty::EmptyChannels;
+use idempotency::Idempotency;
 use mailroom::Mailed;
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
@@ -173,7 +175,7 @@ impl Node {
             draining: AtomicBool::new(false),
             next_channel: AtomicU64::new(1),
             next_message: AtomicU64::new(0),
-            message_seed: crate::random::random_u64(),
+            message_seed: crate::base::random::random_u64(),
             config,
         };
         for name in node.permanent_channels() {
@@ -209,7 +211,7 @@ impl Node {
         self.restore_mail(saved.mail);
         self.restore_keys(saved.used_keys);
         self.restored_in
-            .store(crate::fork::generation(), Ordering::Release);
+            .store(crate::base::fork::generation(), Ordering::Release);
         Ok(())
     }
 
@@ -224,7 +226,7 @@ impl Node {
         let restored_in = self.restored_in.load(Ordering::Relaxed);
         let was_opened = self.store.is_durable()
             && restored_in != NOT_RESTORED
-            && restored_in != crate::fork::generation();
+            && restored_in != crate::base::fork::generation();
         was_opened || self.store_in_work.was_cut()
     }
 
@@ -267,8 +269,8 @@ impl Node {
             self.event(
                 name,
                 None,
-                Some(protocol::SYSTEM_CHANNEL),
-                Detail::Message(protocol::GOODBYE.to_owned()),
+                Some(names::SYSTEM_CHANNEL),
+                Detail::Message(messages::GOODBYE.to_owned()),
             );
         }
         for door in self.doors.load().iter() {
@@ -279,9 +281,9 @@ impl Node {
     /// One client's goodbye: with a time of its own to come back, so that they do not all come at once.
     pub fn goodbye(&self) -> EncodedFrame {
         let window = self.config.reconnect_window.as_millis() as u64;
-        let after = crate::random::random_u64() % (window + 1);
+        let after = crate::base::random::random_u64() % (window + 1);
         let stamp = self.stamp();
-        encode(|out| protocol::write_shutdown(out, stamp, after))
+        encode(|out| messages::write_shutdown(out, stamp, after))
     }
 
     /// Tells a client that messages of a channel were dropped for it. It need not recover, for the channel's policy is
@@ -289,16 +291,16 @@ impl Node {
     pub fn gap(&self, channel: &Channel, shed: &Shed) -> EncodedFrame {
         let stamp = self.stamp();
         encode(|out| {
-            protocol::write_gap(out, stamp, &channel.name, |out| {
+            messages::write_gap(out, stamp, &channel.name, |out| {
                 if let Some(epoch) = channel.epoch() {
-                    protocol::write_json(out, "epoch", protocol::epoch_text(epoch));
+                    messages::write_json(out, "epoch", messages::epoch_text(epoch));
                 }
                 if shed.offset > 0 {
-                    protocol::write_json(out, "offset", shed.offset);
+                    messages::write_json(out, "offset", shed.offset);
                 }
-                protocol::write_json(out, "dropped", shed.frames);
-                protocol::write_json(out, "reason", shed.policy.name());
-                protocol::write_json(out, "recover", false);
+                messages::write_json(out, "dropped", shed.frames);
+                messages::write_json(out, "reason", shed.policy.name());
+                messages::write_json(out, "recover", false);
             });
         })
     }
@@ -325,7 +327,7 @@ impl Node {
     /// The heartbeat that pages can see; one for all connections that are due.
     pub fn heartbeat(&self) -> EncodedFrame {
         let stamp = self.stamp();
-        encode(|out| protocol::write_ping(out, stamp))
+        encode(|out| messages::write_ping(out, stamp))
     }
 
     /// Work that is due from time to time: notices that waited, clients that stay away, mail, channels that stayed
@@ -378,7 +380,7 @@ impl Node {
         channel.stream.get_or_init(|| {
             let mut settings = channel.settings;
             // an emergency waits for no disk, whatever is asked of its channel
-            settings.durable &= &*channel.name != protocol::EMERGENCY_CHANNEL;
+            settings.durable &= &*channel.name != names::EMERGENCY_CHANNEL;
             self.broker.open(&channel.name, channel.kind, settings)
         })
     }
@@ -474,7 +476,7 @@ impl Node {
     ) {
         self.events.event(Event {
             name,
-            micros: protocol::now_micros(),
+            micros: clock::now_micros(),
             client_id: client_id.cloned(),
             channel: channel.map(Arc::from),
             detail,
@@ -485,7 +487,7 @@ impl Node {
         let number = self.next_message.fetch_add(1, Ordering::Relaxed);
         Stamp {
             id: mix(self.message_seed.wrapping_add(number)),
-            micros: protocol::now_micros(),
+            micros: clock::now_micros(),
         }
     }
 
@@ -494,14 +496,14 @@ impl Node {
             &self.config.default_channel,
             "jungle",
             "treehouse",
-            protocol::EMERGENCY_CHANNEL,
+            names::EMERGENCY_CHANNEL,
         ]
     }
 
     /// Counts an ended connection and tells of it.
     fn disconnected(&self, client: &Client, disconnect: Disconnect) {
         self.counters.disconnected(disconnect);
-        self.client_event("disconnect", client, Some(protocol::SYSTEM_CHANNEL), || {
+        self.client_event("disconnect", client, Some(names::SYSTEM_CHANNEL), || {
             Detail::Disconnect {
                 reason: disconnect.reason(),
                 code: disconnect.code(),

@@ -3,15 +3,18 @@
 use super::channel::{Channel, InFlight, Members};
 use super::client::Client;
 use super::delivery::{Delivery, Terms};
+use super::idempotency::{Idempotency, Known, Scope};
 use super::{Node, argument, encode};
-use crate::broker::{Encoded, HandOverSaved, Refused, StreamPosition};
-use crate::error::Error;
-use crate::events::Detail;
-use crate::frame::EncodedFrame;
-use crate::idempotency::{Idempotency, Known, Scope};
-use crate::priority::Priority;
-use crate::protocol::{self, Publication, Stamp};
-use crate::store::{Change, Committed, Fate, KeyResult, StoreError, UsedKey};
+use crate::base::clock;
+use crate::base::error::Error;
+use crate::base::names;
+use crate::base::priority::Priority;
+use crate::core::events::Detail;
+use crate::core::history::StreamPosition;
+use crate::ports::broker::{Encoded, HandOverSaved, Refused};
+use crate::ports::store::{Change, Committed, Fate, KeyResult, StoreError, UsedKey};
+use crate::wire::frame::EncodedFrame;
+use crate::wire::messages::{self, Publication, Stamp};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -61,8 +64,8 @@ impl Node {
         options: &PublishOptions<'_>,
         commit: &mut dyn FnMut() -> Committed,
     ) -> Result<Published, Error> {
-        protocol::check_channel_name(channel).map_err(argument)?;
-        protocol::check_event_name(event).map_err(argument)?;
+        names::check_channel_name(channel).map_err(argument)?;
+        names::check_event_name(event).map_err(argument)?;
         self.check_size(data.len())?;
         self.check_options(options, || {
             let settings = self.config.of_channel(channel);
@@ -95,7 +98,7 @@ impl Node {
         self.check_size(message.len())?;
         self.restore()?;
         let mut data = b"{\"message\":".to_vec();
-        protocol::write_text(&mut data, message);
+        messages::write_text(&mut data, message);
         data.extend_from_slice(
             b",\"severity\":\"critical\",\"source\":\"tantor_emergency_system\"}",
         );
@@ -108,7 +111,7 @@ impl Node {
             let mut encoded = None;
             let encode_at = |position: Option<StreamPosition>| {
                 let publication = Publication {
-                    channel: protocol::EMERGENCY_CHANNEL,
+                    channel: names::EMERGENCY_CHANNEL,
                     event: "emergency_alert",
                     data: &data,
                     from: None,
@@ -116,9 +119,9 @@ impl Node {
                     wants_ack: true,
                 };
                 self.counters.encoded.add(1);
-                encode(|out| protocol::write_publication(out, stamp, &publication))
+                encode(|out| messages::write_publication(out, stamp, &publication))
             };
-            self.publish_on(protocol::EMERGENCY_CHANNEL, encode_at, |frame| {
+            self.publish_on(names::EMERGENCY_CHANNEL, encode_at, |frame| {
                 let doors = self.doors.load();
                 if !doors.is_empty() {
                     recipients = self.connected.load(Ordering::Acquire);
@@ -137,7 +140,7 @@ impl Node {
                 self.keep_emergency(stamp.id, &frame);
             }
         }
-        if self.waits_for_saving(&self.channel(protocol::EMERGENCY_CHANNEL)) {
+        if self.waits_for_saving(&self.channel(names::EMERGENCY_CHANNEL)) {
             self.store.save(Change::Mark, Some(commit()));
         }
         self.counters.publications.add(1);
@@ -148,7 +151,7 @@ impl Node {
                 message: message.to_owned(),
                 recipients,
             };
-            self.event(name, None, Some(protocol::EMERGENCY_CHANNEL), detail);
+            self.event(name, None, Some(names::EMERGENCY_CHANNEL), detail);
         }
         Ok(Emergency { stamp, recipients })
     }
@@ -196,7 +199,7 @@ impl Node {
         committed: &mut dyn FnMut() -> Option<Committed>,
     ) -> Known<T> {
         loop {
-            let now = protocol::monotonic_micros();
+            let now = clock::monotonic_micros();
             let mark = |committed| {
                 self.store.save(Change::Mark, Some(committed));
             };
@@ -209,7 +212,7 @@ impl Node {
 
     /// Takes in keys that were saved.
     pub(super) fn restore_keys(&self, used_keys: Vec<UsedKey>) {
-        let (now, steady_now) = (protocol::now_micros(), protocol::monotonic_micros());
+        let (now, steady_now) = (clock::now_micros(), clock::monotonic_micros());
         for used in used_keys {
             let (key, left) = (&used.key, used.expires.saturating_sub(now));
             let scope = Scope {
@@ -252,7 +255,7 @@ impl Node {
                 client: scope.client.map(Into::into),
                 target: scope.target.into(),
                 key: key.into(),
-                expires: protocol::now_micros().saturating_add(ttl),
+                expires: clock::now_micros().saturating_add(ttl),
                 result,
                 fate: fate.clone(),
             })
@@ -348,7 +351,7 @@ impl Node {
     pub(super) fn encode_publication(&self, publication: &Publication<'_>) -> EncodedFrame {
         self.counters.encoded.add(1);
         let stamp = self.stamp();
-        encode(|out| protocol::write_publication(out, stamp, publication))
+        encode(|out| messages::write_publication(out, stamp, publication))
     }
 
     /// Errors: options that the settings leave no room for, or that cannot be. `is_kept` says whether anything of the
@@ -372,7 +375,7 @@ impl Node {
             ));
         }
         if let Some(key) = options.idempotency_key {
-            protocol::check_idempotency_key(key).map_err(argument)?;
+            names::check_idempotency_key(key).map_err(argument)?;
         }
         Ok(())
     }

@@ -4,11 +4,12 @@ use super::client::Joined;
 use super::delivery::Place;
 use super::execute::Asker;
 use super::{Node, argument, encode};
-use crate::command::Recover;
-use crate::error::{Error, ErrorCode, Refusal};
-use crate::frame::EncodedFrame;
-use crate::history::{History, Page};
-use crate::protocol::{self, Reference};
+use crate::base::error::{Error, ErrorCode, Refusal};
+use crate::base::names;
+use crate::core::history::{History, Page};
+use crate::wire::command::Recover;
+use crate::wire::frame::EncodedFrame;
+use crate::wire::messages::{self, Reference};
 use std::sync::Arc;
 
 /// What a client wants to know when it joins a channel.
@@ -68,7 +69,7 @@ impl Node {
         page: Page,
         max_bytes: usize,
     ) -> Result<HistoryPage, Error> {
-        protocol::check_channel_name(channel).map_err(argument)?;
+        names::check_channel_name(channel).map_err(argument)?;
         self.restore()?;
         let Some(channel) = self.channels.read().get(channel).cloned() else {
             // a channel that is only asked for is not made; its publications, should it be, come behind this answer
@@ -115,11 +116,11 @@ impl Node {
                 error => Refusal::new(ErrorCode::NotRead, error.to_string()),
             })?;
         self.answer(asker, channel, |out| {
-            protocol::write_json(out, "epoch", protocol::epoch_text(page.epoch));
-            protocol::write_json(out, "offset", page.offset);
-            protocol::write_publications(out, &page.publications);
+            messages::write_json(out, "epoch", messages::epoch_text(page.epoch));
+            messages::write_json(out, "offset", page.offset);
+            messages::write_publications(out, &page.publications);
             if page.is_cut {
-                protocol::write_json(out, "more", true);
+                messages::write_json(out, "more", true);
             }
         });
         Ok(())
@@ -157,10 +158,10 @@ impl Node {
     ) -> EncodedFrame {
         let stamp = self.stamp();
         encode(|out| {
-            protocol::write_reply(out, stamp, asked.reference, channel, |out| {
-                protocol::write_json(out, "epoch", protocol::epoch_text(history.epoch));
-                protocol::write_json(out, "offset", history.top);
-                protocol::write_json(out, "subscribers", subscribers);
+            messages::write_reply(out, stamp, asked.reference, channel, |out| {
+                messages::write_json(out, "epoch", messages::epoch_text(history.epoch));
+                messages::write_json(out, "offset", history.top);
+                messages::write_json(out, "subscribers", subscribers);
                 let Some(recover) = &asked.recover else {
                     return;
                 };
@@ -172,14 +173,14 @@ impl Node {
                 );
                 match missed {
                     Ok(missed) => {
-                        protocol::write_json(out, "recovered", true);
-                        protocol::write_json(out, "through", through);
-                        protocol::write_publications(out, missed.map(|kept| &kept.frame));
+                        messages::write_json(out, "recovered", true);
+                        messages::write_json(out, "through", through);
+                        messages::write_publications(out, missed.map(|kept| &kept.frame));
                     }
                     Err(why) => {
-                        protocol::write_json(out, "recovered", false);
-                        protocol::write_json(out, "reason", why.reason());
-                        protocol::write_publications(out, []);
+                        messages::write_json(out, "recovered", false);
+                        messages::write_json(out, "reason", why.reason());
+                        messages::write_publications(out, []);
                     }
                 }
             });
@@ -201,8 +202,8 @@ impl Node {
         });
         self.answer(asker, name, |out| {
             let users: Vec<&str> = users.iter().map(|id| &**id).collect();
-            protocol::write_json(out, "online", online);
-            protocol::write_json(out, "users", users);
+            messages::write_json(out, "online", online);
+            messages::write_json(out, "users", users);
         });
     }
 }

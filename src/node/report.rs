@@ -1,11 +1,11 @@
 //! What the node tells about itself.
 
 use super::{Channel, Client, Door, Node};
-use crate::broker::HistorySize;
-use crate::channel_kind::ChannelKind;
-use crate::events::LogLevel;
-use crate::protocol::EMERGENCY_CHANNEL;
-use crate::store::Health;
+use crate::base::names::EMERGENCY_CHANNEL;
+use crate::core::events::LogLevel;
+use crate::ports::broker::HistorySize;
+use crate::ports::store::Health;
+use crate::settings::channel_kind::ChannelKind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 

@@ -4,8 +4,8 @@
 use super::Node;
 use super::client::{Client, ClientState};
 use super::token::Session;
-use crate::protocol;
-use crate::store::{Change, SavedClient};
+use crate::base::clock;
+use crate::ports::store::{Change, SavedClient};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
@@ -31,7 +31,7 @@ impl Node {
             expires: if is_connected {
                 u64::MAX
             } else {
-                protocol::now_micros().saturating_add(ttl)
+                clock::now_micros().saturating_add(ttl)
             },
             joined: client.joined,
             last_ping: client.last_ping(),
@@ -48,7 +48,7 @@ impl Node {
             let change = Change::Joined {
                 client: Arc::clone(&client.id),
                 channel: Arc::clone(channel),
-                at: protocol::now_micros(),
+                at: clock::now_micros(),
             };
             self.store.save(change, None);
         }

@@ -4,13 +4,15 @@ use super::client::{Away, Client, ClientState, Joined, Peer};
 use super::delivery::{Delivery, Place};
 use super::token::{Session, read_token};
 use super::{Channel, Node, Notice, argument};
-use crate::error::{Disconnect, Error};
-use crate::events::{Detail, LogLevel};
-use crate::frame::EncodedFrame;
-use crate::outbound::Unwritten;
-use crate::protocol::{self, ResumeOutcome, WelcomeFields};
-use crate::random::random_u64;
-use crate::store::Change;
+use crate::base::clock;
+use crate::base::error::{Disconnect, Error};
+use crate::base::names;
+use crate::base::random::random_u64;
+use crate::core::events::{Detail, LogLevel};
+use crate::core::outbound::Unwritten;
+use crate::ports::store::Change;
+use crate::wire::frame::EncodedFrame;
+use crate::wire::messages::{self, ResumeOutcome, WelcomeFields};
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -74,8 +76,8 @@ impl Node {
             self.client_event(
                 event,
                 &connected.client,
-                Some(protocol::SYSTEM_CHANNEL),
-                || Detail::Message(protocol::WELCOME.to_owned()),
+                Some(names::SYSTEM_CHANNEL),
+                || Detail::Message(messages::WELCOME.to_owned()),
             );
         }
         Some(connected)
@@ -118,7 +120,7 @@ impl Node {
     ///
     /// Errors: an id that cannot be one; `resume_ttl` is 0; the storage cannot be opened.
     pub fn resume_token(&self, client_id: &str) -> Result<String, Error> {
-        protocol::check_client_id(client_id).map_err(argument)?;
+        names::check_client_id(client_id).map_err(argument)?;
         self.restore()?;
         if self.config.resume_ttl.is_zero() {
             return Err(Error::Argument(
@@ -183,7 +185,7 @@ impl Node {
 
     /// Tells of lost clients that were given their time to come back, and forgets those that did not.
     pub(super) fn tend_away(&self) {
-        let now = protocol::monotonic_micros();
+        let now = clock::monotonic_micros();
         loop {
             // the lock must not be held while the client is dealt with
             let due = self.leaving.lock().pop_due(now);
@@ -211,7 +213,7 @@ impl Node {
         greeting: &Greeting<'_>,
         outcome: Option<ResumeOutcome<'_>>,
     ) -> Option<Connected> {
-        let now = protocol::now_micros();
+        let now = clock::now_micros();
         let emergencies = self.emergencies.read();
         if !self.reserve() {
             return None;
@@ -275,7 +277,7 @@ impl Node {
         }
         session.rotate(used);
         client.begin_connection(true, greeting.peer);
-        client.ping(protocol::now_micros());
+        client.ping(clock::now_micros());
         let displaced = state.place.replace(place);
         state.acknowledges = greeting.acknowledges;
         let names = state.channel_names();
@@ -386,14 +388,14 @@ impl Node {
             channels,
             outcome,
         };
-        super::encode(|out| protocol::write_welcome(out, stamp, &client.id, &fields))
+        super::encode(|out| messages::write_welcome(out, stamp, &client.id, &fields))
     }
 
     /// A client has no connection any more.
     fn lose(
         &self,
         client: &Arc<Client>,
-        mut state: crate::sync::MutexGuard<'_, ClientState>,
+        mut state: crate::base::sync::MutexGuard<'_, ClientState>,
         place: Place,
         disconnect: Disconnect,
     ) {
@@ -490,7 +492,11 @@ impl Node {
     }
 
     /// Others are told that a client has left its channels, which are remembered for its return.
-    fn leave_all(&self, client: &Arc<Client>, mut state: crate::sync::MutexGuard<'_, ClientState>) {
+    fn leave_all(
+        &self,
+        client: &Arc<Client>,
+        mut state: crate::base::sync::MutexGuard<'_, ClientState>,
+    ) {
         let channels: Vec<_> = state.channels.drain(..).collect();
         if let Some(away) = &mut state.away {
             let names = channels
@@ -508,7 +514,7 @@ impl Node {
     fn leave_for_good(
         &self,
         client: &Arc<Client>,
-        mut state: crate::sync::MutexGuard<'_, ClientState>,
+        mut state: crate::base::sync::MutexGuard<'_, ClientState>,
     ) {
         let channels: Vec<_> = state.channels.drain(..).collect();
         let left = self.remove_members(client, channels);

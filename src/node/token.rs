@@ -1,7 +1,7 @@
 //! Resume tokens: with what a client comes back.
 
-use crate::protocol::check_client_id;
-use crate::random::random_u64;
+use crate::base::names::check_client_id;
+use crate::base::random::random_u64;
 use sha2::{Digest, Sha256};
 
 /// Makes the secrets of a client's resume tokens, each of which is used once.

@@ -1,8 +1,8 @@
 //! Arguments of Python's calls as values of the core. Each error names the argument, its value and what would be right.
 
 use super::errors;
-use crate::config::{SETTINGS, Value};
-use crate::error::Error;
+use crate::base::error::Error;
+use crate::settings::config::{SETTINGS, Value};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyFloat, PyInt, PyString};

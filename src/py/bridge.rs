@@ -1,6 +1,6 @@
 //! Rust futures as asyncio futures, on the runtime of the server that they belong to.
 
-use crate::server::{Waiting, WaitingGuard};
+use crate::host::server::{Waiting, WaitingGuard};
 use pyo3::prelude::*;
 use pyo3_async_runtimes::TaskLocals;
 use pyo3_async_runtimes::generic::{self, ContextExt, JoinError, Runtime};

@@ -2,8 +2,8 @@
 //! a `Commit` is settled there, and rings the bells of the event loops that wait for it.
 
 use super::errors;
-use crate::store::{Committed, StoreError};
-use crate::sync::{Condvar, Mutex};
+use crate::base::sync::{Condvar, Mutex};
+use crate::ports::store::{Committed, StoreError};
 use pyo3::exceptions::{PyOSError, PyTimeoutError};
 use pyo3::prelude::*;
 use std::sync::Arc;

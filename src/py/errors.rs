@@ -1,6 +1,6 @@
 //! The one place where the core's errors become Python's.
 
-use crate::error::Error;
+use crate::base::error::Error;
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyTimeoutError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;

@@ -1,6 +1,6 @@
 //! Events as the dicts that handlers get.
 
-use crate::events::{Detail, Event, LogLevel, LogRecord, Told};
+use crate::core::events::{Detail, Event, LogLevel, LogRecord, Told};
 use crate::node::Node;
 use jiter::PythonParse;
 use pyo3::intern;

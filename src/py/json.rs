@@ -95,7 +95,7 @@ impl<'py> Writer<'_, 'py> {
         let text = text
             .to_str()
             .map_err(|_| data("the string has half a surrogate pair, which is no character"))?;
-        crate::protocol::write_text(self.out, text);
+        crate::wire::messages::write_text(self.out, text);
         Ok(())
     }
 

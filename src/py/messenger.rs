@@ -4,11 +4,11 @@ use super::arguments::{key, optional_text, setting_value, text, type_name};
 use super::done::Done;
 use super::publishing::{begin_commit, outcome, own_fields, publish_options};
 use super::{bridge, errors, event_dicts, json, to_python};
-use crate::config::{Config, SETTINGS};
-use crate::history::Page;
+use crate::core::history::Page;
+use crate::host::server::Server;
 use crate::node::Node;
-use crate::protocol::{self, Body};
-use crate::server::Server;
+use crate::settings::config::{Config, SETTINGS};
+use crate::wire::messages::{self, Body};
 use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::{PyKeyError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -370,7 +370,7 @@ impl Messenger {
             .iter()
             .map(|frame| PyBytes::new(py, frame.payload()));
         let publications = PyList::new(py, publications)?;
-        let epoch = protocol::epoch_text(page.epoch);
+        let epoch = messages::epoch_text(page.epoch);
         let history = py
             .import("tantor.views")?
             .getattr("History")?

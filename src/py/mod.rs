@@ -11,8 +11,8 @@ mod messenger;
 mod publishing;
 mod stats;
 
-use crate::config::{Config, SETTINGS, Value};
-use crate::error::Error;
+use crate::base::error::Error;
+use crate::settings::config::{Config, SETTINGS, Value};
 use pyo3::prelude::*;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -63,27 +63,27 @@ fn setting_table(py: Python<'_>) -> PyResult<Vec<SettingRow>> {
 #[pyfunction]
 fn nearest_setting(name: &str) -> Option<&'static str> {
     let names: Vec<&str> = SETTINGS.iter().map(|setting| setting.name).collect();
-    crate::misspelling::nearest(name, &names)
+    crate::base::misspelling::nearest(name, &names)
 }
 
 /// Block until no thread of an ended server can call into Python; False when `timeout` seconds passed before.
 #[pyfunction]
 fn wait_for_threads(py: Python<'_>, timeout: f64) -> bool {
     let timeout = Duration::try_from_secs_f64(timeout).unwrap_or_default();
-    py.detach(|| crate::fork::wait_for_threads(timeout))
+    py.detach(|| crate::base::fork::wait_for_threads(timeout))
 }
 
 /// Copy a database, also while a server uses it, to a file that there is not yet.
 #[pyfunction]
 fn back_up(py: Python<'_>, database: PathBuf, target: PathBuf) -> PyResult<()> {
-    py.detach(move || crate::store::back_up(&database, &target))
+    py.detach(move || crate::adapters::sqlite::back_up(&database, &target))
         .map_err(|error| Error::Storage(error.0).into())
 }
 
 /// Put a copy in the place of a database that no server uses; every channel has another epoch then.
 #[pyfunction]
 fn restore(py: Python<'_>, backup: PathBuf, database: PathBuf) -> PyResult<()> {
-    py.detach(move || crate::store::restore(&backup, &database))
+    py.detach(move || crate::adapters::sqlite::restore(&backup, &database))
         .map_err(|error| Error::Storage(error.0).into())
 }
 
@@ -92,21 +92,21 @@ fn restore(py: Python<'_>, backup: PathBuf, database: PathBuf) -> PyResult<()> {
 #[pyfunction]
 fn before_fork(py: Python<'_>) {
     // looked at with the interpreter held: what is not under way then is not when it forks
-    crate::fork::before(crate::fork::MAX_WAIT, |left| {
-        py.detach(|| crate::fork::wait(left))
+    crate::base::fork::before(crate::base::fork::MAX_WAIT, |left| {
+        py.detach(|| crate::base::fork::wait(left))
     });
 }
 
 /// Tell the module that the fork is done, in the parent.
 #[pyfunction]
 fn after_fork_in_parent() {
-    crate::fork::in_parent();
+    crate::base::fork::in_parent();
 }
 
 /// Tell the module that this process is a fresh fork: what was started before is not ours.
 #[pyfunction]
 fn after_fork_in_child() {
-    crate::fork::in_child();
+    crate::base::fork::in_child();
 }
 
 fn to_python(py: Python<'_>, value: Value) -> PyResult<Py<PyAny>> {

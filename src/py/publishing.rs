@@ -3,10 +3,10 @@
 use super::arguments::optional_text;
 use super::commit::{Commit, Settled};
 use super::done::Done;
+use crate::base::priority::Priority;
 use crate::node::PublishOptions;
-use crate::priority::Priority;
-use crate::protocol::OwnFields;
-use crate::store::Committed;
+use crate::ports::store::Committed;
+use crate::wire::messages::OwnFields;
 use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;

@@ -1,7 +1,7 @@
 //! `Tantor.stats()`: gauges and counters as a dict.
 
+use crate::host::server::Server;
 use crate::node::Node;
-use crate::server::Server;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 use std::sync::Arc;

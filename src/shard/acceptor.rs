@@ -1,8 +1,8 @@
 //! Listens, and hands sockets to shards in turn.
 
 use super::transport::{inherits_options, prepare_listener};
-use crate::events::LogLevel;
-use crate::listener::{Accepted, ListeningSocket};
+use crate::core::events::LogLevel;
+use crate::net::listener::{Accepted, ListeningSocket};
 use crate::node::{Delivery, Node};
 use std::io;
 use std::net::Shutdown;

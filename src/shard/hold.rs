@@ -7,7 +7,7 @@
 
 use super::Shard;
 use super::socket::Connection;
-use crate::hub::Slot;
+use crate::core::hub::Slot;
 use crate::node::{BehindWith, Channel};
 use std::future::Future;
 use std::pin::Pin;

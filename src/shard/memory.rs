@@ -8,7 +8,7 @@ const INTERVAL: Duration = Duration::from_secs(5);
 /// True once in a while for the whole process: `give_back` walks the heap, which takes its time.
 pub(super) fn may_give_back() -> bool {
     static LAST: AtomicU64 = AtomicU64::new(0);
-    let now = crate::protocol::monotonic_micros();
+    let now = crate::base::clock::monotonic_micros();
     let last = LAST.load(Ordering::Relaxed);
     let interval = INTERVAL.as_micros() as u64;
     now.saturating_sub(last) >= interval

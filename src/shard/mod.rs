@@ -20,12 +20,12 @@ mod write;
 
 pub use acceptor::Acceptor;
 
-use crate::config::Config;
-use crate::error::Disconnect;
-use crate::events::LogLevel;
-use crate::hub::{ChannelKey, Hub, Slot};
+use crate::base::error::Disconnect;
+use crate::core::events::LogLevel;
+use crate::core::hub::{ChannelKey, Hub, Slot};
+use crate::core::wheel::Wheel;
 use crate::node::{Channel, Delivery, Door, Node};
-use crate::wheel::Wheel;
+use crate::settings::config::Config;
 use hold::{Hold, Stalls};
 use slab::Slab;
 use socket::{Connection, Phase, Watch};

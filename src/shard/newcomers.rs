@@ -3,8 +3,8 @@
 use super::Shard;
 use super::receive::{BYTES_PER_WORK, PUSH_WORK, QUIET_READ, READ_SHARE};
 use super::socket::Phase;
-use crate::error::Disconnect;
-use crate::hub::Slot;
+use crate::base::error::Disconnect;
+use crate::core::hub::Slot;
 use std::io;
 
 impl Shard {

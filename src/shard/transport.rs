@@ -1,8 +1,8 @@
 //! The stream of one connection: TCP, or a Unix socket.
 
-use crate::config::Config;
-use crate::listener::{Accepted, ListeningSocket};
+use crate::net::listener::{Accepted, ListeningSocket};
 use crate::node::Peer;
+use crate::settings::config::Config;
 use socket2::SockRef;
 use std::io::{self, IoSlice, Read};
 use std::net::Shutdown;

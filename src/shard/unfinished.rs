@@ -3,10 +3,10 @@
 
 use super::Shard;
 use super::socket::{Connection, Phase};
-use crate::error::Disconnect;
-use crate::handshake::{self, Refused};
-use crate::hub::Slot;
+use crate::base::error::Disconnect;
+use crate::core::hub::Slot;
 use crate::node::Door;
+use crate::wire::handshake::{self, Refused};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! Readiness without a task per connection: each connection's waker puts its slot on the shard's list.
 
-use crate::hub::Slot;
-use crate::sync::Mutex;
+use crate::base::sync::Mutex;
+use crate::core::hub::Slot;
 use futures_util::task::AtomicWaker;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

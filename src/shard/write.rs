@@ -5,9 +5,9 @@
 
 use super::Shard;
 use super::socket::Phase;
-use crate::error::Disconnect;
-use crate::hub::Slot;
-use crate::outbound::Chunk;
+use crate::base::error::Disconnect;
+use crate::core::hub::Slot;
+use crate::core::outbound::Chunk;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -1,7 +1,8 @@
 //! Copies of the SQLite file: how they are made and put back, and how an older one in its place is noticed.
 
 use crate::stores::{PATIENCE, offsets, opened, publish, publish_and_wait, reopen, sqlite};
-use _tantor::store::{Saved, SqliteStore, Store, back_up, restore};
+use _tantor::adapters::sqlite::{SqliteStore, back_up, restore};
+use _tantor::ports::store::{Saved, Store};
 use sha2::{Digest, Sha256};
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -3,18 +3,17 @@
 use crate::peer::history_limits;
 use crate::sqlite::wait_until;
 use crate::stores::{LIMITS, PATIENCE, every_store, offsets, reopen, sqlite, waiting};
-use _tantor::broker::{
-    Broker, Closing, HandOverSaved, HistoryLimits, HistorySize, MemoryBroker, Refused, Stream,
-    StreamPosition,
-};
-use _tantor::channel_kind::ChannelKind;
-use _tantor::channel_settings::ChannelSettings;
-use _tantor::frame::EncodedFrame;
-use _tantor::history::Page;
-use _tantor::priority::SlowConsumer;
-use _tantor::store::{
-    Change, Committed, Health, Limits, MemoryStore, Saved, SqliteStore, Store, StoreError,
-};
+use _tantor::adapters::memory_broker::{HistoryLimits, MemoryBroker};
+use _tantor::adapters::memory_store::MemoryStore;
+use _tantor::adapters::sqlite::{Limits, SqliteStore};
+use _tantor::base::priority::SlowConsumer;
+use _tantor::core::history::Page;
+use _tantor::core::history::StreamPosition;
+use _tantor::ports::broker::{Broker, Closing, HandOverSaved, HistorySize, Refused, Stream};
+use _tantor::ports::store::{Change, Committed, Health, Saved, Store, StoreError};
+use _tantor::settings::channel_kind::ChannelKind;
+use _tantor::settings::channel_settings::ChannelSettings;
+use _tantor::wire::frame::EncodedFrame;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 

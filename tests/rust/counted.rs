@@ -1,10 +1,11 @@
 //! What the fan-out must not do more often than once.
 
 use crate::peer::{broadcast, history_limits};
-use _tantor::broker::{CHANNEL_SIZE, MemoryBroker};
-use _tantor::config::Config;
+use _tantor::adapters::memory_broker::MemoryBroker;
+use _tantor::adapters::memory_store::MemoryStore;
 use _tantor::node::{Delivery, Door, Greeting, Node, Place};
-use _tantor::store::MemoryStore;
+use _tantor::ports::broker::CHANNEL_SIZE;
+use _tantor::settings::config::Config;
 use std::sync::Arc;
 
 #[test]

@@ -5,8 +5,9 @@ use crate::stores::{
     LATE, LIMITS, PATIENCE, client, frame, key, mailed, offsets, opened, publish_and_wait,
     publish_text, reopen, save, trimmed, waiting,
 };
-use _tantor::broker::StreamPosition;
-use _tantor::store::{Change, Fate, KeyResult, Limits, SqliteStore, Store, UsedKey};
+use _tantor::adapters::sqlite::{Limits, SqliteStore};
+use _tantor::core::history::StreamPosition;
+use _tantor::ports::store::{Change, Fate, KeyResult, Store, UsedKey};
 use std::path::Path;
 
 const FILE_BYTES: u64 = 4 << 20;

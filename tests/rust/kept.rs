@@ -1,17 +1,18 @@
 //! Mailboxes and idempotency keys against models, and what the node keeps of messages to one client.
 
 use crate::peer::{emergency, history_limits};
-use _tantor::broker::MemoryBroker;
-use _tantor::config::Config;
-use _tantor::error::Error;
-use _tantor::frame::EncodedFrame;
-use _tantor::idempotency::{Idempotency, Known, Limits, Scope};
-use _tantor::mailbox::{Mail, Mailbox};
+use _tantor::adapters::memory_broker::MemoryBroker;
+use _tantor::adapters::memory_store::MemoryStore;
+use _tantor::base::error::Error;
+use _tantor::base::priority::Priority;
+use _tantor::base::sync::Mutex;
+use _tantor::core::mailbox::{Mail, Mailbox};
+use _tantor::node::idempotency::{Idempotency, Known, Limits, Scope};
 use _tantor::node::{Delivery, Door, Greeting, Node, Place, PublishOptions};
-use _tantor::priority::Priority;
-use _tantor::protocol::Body;
-use _tantor::store::{Change, Committed, Health, MemoryStore, Saved, Store, StoreError};
-use _tantor::sync::Mutex;
+use _tantor::ports::store::{Change, Committed, Health, Saved, Store, StoreError};
+use _tantor::settings::config::Config;
+use _tantor::wire::frame::EncodedFrame;
+use _tantor::wire::messages::Body;
 use proptest::prelude::*;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

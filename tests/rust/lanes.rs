@@ -1,8 +1,8 @@
 //! The outbound queue against a model: frames in lanes, whatever is pushed, written and dropped in whatever order.
 
-use _tantor::frame::{EncodedFrame, frame_end, read_header};
-use _tantor::outbound::{Chunk, Outbound, Shed};
-use _tantor::priority::{Priority, SlowConsumer};
+use _tantor::base::priority::{Priority, SlowConsumer};
+use _tantor::core::outbound::{Chunk, Outbound, Shed};
+use _tantor::wire::frame::{EncodedFrame, frame_end, read_header};
 use proptest::prelude::*;
 use std::io::IoSlice;
 

@@ -1,76 +1,54 @@
 //! Lower layers never import higher ones, and a few things are used in one layer only.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The layer of each module of `src/`, as `docs/architecture.md` draws them.
-const LAYERS: &[(&str, u8)] = &[
-    ("capacity", 0),
-    ("socket_limits", 0),
-    ("channel_kind", 0),
-    ("channel_settings", 0),
-    ("client_module", 0),
-    ("config", 0),
-    ("database", 0),
-    ("error", 0),
-    ("fork", 0),
-    ("frame", 0),
-    ("hosts", 0),
-    ("lock_rank", 0),
-    ("misspelling", 0),
-    ("priority", 0),
-    ("protocol", 0),
-    ("random", 0),
-    ("subprotocols", 0),
-    ("sync", 0),
-    ("command", 1),
-    ("connection", 1),
-    ("handshake", 1),
-    ("history", 1),
-    ("hub", 1),
-    ("inbox", 1),
-    ("interest", 1),
-    ("json_limits", 1),
-    ("log_throttle", 1),
-    ("outbound", 1),
-    ("receipt", 1),
-    ("wheel", 1),
-    ("broker", 2),
-    ("events", 2),
-    ("idempotency", 2),
-    ("mailbox", 2),
-    ("presence", 2),
-    ("store", 2),
-    ("listener", 2),
-    ("unix_socket", 2),
-    ("node", 3),
-    ("shard", 4),
-    ("server", 5),
-    ("py", 6),
+/// The folders of `src/`, lowest layer first, as `docs/architecture.md` draws them.
+const LAYERS: &[&str] = &[
+    "base", "settings", "wire", "core", "net", "ports", "adapters", "node", "shard", "host", "py",
 ];
 
-/// What only some modules may name, and which.
+/// Folders whose files extend one type, and so name each other. Everywhere else a circle of imports is refused.
+const ROOMS: &[&str] = &["node", "shard"];
+
+/// Names that only some files may use, given by the beginnings of their paths.
 const RESERVED: &[(&str, &[&str])] = &[
-    ("pyo3", &["py"]),
-    ("tokio::net", &["shard"]),
-    ("tokio::", &["shard", "server", "py"]),
-    ("std::net", &["fork", "listener", "node", "shard", "server"]),
-    ("MemoryBroker", &["broker", "server"]),
-    ("MemoryStore", &["store", "server"]),
-    ("SqliteStore", &["store", "server"]),
-    ("rusqlite", &["store"]),
+    ("pyo3", &["py/"]),
+    ("tokio::net", &["shard/"]),
+    ("tokio::", &["shard/", "host/", "py/"]),
+    (
+        "std::net",
+        &[
+            "base/fork.rs",
+            "settings/hosts.rs",
+            "net/",
+            "node/",
+            "shard/",
+            "host/",
+        ],
+    ),
+    ("adapters::", &["adapters/", "host/", "py/mod.rs"]),
+    ("rusqlite", &["adapters/sqlite/"]),
     (
         "Instant",
         &[
-            "protocol", "sync", "inbox", "store", "shard", "server", "py",
+            "base/clock.rs",
+            "base/sync.rs",
+            "core/inbox.rs",
+            "adapters/",
+            "shard/",
+            "host/",
+            "py/",
         ],
     ),
-    ("std::sync::Mutex", &["sync"]),
+    ("std::sync::Mutex", &["base/sync.rs"]),
     ("parking_lot", &[]),
-    ("SystemTime", &["protocol"]),
+    ("SystemTime", &["base/clock.rs"]),
 ];
 
-fn sources() -> Vec<(String, PathBuf, String)> {
+/// Path below `src/`, and text, of every source file.
+fn sources() -> BTreeMap<String, String> {
     fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
@@ -86,23 +64,12 @@ fn sources() -> Vec<(String, PathBuf, String)> {
     walk(&root, &mut paths);
     paths
         .into_iter()
-        .filter(|path| !path.ends_with("lib.rs"))
         .map(|path| {
-            let first = path
-                .strip_prefix(&root)
-                .unwrap()
-                .components()
-                .next()
-                .unwrap();
-            let module = first
-                .as_os_str()
-                .to_str()
-                .unwrap()
-                .trim_end_matches(".rs")
-                .to_owned();
+            let name = path.strip_prefix(&root).unwrap().to_str().unwrap();
             let text = fs::read_to_string(&path).unwrap();
-            (module, path, text)
+            (name.replace('\\', "/"), text)
         })
+        .filter(|(name, _)| name != "lib.rs")
         .collect()
 }
 
@@ -114,48 +81,171 @@ fn code(text: &str) -> impl Iterator<Item = &str> {
         .filter(|line| !line.trim_start().starts_with("//"))
 }
 
-fn layer(module: &str) -> u8 {
-    let found = LAYERS.iter().find(|(name, _)| *name == module);
-    found
+fn layer(path: &str) -> usize {
+    let folder = path.split('/').next().unwrap();
+    LAYERS
+        .iter()
+        .position(|name| *name == folder)
         .unwrap_or_else(|| {
-            panic!(
-                "module {module} has no layer: add it to the table here and in docs/architecture.md"
-            )
+            panic!("{path} is in no layer: add its folder to the table here and in docs/architecture.md")
         })
-        .1
+}
+
+/// The files that a file imports: by `crate::` and `super::` paths, and by the names of its own modules.
+fn imports(path: &str, text: &str, files: &BTreeMap<String, String>) -> BTreeSet<String> {
+    let mut own: Vec<&str> = path.trim_end_matches(".rs").split('/').collect();
+    if own.last() == Some(&"mod") {
+        own.pop();
+    }
+    let parent = own[..own.len() - 1].join("/");
+    let own = own.join("/");
+    let joined = code(text).collect::<Vec<_>>().join(" ");
+    let mut found = BTreeSet::new();
+    for (marker, base) in [("crate::", ""), ("super::", parent.as_str())] {
+        for rest in joined.split(marker).skip(1) {
+            for name in names(rest) {
+                found.extend(file_of(&format!("{base}/{name}"), files));
+            }
+        }
+    }
+    for rest in joined.split("use ").skip(1) {
+        found.extend(names(rest).iter().filter_map(|name| {
+            let child = name.split('/').next()?;
+            let file = format!("{own}/{child}.rs");
+            files.contains_key(&file).then_some(file)
+        }));
+    }
+    found.remove(path);
+    found
+}
+
+/// The paths at the beginning of a text, with `/` for `::`: one, or those of a group in braces.
+fn names(text: &str) -> Vec<String> {
+    let is_part = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
+    let head: String = text.chars().take_while(|c| is_part(*c)).collect();
+    let Some(group) = text[head.len()..].strip_prefix('{') else {
+        return vec![head.replace("::", "/")];
+    };
+    let end = group.find('}').unwrap_or(group.len());
+    group[..end]
+        .split(',')
+        .map(|name| format!("{head}{}", name.trim()).replace("::", "/"))
+        .collect()
+}
+
+/// The file that defines a path: the longest beginning of the path that is a module.
+fn file_of(path: &str, files: &BTreeMap<String, String>) -> Option<String> {
+    let mut parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+    while !parts.is_empty() {
+        let module = parts.join("/");
+        for file in [format!("{module}.rs"), format!("{module}/mod.rs")] {
+            if files.contains_key(&file) {
+                return Some(file);
+            }
+        }
+        parts.pop();
+    }
+    None
 }
 
 #[test]
 fn lower_layers_never_import_higher_ones() {
-    for (module, path, text) in sources() {
-        for line in code(&text) {
-            for imported in line.split("crate::").skip(1) {
-                let name: String = imported
-                    .chars()
-                    .take_while(|c| c.is_alphanumeric() || *c == '_')
-                    .collect();
-                assert!(
-                    layer(&name) <= layer(&module),
-                    "{}: layer {} imports {name} of layer {}",
-                    path.display(),
-                    layer(&module),
-                    layer(&name)
-                );
-            }
+    let files = sources();
+    for (path, text) in &files {
+        for imported in imports(path, text, &files) {
+            assert!(
+                layer(&imported) <= layer(path),
+                "{path} imports {imported}, which is of a higher layer"
+            );
         }
     }
 }
 
 #[test]
+fn no_two_files_import_each_other_round_a_circle() {
+    let files = sources();
+    let room = |path: &str| {
+        let folder = path.split('/').next().unwrap_or_default();
+        if ROOMS.contains(&folder) {
+            folder.to_owned()
+        } else {
+            path.to_owned()
+        }
+    };
+    let mut arrows: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for (path, text) in &files {
+        let targets = imports(path, text, &files);
+        arrows
+            .entry(room(path))
+            .or_default()
+            .extend(targets.iter().map(|target| room(target)));
+    }
+    if let Some(circle) = circle_in(&arrows) {
+        panic!("a circle of imports: {}", circle.join(" -> "));
+    }
+}
+
+#[test]
+fn a_circle_is_found() {
+    let arrows = |pairs: &[(&str, &str)]| {
+        let mut all: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for (from, to) in pairs {
+            all.entry((*from).to_owned())
+                .or_default()
+                .insert((*to).to_owned());
+        }
+        all
+    };
+    assert_eq!(
+        circle_in(&arrows(&[("a", "b"), ("b", "c"), ("a", "c")])),
+        None
+    );
+    let circle = circle_in(&arrows(&[("a", "b"), ("b", "c"), ("c", "b")])).unwrap();
+    assert_eq!(circle, ["b", "c", "b"]);
+}
+
+/// A way from a room back to itself.
+fn circle_in(arrows: &BTreeMap<String, BTreeSet<String>>) -> Option<Vec<String>> {
+    fn visit(
+        room: &str,
+        way: &mut Vec<String>,
+        done: &mut BTreeSet<String>,
+        arrows: &BTreeMap<String, BTreeSet<String>>,
+    ) -> Option<Vec<String>> {
+        if let Some(start) = way.iter().position(|earlier| earlier == room) {
+            let mut circle = way[start..].to_vec();
+            circle.push(room.to_owned());
+            return Some(circle);
+        }
+        if !done.insert(room.to_owned()) {
+            return None;
+        }
+        way.push(room.to_owned());
+        for target in arrows.get(room).into_iter().flatten() {
+            if target != room
+                && let Some(circle) = visit(target, way, done, arrows)
+            {
+                return Some(circle);
+            }
+        }
+        way.pop();
+        None
+    }
+    let mut done = BTreeSet::new();
+    arrows
+        .keys()
+        .find_map(|room| visit(room, &mut Vec::new(), &mut done, arrows))
+}
+
+#[test]
 fn what_is_reserved_to_a_layer_stays_there() {
-    for (module, path, text) in sources() {
+    for (path, text) in sources() {
         for (name, allowed) in RESERVED {
             let uses = code(&text)
                 .any(|line| line.contains(name) && !line.contains("tokio_tungstenite::"));
             assert!(
-                !uses || allowed.contains(&module.as_str()),
-                "{}: {name} is for {allowed:?} only",
-                path.display()
+                !uses || allowed.iter().any(|start| path.starts_with(start)),
+                "{path}: {name} is for {allowed:?} only"
             );
         }
     }
@@ -163,17 +253,18 @@ fn what_is_reserved_to_a_layer_stays_there() {
 
 #[test]
 fn shards_share_nothing_by_lock() {
-    for (module, path, text) in sources() {
-        if ["hub", "connection", "outbound", "wheel"].contains(&module.as_str())
-            || path.ends_with("shard/socket.rs")
-        {
-            let locks = code(&text).any(|line| line.contains("Mutex") || line.contains("RwLock"));
-            assert!(
-                !locks,
-                "{}: a shard owns its connections outright",
-                path.display()
-            );
-        }
+    const OWNED: &[&str] = &[
+        "core/hub.rs",
+        "wire/frame_reader.rs",
+        "core/outbound.rs",
+        "core/wheel.rs",
+        "shard/socket.rs",
+    ];
+    let files = sources();
+    for path in OWNED {
+        let locks =
+            code(&files[*path]).any(|line| line.contains("Mutex") || line.contains("RwLock"));
+        assert!(!locks, "{path}: a shard owns its connections outright");
     }
 }
 
@@ -182,16 +273,12 @@ fn files_are_short_and_on_the_map() {
     let map =
         fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/architecture.md"))
             .unwrap();
-    for (_, path, text) in sources() {
+    for (path, text) in sources() {
         let lines = text.lines().count();
-        assert!(lines <= 650, "{}: {lines} lines", path.display());
-        let name = path
-            .strip_prefix(Path::new(env!("CARGO_MANIFEST_DIR")).join("src"))
-            .unwrap();
-        let name = name.to_str().unwrap().replace('\\', "/");
+        assert!(lines <= 650, "{path}: {lines} lines");
         assert!(
-            map.contains(&format!("`{name}`")),
-            "docs/architecture.md does not say what `{name}` is for"
+            map.contains(&format!("`{path}`")),
+            "docs/architecture.md does not say what `{path}` is for"
         );
     }
 }

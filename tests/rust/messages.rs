@@ -1,9 +1,9 @@
 //! Commands and messages as JSON.
 
-use _tantor::command::{Command, Recover, Request};
-use _tantor::error::{Disconnect, ErrorCode};
-use _tantor::json_limits::JsonLimits;
-use _tantor::protocol::{self, Body, OwnFields, Publication, Reference, Stamp};
+use _tantor::base::error::{Disconnect, ErrorCode};
+use _tantor::wire::command::{Command, Recover, Request};
+use _tantor::wire::json_limits::JsonLimits;
+use _tantor::wire::messages::{self, Body, OwnFields, Publication, Reference, Stamp};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -212,7 +212,7 @@ fn messages_have_the_documented_fields() {
         offset: Some(7),
         wants_ack: true,
     };
-    protocol::write_publication(&mut out, stamp(), &publication);
+    messages::write_publication(&mut out, stamp(), &publication);
     let expected = json!({
         "id": "msg_00000000000000ab", "channel": "a\"b", "timestamp": 1_700_000_000.000_042, "sender": "tantor",
         "event": "e", "data": {"x": 1}, "trumpeted_by": "tantor", "from": "client_1",
@@ -235,7 +235,7 @@ proptest! {
         let bytes = serde_json::to_vec(&own).unwrap();
         let mut out = Vec::new();
         let fields = OwnFields { id, channel, timestamp, sender, ack: false };
-        protocol::write_direct(&mut out, stamp(), "jungle", Body::Fields(&bytes, fields), false);
+        messages::write_direct(&mut out, stamp(), "jungle", Body::Fields(&bytes, fields), false);
         let mut expected = json!({
             "id": "msg_00000000000000ab", "channel": "jungle", "timestamp": 1_700_000_000.000_042, "sender": "tantor",
         });

@@ -1,7 +1,7 @@
 //! The frame reader against tungstenite's, on bytes cut anywhere.
 
 use crate::peer::masked;
-use _tantor::connection::{Reader, Received};
+use _tantor::wire::frame_reader::{Reader, Received};
 use proptest::prelude::*;
 use std::io::{self, Read, Write};
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocket, WebSocketConfig};

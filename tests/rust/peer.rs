@@ -1,10 +1,10 @@
 //! A server to test, and a client that sends and reads bytes.
 
-use _tantor::broker::HistoryLimits;
-use _tantor::config::{Config, Value};
+use _tantor::adapters::memory_broker::HistoryLimits;
+use _tantor::host::server::Server;
 use _tantor::node::{Node, PublishOptions};
-use _tantor::server::Server;
-use _tantor::store::Committed;
+use _tantor::ports::store::Committed;
+use _tantor::settings::config::{Config, Value};
 use serde_json::Value as Json;
 use std::io::{Read, Write};
 use std::net::TcpStream;

@@ -3,10 +3,10 @@
 
 use crate::peer::broadcast;
 use crate::shards::{Shard, node_with_shards};
-use _tantor::config::Config;
-use _tantor::error::Disconnect;
-use _tantor::hub::Slot;
+use _tantor::base::error::Disconnect;
+use _tantor::core::hub::Slot;
 use _tantor::node::Node;
+use _tantor::settings::config::Config;
 use proptest::prelude::*;
 use serde_json::{Value as Json, json};
 use std::collections::{BTreeMap, BTreeSet};

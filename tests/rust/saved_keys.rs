@@ -2,9 +2,11 @@
 
 use crate::sqlite::{killed, query, wait_until};
 use crate::stores::{LATE, LIMITS, PATIENCE, frame, key, opened, reopen, save, sqlite, trimmed};
-use _tantor::broker::StreamPosition;
-use _tantor::protocol::{Stamp, now_micros};
-use _tantor::store::{Change, Fate, KeyResult, Limits, SqliteStore, Store, UsedKey};
+use _tantor::adapters::sqlite::{Limits, SqliteStore};
+use _tantor::base::clock::now_micros;
+use _tantor::core::history::StreamPosition;
+use _tantor::ports::store::{Change, Fate, KeyResult, Store, UsedKey};
+use _tantor::wire::messages::Stamp;
 use std::path::Path;
 
 /// An empty store that is open, with a durable stream "a".

@@ -3,11 +3,11 @@
 
 use crate::peer::{PATIENCE, broadcast, emergency, eventually};
 use crate::shards::{Shard, node_with_shards};
-use _tantor::config::Config;
-use _tantor::error::Disconnect;
+use _tantor::base::error::Disconnect;
+use _tantor::base::random::random_u64;
 use _tantor::node::Node;
-use _tantor::protocol::Body;
-use _tantor::random::random_u64;
+use _tantor::settings::config::Config;
+use _tantor::wire::messages::Body;
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -154,7 +154,8 @@ fn meddle(node: &Arc<Node>, known: &Known) {
         )),
         7 => drop((node.connection_info(&id), node.channel_info(channel))),
         8 if node.has_connection(&id) => {
-            let mut commit = || -> _tantor::store::Committed { panic!("nothing is durable here") };
+            let mut commit =
+                || -> _tantor::ports::store::Committed { panic!("nothing is durable here") };
             let body = Body::Message(b"\"hello\"");
             let options = _tantor::node::PublishOptions::default();
             node.send(&id, channel, body, &options, &mut commit)

@@ -1,13 +1,13 @@
 //! Shards without sockets: the node's deliveries, carried out in the order of the inbox, end in a list per connection.
 
 use crate::peer::history_limits;
-use _tantor::broker::MemoryBroker;
-use _tantor::config::Config;
-use _tantor::error::Disconnect;
-use _tantor::frame::EncodedFrame;
-use _tantor::hub::{Hub, Slot};
+use _tantor::adapters::memory_broker::MemoryBroker;
+use _tantor::adapters::memory_store::MemoryStore;
+use _tantor::base::error::Disconnect;
+use _tantor::core::hub::{Hub, Slot};
 use _tantor::node::{Client, Delivery, Door, Greeting, Node, Place};
-use _tantor::store::MemoryStore;
+use _tantor::settings::config::Config;
+use _tantor::wire::frame::EncodedFrame;
 use serde_json::{Value as Json, json};
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;

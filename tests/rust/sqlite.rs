@@ -4,9 +4,10 @@ use crate::stores::{
     CHANNELS, LATE, LIMITS, PATIENCE, client, frame, joined, key, mailed, offsets, opened, publish,
     publish_and_wait, publish_text, reopen, save, save_with_channels, sqlite, trimmed, waiting,
 };
-use _tantor::broker::StreamPosition;
-use _tantor::channel_kind::ChannelKind;
-use _tantor::store::{Change, Committed, Limits, Saved, SqliteStore, Store};
+use _tantor::adapters::sqlite::{Limits, SqliteStore};
+use _tantor::core::history::StreamPosition;
+use _tantor::ports::store::{Change, Committed, Saved, Store};
+use _tantor::settings::channel_kind::ChannelKind;
 use rusqlite::Connection;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

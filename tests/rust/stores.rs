@@ -1,11 +1,11 @@
 //! What every store must do.
 
-use _tantor::broker::StreamPosition;
-use _tantor::channel_kind::ChannelKind;
-use _tantor::frame::EncodedFrame;
-use _tantor::store::{
-    Change, Committed, Limits, MemoryStore, Saved, SavedClient, SqliteStore, Store, StoreError,
-};
+use _tantor::adapters::memory_store::MemoryStore;
+use _tantor::adapters::sqlite::{Limits, SqliteStore};
+use _tantor::core::history::StreamPosition;
+use _tantor::ports::store::{Change, Committed, Saved, SavedClient, Store, StoreError};
+use _tantor::settings::channel_kind::ChannelKind;
+use _tantor::wire::frame::EncodedFrame;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;

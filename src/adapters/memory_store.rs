@@ -1,0 +1,41 @@
+//! Nothing is saved: what the process knows ends with it.
+
+use crate::ports::store::{Change, Committed, Health, Saved, Store, StoreError};
+use std::time::Duration;
+
+#[derive(Debug, Default)]
+pub struct MemoryStore;
+
+impl Store for MemoryStore {
+    fn open(&self) -> Result<Saved, StoreError> {
+        Ok(Saved::default())
+    }
+
+    fn save(&self, _change: Change<'_>, committed: Option<Committed>) -> bool {
+        if let Some(committed) = committed {
+            committed(Ok(()));
+        }
+        true
+    }
+
+    fn note_published(&self, _: &str) -> bool {
+        true
+    }
+
+    fn is_busy(&self) -> bool {
+        false
+    }
+
+    fn health(&self) -> Health {
+        Health {
+            kind: "memory",
+            ..Health::default()
+        }
+    }
+
+    fn is_durable(&self) -> bool {
+        false
+    }
+
+    fn close(&self, _within: Duration) {}
+}

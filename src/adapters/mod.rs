@@ -1,0 +1,5 @@
+//! Implementations of the ports.
+
+pub mod memory_broker;
+pub mod memory_store;
+pub mod sqlite;

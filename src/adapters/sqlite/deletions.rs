@@ -1,0 +1,314 @@
+//! Deletions that are saved before what was to be saved ahead of them: a file without room needs them first.
+
+use super::batch::{Batch, Entry, Item};
+use crate::ports::store::StreamKey;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+
+/// Moves all deletions to the front, in their order, and takes out the additions that they delete, so that the file
+/// ends as if nothing had been moved. Returns how many additions were taken out, and their weight; `None`, with nothing
+/// changed, when every deletion is in front already. So a second call without a new change gives `None`, and a caller
+/// that repeats the call comes to an end.
+pub(super) fn put_first(backlog: &mut VecDeque<Batch>) -> Option<(usize, usize)> {
+    let entries = backlog.iter().flat_map(|batch| &batch.entries);
+    let mut behind = entries.skip_while(|entry| entry.item.deletes());
+    if !behind.any(|entry| entry.item.deletes()) {
+        return None;
+    }
+    let mut deleted = Deleted::default();
+    let mut first = Vec::new();
+    let (mut count, mut weight) = (0, 0);
+    // from the newest on: a deletion is for what is older
+    for batch in backlog.iter_mut().rev() {
+        let kept = batch.entries.drain(..).rev().filter_map(|mut entry| {
+            if entry.item.deletes() {
+                deleted.note(&entry.item);
+                first.push(entry);
+                return None;
+            }
+            if deleted.has(&entry.item) && !keep_remains(&mut entry) {
+                count += 1;
+                weight += entry.weight;
+                return None;
+            }
+            Some(entry)
+        });
+        let mut kept: Vec<_> = kept.collect();
+        kept.reverse();
+        batch.entries = kept;
+    }
+    backlog.retain(|batch| !batch.entries.is_empty());
+    first.reverse();
+    backlog.push_front(Batch::of(first));
+    Some((count, weight))
+}
+
+/// What the deletions after some change delete.
+#[derive(Default)]
+struct Deleted {
+    streams: HashSet<StreamKey>,
+    trims: HashMap<StreamKey, u64>,
+    mail: HashSet<(Arc<str>, u64)>,
+    clients: HashSet<Arc<str>>,
+    memberships: HashSet<(Arc<str>, Arc<str>)>,
+}
+
+impl Deleted {
+    fn note(&mut self, item: &Item) {
+        match item {
+            Item::StreamForgotten { stream, .. } => {
+                self.streams.insert(*stream);
+            }
+            Item::Trimmed { stream, through } => {
+                let trim = self.trims.entry(*stream).or_default();
+                *trim = (*trim).max(*through);
+            }
+            Item::Unmailed { client, numbers } => {
+                let numbers = numbers.iter().map(|number| (Arc::clone(client), *number));
+                self.mail.extend(numbers);
+            }
+            Item::Left { client, channel } => {
+                let membership = (Arc::clone(client), Arc::clone(channel));
+                self.memberships.insert(membership);
+            }
+            Item::ClientForgotten { id } => {
+                self.clients.insert(Arc::clone(id));
+            }
+            _ => {}
+        }
+    }
+
+    fn has(&self, item: &Item) -> bool {
+        match item {
+            Item::Published { stream, offset, .. } => {
+                self.streams.contains(stream)
+                    || self
+                        .trims
+                        .get(stream)
+                        .is_some_and(|through| through >= offset)
+            }
+            Item::StreamOpened { stream, .. } => self.streams.contains(stream),
+            Item::Mailed { client, number, .. } => {
+                self.mail.contains(&(Arc::clone(client), *number))
+            }
+            Item::ClientSaved { client } => self.clients.contains(&client.id),
+            Item::Joined {
+                client, channel, ..
+            } => {
+                let membership = (Arc::clone(client), Arc::clone(channel));
+                self.clients.contains(client) || self.memberships.contains(&membership)
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Of an addition that is deleted, an idempotency key and a caller who waits stay; false when there is neither.
+fn keep_remains(entry: &mut Entry) -> bool {
+    match std::mem::replace(&mut entry.item, Item::Mark) {
+        Item::Published {
+            used_key: Some(used_key),
+            ..
+        }
+        | Item::Mailed {
+            used_key: Some(used_key),
+            ..
+        } => {
+            entry.item = Item::KeyUsed { used_key };
+            true
+        }
+        _ => entry.committed.is_some(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::batch::Span;
+    use super::*;
+    use crate::ports::store::{Fate, KeyResult, SavedClient, UsedKey};
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        Publish { stream: u64, key: bool },
+        Trim { stream: u64, through: u64 },
+        Forget { stream: u64 },
+        Mail { client: u64 },
+        Unmail { client: u64, number: u64 },
+        SaveClient { client: u64 },
+        ForgetClient { client: u64 },
+        Join { client: u64, channel: u64 },
+        Leave { client: u64, channel: u64 },
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let place = || 0_u64..2;
+        prop_oneof![
+            (place(), any::<bool>()).prop_map(|(stream, key)| Step::Publish { stream, key }),
+            (place(), 0_u64..20).prop_map(|(stream, through)| Step::Trim { stream, through }),
+            place().prop_map(|stream| Step::Forget { stream }),
+            place().prop_map(|client| Step::Mail { client }),
+            (place(), 0_u64..20).prop_map(|(client, number)| Step::Unmail { client, number }),
+            place().prop_map(|client| Step::SaveClient { client }),
+            place().prop_map(|client| Step::ForgetClient { client }),
+            (place(), place()).prop_map(|(client, channel)| Step::Join { client, channel }),
+            (place(), place()).prop_map(|(client, channel)| Step::Leave { client, channel }),
+        ]
+    }
+
+    fn name(number: u64) -> Arc<str> {
+        number.to_string().into()
+    }
+
+    /// The change of a step; `number` is its place.
+    fn item(step: Step, number: u64) -> Item {
+        let used_key = |is_used: bool| {
+            is_used.then(|| {
+                Box::new(UsedKey {
+                    client: None,
+                    target: "a".into(),
+                    key: number.to_string().into(),
+                    expires: 0,
+                    result: KeyResult::Sent(crate::wire::messages::Stamp { id: 0, micros: 0 }),
+                    fate: Fate::default(),
+                })
+            })
+        };
+        match step {
+            Step::Publish { stream, key } => Item::Published {
+                stream,
+                offset: number,
+                at: 0,
+                expires: 0,
+                is_durable: false,
+                message: Span::default(),
+                used_key: used_key(key),
+            },
+            Step::Trim { stream, through } => Item::Trimmed { stream, through },
+            Step::Forget { stream } => Item::StreamForgotten {
+                stream,
+                channel: name(stream),
+            },
+            Step::Mail { client } => Item::Mailed {
+                client: name(client),
+                number,
+                message_id: 0,
+                expires: 0,
+                is_emergency: false,
+                message: Span::default(),
+                used_key: None,
+            },
+            Step::Unmail { client, number } => Item::Unmailed {
+                client: name(client),
+                numbers: vec![number],
+            },
+            Step::SaveClient { client } => Item::ClientSaved {
+                client: Box::new(SavedClient {
+                    id: name(client),
+                    root: [0; 16],
+                    rotation: 0,
+                    previous: None,
+                    expires: 0,
+                    joined: 0,
+                    last_ping: 0,
+                    is_connected: false,
+                    user_data: None,
+                }),
+            },
+            Step::ForgetClient { client } => Item::ClientForgotten { id: name(client) },
+            Step::Join { client, channel } => Item::Joined {
+                client: name(client),
+                channel: name(channel),
+                at: 0,
+            },
+            Step::Leave { client, channel } => Item::Left {
+                client: name(client),
+                channel: name(channel),
+            },
+        }
+    }
+
+    /// What a file has after these changes.
+    fn rows<'a>(entries: impl Iterator<Item = &'a Entry>) -> BTreeSet<(&'static str, String, u64)> {
+        let mut rows = BTreeSet::new();
+        for entry in entries {
+            if let Some(used) = entry.item.used_key() {
+                rows.insert(("key", used.key.to_string(), 0));
+            }
+            match &entry.item {
+                Item::Published { stream, offset, .. } => {
+                    rows.insert(("publication", stream.to_string(), *offset));
+                }
+                Item::Trimmed { stream, through } => {
+                    let stream = stream.to_string();
+                    rows.retain(|row| {
+                        row.0 != "publication" || row.1 != stream || row.2 > *through
+                    });
+                }
+                Item::StreamForgotten { stream, .. } => {
+                    let stream = stream.to_string();
+                    rows.retain(|row| row.0 != "publication" || row.1 != stream);
+                }
+                Item::Mailed { client, number, .. } => {
+                    rows.insert(("mail", client.to_string(), *number));
+                }
+                Item::Unmailed { client, numbers } => {
+                    rows.retain(|row| {
+                        row.0 != "mail" || row.1 != **client || !numbers.contains(&row.2)
+                    });
+                }
+                Item::ClientSaved { client } => {
+                    rows.insert(("client", client.id.to_string(), 0));
+                }
+                Item::ClientForgotten { id } => {
+                    rows.retain(|row| !matches!(row.0, "client" | "member") || row.1 != **id);
+                }
+                Item::Joined {
+                    client, channel, ..
+                } => {
+                    rows.insert(("member", client.to_string(), channel.parse().unwrap()));
+                }
+                Item::Left { client, channel } => {
+                    let row = ("member", client.to_string(), channel.parse().unwrap());
+                    rows.remove(&row);
+                }
+                _ => {}
+            }
+        }
+        rows
+    }
+
+    fn backlog(steps: &[Step], split: usize) -> VecDeque<Batch> {
+        let entries = steps.iter().zip(0..).map(|(step, number)| Entry {
+            item: item(*step, number),
+            committed: None,
+            weight: 1,
+        });
+        let mut older: Vec<_> = entries.collect();
+        let newer = older.split_off(split.min(older.len()));
+        [Batch::of(older), Batch::of(newer)].into()
+    }
+
+    proptest! {
+        #[test]
+        fn the_file_ends_as_if_nothing_had_been_moved(
+            steps in prop::collection::vec(step(), 0..40),
+            split in 0_usize..40,
+        ) {
+            let mut moved = backlog(&steps, split);
+            let wanted = rows(backlog(&steps, split).iter().flat_map(|batch| &batch.entries));
+            let before = steps.len();
+            let taken_out = put_first(&mut moved).map_or(0, |(count, weight)| {
+                assert_eq!(count, weight);
+                count
+            });
+            let entries = || moved.iter().flat_map(|batch| &batch.entries);
+            prop_assert_eq!(rows(entries()), wanted);
+            prop_assert_eq!(entries().count() + taken_out, before);
+            let first_kept = entries().position(|entry| !entry.item.deletes()).unwrap_or(before);
+            prop_assert!(entries().skip(first_kept).all(|entry| !entry.item.deletes()));
+            prop_assert!(put_first(&mut moved).is_none(), "nothing is left to move");
+        }
+    }
+}

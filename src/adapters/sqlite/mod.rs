@@ -1,0 +1,234 @@
+//! One SQLite file: a writer thread of its own commits what it is given in groups, in the order in which it was given.
+//!
+//! Nobody waits for it but who asked to hear (`Committed`). While the file cannot be written, what is to be durable
+//! fails at once, the rest waits in memory, bounded, and `health` says so; live delivery goes on.
+
+mod backup;
+mod batch;
+mod beside;
+mod changes;
+mod commits;
+mod deletions;
+mod file;
+mod gauges;
+mod keys;
+mod limits;
+mod load;
+mod lock;
+mod own_locks;
+mod queue;
+mod schema;
+mod writer;
+
+pub use backup::{back_up, restore};
+pub use limits::Limits;
+
+use crate::base::fork::{self, Whole};
+use crate::base::sync::{Mutex, Rank};
+use crate::ports::store::{Change, Committed, Health, Saved, Store, StoreError};
+use commits::CommitsFile;
+use file::DatabaseFile;
+use gauges::Gauges;
+use lock::FileLock;
+use queue::Queue;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Duration;
+use writer::Writer;
+
+pub struct SqliteStore {
+    path: PathBuf,
+    limits: Limits,
+    open: Mutex<Option<Open>>,
+    queue: Arc<Queue>,
+    gauges: Arc<Gauges>,
+    /// While the file is open.
+    commits: Mutex<Option<Arc<CommitsFile>>>,
+}
+
+/// What there is while the file is open.
+struct Open {
+    ended: flume::Receiver<()>,
+    writer: thread::ThreadId,
+    generation: u32,
+}
+
+impl SqliteStore {
+    /// Opens nothing.
+    pub fn new(path: &Path, limits: Limits) -> Self {
+        Self {
+            path: path.to_owned(),
+            limits,
+            open: Mutex::new(Rank::Database, None),
+            queue: Arc::new(Queue::new(limits.queue_bytes)),
+            gauges: Arc::default(),
+            commits: Mutex::default(),
+        }
+    }
+}
+
+impl Store for SqliteStore {
+    fn open(&self) -> Result<Saved, StoreError> {
+        let mut open = self.open.lock();
+        // a child would keep the lock, and find SQLite's own locks held by nobody
+        let _whole = Whole::new();
+        if open.as_ref().is_some_and(|running| !running.is_here()) {
+            std::mem::forget(open.take());
+        }
+        // one that took longer than `close` could wait may have come to its end since
+        open.take_if(|running| running.ended.is_disconnected());
+        if open.is_some() {
+            return Err(StoreError(format!(
+                "{} is still being closed; try again",
+                self.path.display()
+            )));
+        }
+        own_locks::install();
+        let lock = FileLock::take(&self.path)?;
+        let mut file = DatabaseFile::open(&self.path, self.limits)?;
+        let saved = file.load()?;
+        self.gauges.begin(&file);
+        *self.commits.lock() = Some(Arc::clone(file.commits_file()));
+        self.queue.open();
+        let (tell_ended, ended) = flume::bounded::<()>(1);
+        let (tell_running, is_running) = flume::bounded::<()>(0);
+        let writer = Writer::new(
+            file,
+            lock,
+            Arc::clone(&self.queue),
+            Arc::clone(&self.gauges),
+        );
+        let spawned = thread::Builder::new()
+            .name("tantor-store".to_owned())
+            .spawn(move || {
+                drop(tell_running);
+                writer.run();
+                drop(tell_ended);
+            });
+        let thread = spawned.map_err(|error| {
+            self.queue.close();
+            StoreError(format!("cannot start a thread for the database: {error}"))
+        })?;
+        // a fork would find a thread that has only begun
+        let _ = is_running.recv();
+        *open = Some(Open {
+            ended,
+            writer: thread.thread().id(),
+            generation: fork::generation(),
+        });
+        Ok(saved)
+    }
+
+    fn save(&self, change: Change<'_>, committed: Option<Committed>) -> bool {
+        let is_lost_if_refused = !matches!(change, Change::StreamOpened { .. });
+        let Err(committed) = self.queue.push(change, committed) else {
+            return true;
+        };
+        if is_lost_if_refused {
+            self.gauges.lost.fetch_add(1, Ordering::Relaxed);
+        }
+        if let Some(committed) = committed {
+            committed(Err(self.refusal()));
+        }
+        false
+    }
+
+    fn note_published(&self, channel: &str) -> bool {
+        let commits = self.commits.lock().clone();
+        let is_open = commits.is_some();
+        if let Some(commits) = commits {
+            commits.note_published(channel);
+        }
+        is_open
+    }
+
+    fn is_busy(&self) -> bool {
+        self.queue.is_half_full()
+    }
+
+    fn health(&self) -> Health {
+        let (queued_changes, queued_bytes) = self.queue.size();
+        let gauges = &self.gauges;
+        Health {
+            kind: "sqlite",
+            path: Some(self.path.display().to_string()),
+            is_degraded: gauges.is_degraded.load(Ordering::Relaxed),
+            error: gauges.error.lock().clone(),
+            queued_changes,
+            queued_bytes,
+            commits: gauges.commits.load(Ordering::Relaxed),
+            changes_saved: gauges.saved.load(Ordering::Relaxed),
+            changes_lost: gauges.lost.load(Ordering::Relaxed),
+            file_bytes: gauges.file_bytes.load(Ordering::Relaxed),
+        }
+    }
+
+    fn is_durable(&self) -> bool {
+        true
+    }
+
+    fn close(&self, within: Duration) {
+        let mut open = self.open.lock();
+        let Some(running) = &*open else { return };
+        if !running.is_here() {
+            // a fork has no writer, and what it was told by may be locked for good
+            std::mem::forget(open.take());
+            return;
+        }
+        self.queue.close();
+        *self.commits.lock() = None;
+        // the last to let go of a server may be a publication that the writer itself has saved
+        let is_writer = thread::current().id() == running.writer;
+        let has_ended = is_writer
+            || matches!(
+                running.ended.recv_timeout(within),
+                Err(flume::RecvTimeoutError::Disconnected)
+            );
+        if has_ended {
+            *open = None;
+        }
+    }
+}
+
+impl Open {
+    /// False in a child of the process that opened it.
+    fn is_here(&self) -> bool {
+        self.generation == fork::generation()
+    }
+}
+
+impl SqliteStore {
+    /// Why the queue took nothing more.
+    fn refusal(&self) -> StoreError {
+        let path = self.path.display();
+        if self.queue.is_closed() {
+            return StoreError(format!("{path} is closed"));
+        }
+        let problem = self.gauges.error.lock().clone();
+        StoreError(problem.unwrap_or_else(|| {
+            format!(
+                "{path}: more than {} bytes wait to be saved (database_queue_bytes)",
+                self.limits.queue_bytes
+            )
+        }))
+    }
+}
+
+impl Drop for SqliteStore {
+    fn drop(&mut self) {
+        self.close(LAST_WAIT);
+    }
+}
+
+/// How long a store that nobody has closed waits for what is still to be saved.
+const LAST_WAIT: Duration = Duration::from_secs(5);
+
+impl Gauges {
+    fn begin(&self, file: &DatabaseFile) {
+        self.is_degraded.store(false, Ordering::Relaxed);
+        *self.error.lock() = None;
+        self.file_bytes.store(file.size(), Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,390 @@
+//! What waits to be saved. Putting something in costs a short lock and a copy of its bytes, and a wake-up only for what
+//! is waited for: publications come from threads that have better things to do.
+
+use super::batch::{Batch, Entry, Item};
+use crate::base::sync::{Condvar, Mutex};
+use crate::ports::store::{Change, Committed};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+pub(super) struct Queue {
+    state: Mutex<State>,
+    changed: Condvar,
+    limit: usize,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: Batch,
+    /// An empty batch with room, for the next one.
+    spare: Batch,
+    /// Of what waits here and of what the writer has taken and not yet saved.
+    weight: usize,
+    changes: usize,
+    /// Entries that somebody waits for.
+    urgent: usize,
+    /// Where in `waiting` a client is saved.
+    clients: HashMap<Arc<str>, usize>,
+    writer: WriterState,
+    is_open: bool,
+}
+
+#[derive(Default, PartialEq, Eq)]
+enum WriterState {
+    #[default]
+    Busy,
+    /// It waits for the first entry.
+    Idle,
+    /// It waits a moment for more, until so many of them are waited for.
+    Gathering(usize),
+}
+
+/// How long the writer lets others join what is there.
+#[derive(Clone, Copy)]
+pub(super) enum Gather {
+    No,
+    /// For a moment, unless somebody waits.
+    Usually,
+    /// For at most so long, until so many wait: those whom the last commit has told are about to come again.
+    For(usize, Duration),
+}
+
+/// What the writer was given.
+pub(super) enum Taken {
+    Batch(Batch),
+    Nothing,
+    /// No more will come.
+    Closed,
+}
+
+/// How long the first entry waits for others to go with it, unless one is waited for.
+const GATHER: Duration = Duration::from_millis(3);
+
+/// Bytes and entries of a batch whose room is kept for the next one, while there is something to do: room that is new
+/// costs whoever publishes more than the copy.
+const KEPT_BYTES: usize = 16 << 20;
+const KEPT_ENTRIES: usize = 128 << 10;
+
+impl Queue {
+    pub fn new(limit: usize) -> Self {
+        Self {
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            limit,
+        }
+    }
+
+    pub fn open(&self) {
+        self.state.lock().is_open = true;
+    }
+
+    /// Nothing more is taken in; the writer gets what is there.
+    pub fn close(&self) {
+        self.state.lock().is_open = false;
+        self.changed.notify_all();
+    }
+
+    pub fn is_closed(&self) -> bool {
+        !self.state.lock().is_open
+    }
+
+    /// Puts a change in; gives back who wants to hear of it when the queue is closed, or full and the change is one
+    /// that adds.
+    pub fn push(
+        &self,
+        change: Change<'_>,
+        committed: Option<Committed>,
+    ) -> Result<(), Option<Committed>> {
+        let weight = change.weight();
+        // sessions leave half of the room to messages
+        let limit = if change.is_of_session() {
+            self.limit / 2
+        } else {
+            self.limit
+        };
+        let mut state = self.state.lock();
+        if !state.is_open || (change.adds() && state.weight + weight > limit) {
+            if let Change::Published { used_key, .. } | Change::Mailed { used_key, .. } = change
+                && let Some(used) = used_key
+            {
+                used.fate.lose();
+            }
+            return Err(committed);
+        }
+        state.urgent += usize::from(committed.is_some());
+        let item = state.waiting.take_in(change);
+        let Some(item) = state.replace_client(item, weight, committed.is_some()) else {
+            return Ok(());
+        };
+        state.waiting.entries.push(Entry {
+            item,
+            committed,
+            weight,
+        });
+        state.weight += weight;
+        state.changes += 1;
+        let wakes = match state.writer {
+            WriterState::Busy => false,
+            WriterState::Idle => true,
+            WriterState::Gathering(enough) => state.urgent >= enough,
+        };
+        if wakes {
+            state.writer = WriterState::Busy;
+            drop(state);
+            self.changed.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Waits up to `timeout` for changes, and for others to join the first; they count as queued until `release`.
+    pub fn take(&self, timeout: Duration, gather: Gather) -> Taken {
+        let deadline = Instant::now() + timeout;
+        let mut state = self.state.lock();
+        while state.waiting.entries.is_empty() && state.is_open {
+            state.writer = WriterState::Idle;
+            let has_timed_out;
+            (state, has_timed_out) = self.changed.wait_until(state, deadline);
+            state.writer = WriterState::Busy;
+            if has_timed_out {
+                break;
+            }
+        }
+        let (enough, most) = match gather {
+            Gather::No => (0, Duration::ZERO),
+            // more than the last time: who came meanwhile has not been told yet
+            Gather::For(enough, most) if state.urgent > 0 => (enough + state.urgent, most),
+            Gather::For(..) | Gather::Usually => (1, GATHER),
+        };
+        if !state.waiting.entries.is_empty() {
+            let deadline = Instant::now() + most;
+            while state.is_open && state.urgent < enough {
+                state.writer = WriterState::Gathering(enough);
+                let has_timed_out;
+                (state, has_timed_out) = self.changed.wait_until(state, deadline);
+                state.writer = WriterState::Busy;
+                if has_timed_out {
+                    break;
+                }
+            }
+        }
+        state.urgent = 0;
+        if !state.waiting.entries.is_empty() {
+            let spare = std::mem::take(&mut state.spare);
+            state.clients.clear();
+            return Taken::Batch(std::mem::replace(&mut state.waiting, spare));
+        }
+        if state.is_open {
+            Taken::Nothing
+        } else {
+            Taken::Closed
+        }
+    }
+
+    /// Entries that were taken are saved, or given up.
+    pub fn release(&self, changes: usize, weight: usize) {
+        let mut state = self.state.lock();
+        state.changes -= changes;
+        state.weight -= weight;
+    }
+
+    /// Gives the room of a batch back.
+    pub fn recycle(&self, mut batch: Batch) {
+        if batch.bytes.capacity() <= KEPT_BYTES && batch.entries.capacity() <= KEPT_ENTRIES {
+            batch.bytes.clear();
+            batch.entries.clear();
+            self.state.lock().spare = batch;
+        }
+    }
+
+    /// Lets the room go that is kept for the next batch.
+    pub fn let_go(&self) {
+        let spare = std::mem::take(&mut self.state.lock().spare);
+        drop(spare);
+    }
+
+    pub fn is_half_full(&self) -> bool {
+        self.state.lock().weight > self.limit / 2
+    }
+
+    /// Changes that wait, and their bytes.
+    pub fn size(&self) -> (usize, usize) {
+        let state = self.state.lock();
+        (state.changes, state.weight)
+    }
+}
+
+impl State {
+    /// Lets a client that is saved replace the same client, where that still waits; gives back any other item.
+    fn replace_client(&mut self, item: Item, weight: usize, is_awaited: bool) -> Option<Item> {
+        match &item {
+            Item::ClientSaved { client } if is_awaited => {
+                self.clients.remove(&client.id);
+            }
+            Item::ClientSaved { client } => {
+                let next = self.waiting.entries.len();
+                let place = *self.clients.entry(Arc::clone(&client.id)).or_insert(next);
+                let Some(entry) = self.waiting.entries.get_mut(place) else {
+                    return Some(item);
+                };
+                entry.item = item;
+                self.weight = self.weight + weight - std::mem::replace(&mut entry.weight, weight);
+                return None;
+            }
+            Item::ClientForgotten { id } => {
+                self.clients.remove(id);
+            }
+            _ => {}
+        }
+        Some(item)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ports::store::SavedClient;
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    fn forgotten(name: &str) -> Change<'static> {
+        Change::ClientForgotten { id: name.into() }
+    }
+
+    fn mailed(size: usize) -> Change<'static> {
+        Change::Mailed {
+            client: "a".into(),
+            number: 0,
+            message: 0,
+            expires: 0,
+            is_emergency: false,
+            frame: crate::wire::frame::EncodedFrame::text(&vec![b'x'; size]),
+            used_key: None,
+        }
+    }
+
+    fn taken(queue: &Queue) -> Option<Batch> {
+        match queue.take(LONG, Gather::Usually) {
+            Taken::Batch(batch) => Some(batch),
+            Taken::Nothing | Taken::Closed => None,
+        }
+    }
+
+    #[test]
+    fn what_adds_is_refused_when_full_and_what_frees_never() {
+        let queue = Queue::new(1000);
+        assert!(queue.push(forgotten("a"), None).is_err(), "it is closed");
+        queue.open();
+        assert!(queue.push(mailed(600), None).is_ok());
+        assert!(queue.push(mailed(600), None).is_err());
+        assert!(queue.push(forgotten("a"), None).is_ok());
+        let batch = taken(&queue).unwrap();
+        let Item::Mailed { message, .. } = batch.entries[0].item else {
+            panic!("another comes first")
+        };
+        assert_eq!(batch.text(message), vec![b'x'; 600]);
+        assert!(
+            queue.push(mailed(600), None).is_err(),
+            "what is being saved still counts"
+        );
+        let weight = batch.entries.iter().map(|entry| entry.weight).sum();
+        queue.release(batch.entries.len(), weight);
+        queue.recycle(batch);
+        assert_eq!(queue.size(), (0, 0));
+        assert!(queue.push(mailed(600), None).is_ok());
+        queue.close();
+        assert!(queue.push(forgotten("b"), None).is_err());
+        assert_eq!(taken(&queue).unwrap().entries.len(), 1);
+        assert!(matches!(queue.take(LONG, Gather::Usually), Taken::Closed));
+    }
+
+    #[test]
+    fn a_client_that_is_saved_again_replaces_itself_until_it_is_forgotten() {
+        let saved = |rotation, text: &'static str| Change::ClientSaved {
+            client: Box::new(SavedClient {
+                id: "a".into(),
+                root: [0; 16],
+                rotation,
+                previous: None,
+                expires: 0,
+                joined: 0,
+                last_ping: 0,
+                is_connected: false,
+                user_data: Some(bytes::Bytes::from_static(text.as_bytes())),
+            }),
+        };
+        let queue = Queue::new(10_000);
+        queue.open();
+        for change in [
+            saved(1, "long"),
+            forgotten("b"),
+            saved(2, "s"),
+            forgotten("a"),
+            saved(3, ""),
+            saved(4, "last"),
+        ] {
+            assert!(queue.push(change, None).is_ok());
+        }
+        assert!(queue.push(saved(5, ""), Some(Box::new(|_| ()))).is_ok());
+        assert!(queue.push(saved(6, ""), None).is_ok());
+        let (changes, weight) = queue.size();
+        let batch = taken(&queue).unwrap();
+        let rotations = batch.entries.iter().map(|entry| match &entry.item {
+            Item::ClientSaved { client } => client.rotation,
+            _ => 0,
+        });
+        assert_eq!(rotations.collect::<Vec<_>>(), [2, 0, 0, 4, 5, 6]);
+        assert_eq!(changes, batch.entries.len());
+        let sum: usize = batch.entries.iter().map(|entry| entry.weight).sum();
+        assert_eq!(weight, sum);
+        assert!(queue.push(saved(7, ""), None).is_ok());
+        assert_eq!(
+            taken(&queue).unwrap().entries.len(),
+            1,
+            "not into the batch that was taken"
+        );
+    }
+
+    #[test]
+    fn the_writer_sees_all_in_order_whatever_the_timing() {
+        let queue = Arc::new(Queue::new(1 << 30));
+        queue.open();
+        let own = Arc::clone(&queue);
+        let writer = std::thread::spawn(move || {
+            let mut seen: Vec<Vec<u64>> = vec![Vec::new(); 4];
+            loop {
+                match own.take(LONG, Gather::Usually) {
+                    Taken::Batch(batch) => {
+                        for entry in &batch.entries {
+                            if let Item::Trimmed { stream, through } = entry.item {
+                                seen[stream as usize].push(through);
+                            }
+                        }
+                        own.recycle(batch);
+                    }
+                    Taken::Nothing => {}
+                    Taken::Closed => return seen,
+                }
+            }
+        });
+        let pushers: Vec<_> = (0..4)
+            .map(|stream| {
+                let queue = Arc::clone(&queue);
+                std::thread::spawn(move || {
+                    for through in 0..5000 {
+                        let committed: Option<Committed> =
+                            (through % 7 == 0).then(|| Box::new(|_| ()) as Committed);
+                        let change = Change::Trimmed { stream, through };
+                        assert!(queue.push(change, committed).is_ok());
+                    }
+                })
+            })
+            .collect();
+        for pusher in pushers {
+            pusher.join().unwrap();
+        }
+        queue.close();
+        let wanted: Vec<u64> = (0..5000).collect();
+        assert_eq!(writer.join().unwrap(), vec![wanted; 4]);
+    }
+}

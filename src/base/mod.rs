@@ -1,0 +1,12 @@
+//! Values that everything builds on: errors, locks, random numbers, names, clocks. No I/O but the clock.
+
+pub mod capacity;
+pub mod clock;
+pub mod error;
+pub mod fork;
+pub mod lock_rank;
+pub mod misspelling;
+pub mod names;
+pub mod priority;
+pub mod random;
+pub mod sync;

@@ -1,0 +1,411 @@
+//! What Python is told: a bounded queue from any thread to the one that calls handlers.
+
+use crate::base::clock::monotonic_micros;
+use crate::core::log_throttle::LogThrottle;
+use arc_swap::ArcSwap;
+use std::collections::HashSet;
+use std::panic::Location;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+/// Something that happened, with the name under which handlers are registered.
+#[derive(Clone, Debug)]
+pub struct Event {
+    pub name: Arc<str>,
+    /// Microseconds since 1970.
+    pub micros: u64,
+    pub client_id: Option<Arc<str>>,
+    pub channel: Option<Arc<str>>,
+    pub detail: Detail,
+}
+
+/// The fields of an event that not every one has.
+#[derive(Clone, Debug)]
+pub enum Detail {
+    None,
+    Message(String),
+    TotalUsers(usize),
+    Emergency {
+        /// The message's.
+        id: String,
+        message: String,
+        recipients: usize,
+    },
+    Disconnect {
+        reason: &'static str,
+        code: u16,
+    },
+    /// What a client broadcast: JSON.
+    Data(Box<[u8]>),
+    /// A frame whose action is the application's own: a JSON object.
+    Frame(Box<[u8]>),
+}
+
+/// A line for Python's `logging`.
+#[derive(Clone, Debug)]
+pub struct LogRecord {
+    pub level: LogLevel,
+    /// Below `tantor`, as in "server".
+    pub logger: &'static str,
+    pub message: String,
+}
+
+/// The numbers of Python's `logging`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum LogLevel {
+    Debug = 10,
+    Info = 20,
+    Warning = 30,
+    Error = 40,
+}
+
+#[derive(Clone, Debug)]
+pub enum Told {
+    Event(Event),
+    Log(LogRecord),
+    /// The server has ended; nothing follows.
+    End,
+}
+
+/// The queue. It takes nothing until it is opened.
+///
+/// Ordering: what one thread tells is taken in that order. While it is full, shards read no further from clients
+/// whose frames become events; what cannot be held back is still taken, up to four times the bound, and counted
+/// as dropped beyond.
+#[derive(Debug)]
+pub struct EventQueue {
+    sender: flume::Sender<Told>,
+    receiver: flume::Receiver<Told>,
+    /// Of what waits, and of the batch that was taken last.
+    bytes: AtomicUsize,
+    /// Of the batch that was taken last.
+    taken_bytes: AtomicUsize,
+    max_bytes: usize,
+    wanted: ArcSwap<HashSet<Arc<str>>>,
+    log_level: AtomicU8,
+    throttle: LogThrottle,
+    open: AtomicBool,
+    held_back: AtomicBool,
+    dropped: AtomicU64,
+    pauses: AtomicU64,
+}
+
+/// What an event takes besides its payload, roughly.
+const EVENT_OVERHEAD: usize = 160;
+
+/// Bytes after which a batch is full: as Python objects, events take many times the bytes of their JSON.
+const BATCH_BYTES: usize = 1 << 20;
+
+/// How far over its bound the queue goes for events that cannot be held back.
+const OVERFLOW_FACTOR: usize = 4;
+
+impl EventQueue {
+    pub fn new(max_bytes: usize) -> Self {
+        let (sender, receiver) = flume::unbounded();
+        Self {
+            sender,
+            receiver,
+            bytes: AtomicUsize::new(0),
+            taken_bytes: AtomicUsize::new(0),
+            max_bytes,
+            wanted: ArcSwap::default(),
+            log_level: AtomicU8::new(LogLevel::Info as u8),
+            throttle: LogThrottle::default(),
+            open: AtomicBool::new(false),
+            held_back: AtomicBool::new(false),
+            dropped: AtomicU64::new(0),
+            pauses: AtomicU64::new(0),
+        }
+    }
+
+    /// Queue events of this name from now on, or stop to.
+    pub fn want(&self, name: &str, wanted: bool) {
+        self.wanted.rcu(|names| {
+            let mut names = HashSet::clone(names);
+            if wanted {
+                names.insert(Arc::from(name));
+            } else {
+                names.remove(name);
+            }
+            names
+        });
+    }
+
+    /// The shared name, if somebody handles it now; nothing need be made of an event that nobody handles.
+    pub fn wanted(&self, name: &str) -> Option<Arc<str>> {
+        if !self.open.load(Ordering::Relaxed) {
+            return None;
+        }
+        self.wanted.load().get(name).cloned()
+    }
+
+    /// Log lines below this level are not made.
+    pub fn set_log_level(&self, level: u8) {
+        self.log_level.store(level, Ordering::Relaxed);
+    }
+
+    pub fn logs(&self, level: LogLevel) -> bool {
+        level as u8 >= self.log_level.load(Ordering::Relaxed) && self.open.load(Ordering::Relaxed)
+    }
+
+    /// Logs a line, unless its level is too low, or the same place in the code has logged too many above DEBUG lately.
+    #[track_caller]
+    pub fn log(&self, level: LogLevel, logger: &'static str, message: impl FnOnce() -> String) {
+        let place = Location::caller();
+        if self.logs(level)
+            && (level == LogLevel::Debug || self.throttle.admits(place, monotonic_micros()))
+        {
+            self.tell(Told::Log(LogRecord {
+                level,
+                logger,
+                message: message(),
+            }));
+        }
+    }
+
+    /// Logs how many lines were withheld in the last period. To be called about once a second.
+    pub fn log_withheld(&self) {
+        for (place, count) in self.throttle.end_periods(monotonic_micros()) {
+            self.tell(Told::Log(LogRecord {
+                level: LogLevel::Warning,
+                logger: "server",
+                message: format!(
+                    "{count} more lines like those of {}:{} were not logged",
+                    place.file(),
+                    place.line()
+                ),
+            }));
+        }
+    }
+
+    pub fn event(&self, event: Event) {
+        self.tell(Told::Event(event));
+    }
+
+    /// True while clients whose frames become events are to be read no further. Whoever heeds it is woken by the
+    /// taker, who learns of it through `take_held_back`.
+    pub fn must_hold_back(&self) -> bool {
+        if self.bytes.load(Ordering::Relaxed) <= self.max_bytes {
+            return false;
+        }
+        if !self.held_back.swap(true, Ordering::AcqRel) {
+            self.pauses.fetch_add(1, Ordering::Relaxed);
+        }
+        // the taker may have made room between the two looks, and then nobody would wake the shard
+        self.bytes.load(Ordering::Acquire) > self.max_bytes
+    }
+
+    /// Stops counting the batch that was taken last: its events were handled.
+    pub fn settle(&self) {
+        let handled = self.taken_bytes.swap(0, Ordering::AcqRel);
+        self.bytes.fetch_sub(handled, Ordering::AcqRel);
+    }
+
+    /// True once there is room again after somebody held back.
+    pub fn take_held_back(&self) -> bool {
+        self.bytes.load(Ordering::Acquire) <= self.max_bytes / 2
+            && self.held_back.swap(false, Ordering::AcqRel)
+    }
+
+    pub fn open(&self) {
+        self.open.store(true, Ordering::Release);
+    }
+
+    /// Takes nothing more, and forgets what is queued: nobody will take it.
+    pub fn abandon(&self) {
+        self.open.store(false, Ordering::Release);
+        while let Ok(told) = self.receiver.try_recv() {
+            self.bytes.fetch_sub(told.weight(), Ordering::AcqRel);
+        }
+    }
+
+    /// Takes nothing more, and ends the taking after what is queued.
+    pub fn close(&self) {
+        if self.open.swap(false, Ordering::AcqRel) {
+            let _ = self.sender.send(Told::End);
+        }
+    }
+
+    /// Blocks for the next event, then takes up to `most` events, or a mebibyte of them, into `batch`. Takes nothing if
+    /// none comes within `patience`. The bytes of the batch count until `settle`.
+    pub fn take(&self, most: usize, patience: Duration, batch: &mut Vec<Told>) {
+        let Ok(first) = self.receiver.recv_timeout(patience) else {
+            return;
+        };
+        let mut bytes = first.weight();
+        batch.push(first);
+        while batch.len() < most && bytes < BATCH_BYTES && !matches!(batch.last(), Some(Told::End))
+        {
+            let Ok(next) = self.receiver.try_recv() else {
+                break;
+            };
+            bytes += next.weight();
+            batch.push(next);
+        }
+        self.taken_bytes.fetch_add(bytes, Ordering::AcqRel);
+    }
+
+    /// Events that wait.
+    pub fn len(&self) -> usize {
+        self.receiver.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.receiver.is_empty()
+    }
+
+    /// Bytes of the events that wait, and of those that are being handled.
+    pub fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Counts an event that no handler can be told of.
+    pub fn count_dropped(&self) {
+        self.dropped.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Events lost: the queue was far over its bound, or Python could not read the event.
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+
+    /// How often the queue ran full and clients were held back.
+    pub fn pauses(&self) -> u64 {
+        self.pauses.load(Ordering::Relaxed)
+    }
+
+    fn tell(&self, told: Told) {
+        if !self.open.load(Ordering::Relaxed) {
+            return;
+        }
+        let weight = told.weight();
+        if self.bytes.load(Ordering::Relaxed) > self.max_bytes.saturating_mul(OVERFLOW_FACTOR) {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        self.bytes.fetch_add(weight, Ordering::AcqRel);
+        let _ = self.sender.send(told);
+    }
+}
+
+impl Told {
+    /// Bytes that this takes of the queue's bound.
+    pub fn weight(&self) -> usize {
+        match self {
+            Told::Event(event) => {
+                EVENT_OVERHEAD
+                    + match &event.detail {
+                        Detail::Data(bytes) | Detail::Frame(bytes) => bytes.len(),
+                        Detail::Message(text) | Detail::Emergency { message: text, .. } => {
+                            text.len()
+                        }
+                        Detail::None | Detail::TotalUsers(_) | Detail::Disconnect { .. } => 0,
+                    }
+            }
+            Told::Log(record) => EVENT_OVERHEAD + record.message.len(),
+            Told::End => 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(size: usize) -> Event {
+        let detail = Detail::Data(vec![0; size].into());
+        Event {
+            name: Arc::from("e"),
+            micros: 0,
+            client_id: None,
+            channel: None,
+            detail,
+        }
+    }
+
+    #[test]
+    fn only_wanted_events_of_an_open_queue_have_a_name() {
+        let queue = EventQueue::new(1000);
+        queue.want("joined", true);
+        assert!(queue.wanted("joined").is_none());
+        queue.open();
+        assert!(queue.wanted("joined").is_some() && queue.wanted("left").is_none());
+        queue.want("joined", false);
+        assert!(queue.wanted("joined").is_none());
+    }
+
+    #[test]
+    fn a_full_queue_holds_back_then_drops_and_counts() {
+        let queue = EventQueue::new(1000);
+        queue.open();
+        assert!(!queue.must_hold_back());
+        queue.event(event(1000));
+        assert!(queue.must_hold_back() && !queue.take_held_back());
+        for _ in 0..10 {
+            queue.event(event(1000));
+        }
+        assert!(queue.dropped() > 0);
+        let taken = queue.len();
+        assert_eq!(taken as u64 + queue.dropped(), 11);
+        let mut batch = Vec::new();
+        queue.take(100, Duration::ZERO, &mut batch);
+        assert_eq!(batch.len(), taken);
+        // what is being handled counts
+        assert!(!queue.take_held_back() && queue.bytes() > 1000);
+        queue.settle();
+        assert!(queue.take_held_back() && !queue.take_held_back());
+        assert_eq!((queue.pauses(), queue.bytes()), (1, 0));
+    }
+
+    #[test]
+    fn a_batch_is_bounded_by_bytes_too() {
+        let queue = EventQueue::new(64 << 20);
+        queue.open();
+        for _ in 0..5 {
+            queue.event(event(BATCH_BYTES / 2));
+        }
+        let mut batch = Vec::new();
+        queue.take(1000, Duration::ZERO, &mut batch);
+        assert_eq!((batch.len(), queue.len()), (2, 3));
+    }
+
+    #[test]
+    fn an_abandoned_queue_has_nothing_for_the_next_taker() {
+        let queue = EventQueue::new(1000);
+        queue.open();
+        queue.event(event(1));
+        queue.close();
+        queue.abandon();
+        queue.open();
+        queue.event(event(2));
+        let mut batch = Vec::new();
+        queue.take(100, Duration::ZERO, &mut batch);
+        assert!(matches!(batch[..], [Told::Event(_)]));
+        queue.settle();
+        assert_eq!(queue.bytes(), 0);
+    }
+
+    #[test]
+    fn a_line_that_is_logged_without_pause_is_withheld() {
+        let queue = EventQueue::new(1 << 20);
+        queue.open();
+        for _ in 0..1000 {
+            queue.log(LogLevel::Warning, "server", String::new);
+        }
+        assert!((1..100).contains(&queue.len()), "{}", queue.len());
+    }
+
+    #[test]
+    fn the_end_comes_last() {
+        let queue = EventQueue::new(1000);
+        queue.open();
+        queue.event(event(1));
+        queue.close();
+        queue.event(event(1));
+        let mut batch = Vec::new();
+        queue.take(100, Duration::ZERO, &mut batch);
+        assert!(matches!(batch[..], [Told::Event(_), Told::End]));
+    }
+}

@@ -1,0 +1,116 @@
+//! Which of a shard's connections are on which channel, both ways.
+
+use crate::base::capacity::shrink_map;
+use smallvec::SmallVec;
+use std::collections::HashMap;
+
+/// A channel's number in this process; never used again.
+pub type ChannelKey = u64;
+/// A connection's place in its shard.
+pub type Slot = u32;
+
+/// The local subscribers of every channel that has one here.
+#[derive(Debug, Default)]
+pub struct Hub {
+    channels: HashMap<ChannelKey, Vec<Slot>>,
+    /// By slot: each channel it is on, with its place in that channel's list.
+    places: Vec<SmallVec<[(ChannelKey, u32); 2]>>,
+}
+
+impl Hub {
+    /// The connections on a channel, in no particular order.
+    pub fn subscribers(&self, channel: ChannelKey) -> &[Slot] {
+        self.channels.get(&channel).map_or(&[], Vec::as_slice)
+    }
+
+    /// Puts a connection on a channel; nothing happens when it is on it.
+    pub fn subscribe(&mut self, slot: Slot, channel: ChannelKey) {
+        let index = slot as usize;
+        if self.places.len() <= index {
+            self.places.resize_with(index + 1, SmallVec::new);
+        }
+        let places = &mut self.places[index];
+        if places.iter().any(|(key, _)| *key == channel) {
+            return;
+        }
+        let subscribers = self.channels.entry(channel).or_default();
+        places.push((channel, subscribers.len() as u32));
+        subscribers.push(slot);
+    }
+
+    /// Takes a connection off a channel; nothing happens when it is not on it.
+    pub fn unsubscribe(&mut self, slot: Slot, channel: ChannelKey) {
+        let Some(places) = self.places.get_mut(slot as usize) else {
+            return;
+        };
+        if let Some(at) = places.iter().position(|(key, _)| *key == channel) {
+            let (_, place) = places.swap_remove(at);
+            self.take_out(channel, place);
+        }
+    }
+
+    /// Takes a connection off every channel.
+    pub fn remove(&mut self, slot: Slot) {
+        let Some(places) = self.places.get_mut(slot as usize) else {
+            return;
+        };
+        for (channel, place) in std::mem::take(places) {
+            self.take_out(channel, place);
+        }
+    }
+
+    fn take_out(&mut self, channel: ChannelKey, place: u32) {
+        let Some(subscribers) = self.channels.get_mut(&channel) else {
+            return;
+        };
+        subscribers.swap_remove(place as usize);
+        if let Some(moved) = subscribers.get(place as usize) {
+            let places = &mut self.places[*moved as usize];
+            if let Some(entry) = places.iter_mut().find(|(key, _)| *key == channel) {
+                entry.1 = place;
+            }
+        }
+        if subscribers.is_empty() {
+            self.channels.remove(&channel);
+            shrink_map(&mut self.channels);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::{BTreeMap, BTreeSet};
+
+    proptest! {
+        #[test]
+        fn agrees_with_a_plain_model(steps in prop::collection::vec((0_u8..5, 0_u32..8, 0_u64..5), 0..200)) {
+            let mut hub = Hub::default();
+            let mut model: BTreeMap<u64, BTreeSet<u32>> = BTreeMap::new();
+            for (action, slot, channel) in steps {
+                match action {
+                    0..=2 => {
+                        hub.subscribe(slot, channel);
+                        model.entry(channel).or_default().insert(slot);
+                    }
+                    3 => {
+                        hub.unsubscribe(slot, channel);
+                        model.entry(channel).or_default().remove(&slot);
+                    }
+                    _ => {
+                        hub.remove(slot);
+                        for slots in model.values_mut() { slots.remove(&slot); }
+                    }
+                }
+                for channel in 0..5 {
+                    let mut seen = hub.subscribers(channel).to_vec();
+                    seen.sort_unstable();
+                    let wanted: Vec<u32> = model.get(&channel).into_iter().flatten().copied().collect();
+                    prop_assert_eq!(seen, wanted);
+                }
+            }
+            hub.channels.values().for_each(|slots| assert!(!slots.is_empty(), "an empty channel is kept"));
+        }
+    }
+}

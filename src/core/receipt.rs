@@ -1,0 +1,88 @@
+//! What became of messages that were sent: counts that everyone who handles one keeps up to date.
+
+use crate::base::sync::Mutex;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Of one message; each is a number of connections or clients.
+#[derive(Debug, Default)]
+pub struct Receipt {
+    /// The message's id.
+    pub message: u64,
+    pub handed_over: AtomicU32,
+    /// Its last byte was taken by the socket.
+    pub written: AtomicU32,
+    pub acknowledged: AtomicU32,
+    /// It is kept for so many.
+    pub waiting: AtomicU32,
+}
+
+impl Receipt {
+    pub fn note_written(&self) {
+        self.written.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// The receipts of the latest messages, by id.
+pub struct Receipts {
+    known: Mutex<Known>,
+    bound: usize,
+}
+
+#[derive(Default)]
+struct Known {
+    by_id: HashMap<u64, Arc<Receipt>>,
+    by_age: VecDeque<u64>,
+}
+
+impl Receipts {
+    /// At most `bound` are known; the oldest are forgotten.
+    pub fn new(bound: usize) -> Self {
+        Self {
+            known: Mutex::default(),
+            bound,
+        }
+    }
+
+    /// A new one, for a message that was handed over to so many connections.
+    pub fn open(&self, id: u64, handed_over: usize) -> Arc<Receipt> {
+        let receipt = Arc::new(Receipt {
+            message: id,
+            handed_over: AtomicU32::new(handed_over as u32),
+            ..Receipt::default()
+        });
+        let mut known = self.known.lock();
+        if known.by_id.insert(id, Arc::clone(&receipt)).is_none() {
+            known.by_age.push_back(id);
+        }
+        while known.by_age.len() > self.bound {
+            if let Some(oldest) = known.by_age.pop_front() {
+                known.by_id.remove(&oldest);
+            }
+        }
+        receipt
+    }
+
+    pub fn find(&self, id: u64) -> Option<Arc<Receipt>> {
+        self.known.lock().by_id.get(&id).cloned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_are_forgotten() {
+        let receipts = Receipts::new(2);
+        for id in 1..=3 {
+            receipts.open(id, 5).note_written();
+        }
+        assert!(receipts.find(1).is_none());
+        let newest = receipts.find(3).expect("known");
+        let counts =
+            [&newest.handed_over, &newest.written].map(|count| count.load(Ordering::Relaxed));
+        assert_eq!(counts, [5, 1]);
+    }
+}

@@ -1,0 +1,3 @@
+//! The composition root: listens, starts, drains and ends.
+
+pub mod server;

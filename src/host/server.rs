@@ -1,0 +1,484 @@
+//! The composition root: puts node, broker and store together, binds, starts the shards, drains and ends.
+
+use crate::adapters::memory_broker::{HistoryLimits, MemoryBroker};
+use crate::adapters::memory_store::MemoryStore;
+use crate::adapters::sqlite::{Limits, SqliteStore};
+use crate::base::error::Error;
+use crate::base::fork::{InWork, Whole};
+use crate::base::sync::{Condvar, Mutex, Rank};
+use crate::core::events::LogLevel;
+use crate::net::listener::{self, Endpoint, Listeners};
+use crate::node::{Delivery, Door, Node};
+use crate::ports::store::Store;
+use crate::settings::config::Config;
+use crate::settings::database::Database;
+use crate::settings::socket_limits::SocketLimits;
+use crate::shard::{Acceptor, Shard};
+use arc_swap::ArcSwapOption;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+/// How long the end of a server waits for those that were told of it.
+const MAX_FAREWELL: Duration = Duration::from_secs(2);
+
+/// How long the end of a server waits for the storage to save what is still to be saved.
+const MAX_STORE_WAIT: Duration = Duration::from_secs(30);
+
+/// A node, and the threads that serve it while it is started.
+pub struct Server {
+    node: Arc<Node>,
+    running: Mutex<Option<Running>>,
+    /// What is listened on; `None` while the server does not run. Read without the lock of `running`, which a start holds
+    /// for as long as it takes.
+    endpoints: ArcSwapOption<Vec<Endpoint>>,
+    start_in_work: InWork,
+    ended: Condvar,
+    /// The fork generation it was started in, or `NOT_STARTED`.
+    started_in: AtomicU32,
+}
+
+const NOT_STARTED: u32 = u32::MAX;
+
+/// What the shards of a run tell of their end.
+struct Shards {
+    drained: flume::Receiver<()>,
+    /// Its other side is gone when the last shard is.
+    ended: flume::Receiver<()>,
+    count: usize,
+}
+
+impl Shards {
+    async fn all_drained(&self) {
+        for _ in 0..self.count {
+            if self.drained.recv_async().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn all_ended(&self) {
+        while self.ended.recv_async().await.is_ok() {}
+    }
+}
+
+struct Running {
+    endpoints: Arc<Vec<Endpoint>>,
+    stop: flume::Sender<()>,
+    waiting: Waiting,
+}
+
+/// What is needed to await the end of a server.
+#[derive(Clone)]
+pub struct Waiting {
+    /// The runtime of the server's own thread. It lives until the guards are gone.
+    pub handle: Handle,
+    pub ended: watch::Receiver<bool>,
+    guards: Arc<AtomicUsize>,
+}
+
+/// Keeps the server's own runtime alive at its end, for a while.
+pub struct WaitingGuard(Arc<AtomicUsize>);
+
+impl Waiting {
+    pub fn guard(&self) -> WaitingGuard {
+        self.guards.fetch_add(1, Ordering::AcqRel);
+        WaitingGuard(Arc::clone(&self.guards))
+    }
+}
+
+impl Drop for WaitingGuard {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Server {
+    /// Makes a server that is not started.
+    ///
+    /// Errors: the system has no source of random numbers.
+    pub fn new(config: Config) -> Result<Arc<Self>, Error> {
+        crate::base::random::check_source()?;
+        let store = store_of(&config);
+        let limits = HistoryLimits {
+            history_bytes: config.history_bytes,
+            durable_bytes: config.durable_bytes,
+        };
+        let broker = MemoryBroker::new(Arc::clone(&store), limits);
+        let node = Arc::new(Node::new(Arc::new(config), Arc::new(broker), store));
+        let started_in = AtomicU32::new(NOT_STARTED);
+        Ok(Arc::new(Self {
+            node,
+            running: Mutex::new(Rank::Running, None),
+            endpoints: ArcSwapOption::empty(),
+            start_in_work: InWork::default(),
+            ended: Condvar::new(),
+            started_in,
+        }))
+    }
+
+    pub fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
+    /// True in a child of the process that started it, or opened its storage: nothing of it may be used there, as locks may be held by
+    /// threads that the child does not have.
+    pub fn is_inherited(&self) -> bool {
+        let started_in = self.started_in.load(Ordering::Relaxed);
+        let was_started =
+            started_in != NOT_STARTED && started_in != crate::base::fork::generation();
+        was_started || self.start_in_work.was_cut() || self.node.has_inherited_store()
+    }
+
+    /// Binds and starts the shards; returns once connections are accepted. False when it is started already.
+    ///
+    /// Errors: storage that cannot be opened; an address that is taken or is none; a thread that cannot be started; `timeout` passed.
+    pub fn start(self: &Arc<Self>, timeout: Option<Duration>) -> Result<bool, Error> {
+        let _worker = self.start_in_work.begin();
+        let mut running = self.running.lock();
+        if running.is_some() {
+            return Ok(false);
+        }
+        let was_restored = self.node.is_restored();
+        match self.start_all(timeout) {
+            Ok(started) => {
+                self.started_in
+                    .store(crate::base::fork::generation(), Ordering::Relaxed);
+                self.tell_of_start(&started.endpoints);
+                self.endpoints.store(Some(Arc::clone(&started.endpoints)));
+                *running = Some(started);
+                Ok(true)
+            }
+            Err(error) => {
+                if !was_restored {
+                    self.node.close_store(MAX_STORE_WAIT);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Opens the storage, binds, and starts the threads. After an error nothing of this is left but the storage.
+    fn start_all(self: &Arc<Self>, timeout: Option<Duration>) -> Result<Running, Error> {
+        let config = &self.node.config;
+        self.node.restore()?;
+        let addresses = listener::resolve(&config.host, config.port)?;
+        let _whole = Whole::new();
+        let listeners = Listeners::bind(&addresses, config.unix_socket_mode)?;
+        let doors: Vec<_> = (0..config.shards)
+            .map(|_| Arc::new(Door::new(config.inbox_bytes)))
+            .collect();
+        self.node.set_socket_limits(SocketLimits::claim(config));
+        self.node.attach(doors.clone());
+        self.node.events.open();
+        self.start_threads(listeners, &doors, timeout)
+            .map_err(|error| {
+                self.node.drain();
+                self.finish_shards();
+                self.node.detach();
+                self.node.events.abandon();
+                match error.kind() {
+                    io::ErrorKind::TimedOut => Error::TimedOut(error.to_string()),
+                    _ => Error::Start(format!("cannot start the server's threads: {error}")),
+                }
+            })
+    }
+
+    /// Starts to drain; nothing happens when it is not running.
+    pub fn begin_stop(&self) {
+        if let Some(running) = &*self.running.lock() {
+            // a second stop finds the first one's word still there
+            let _ = running.stop.try_send(());
+        }
+    }
+
+    /// Blocks until the server has ended; false when `timeout` passed before.
+    pub fn wait_stopped(&self, timeout: Option<Duration>) -> bool {
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let mut running = self.running.lock();
+        while running.is_some() {
+            match deadline {
+                Some(deadline) => {
+                    let has_timed_out;
+                    (running, has_timed_out) = self.ended.wait_until(running, deadline);
+                    if has_timed_out {
+                        return running.is_none();
+                    }
+                }
+                None => running = self.ended.wait(running),
+            }
+        }
+        true
+    }
+
+    /// `None` when it is not running. While the guard lives, its runtime does.
+    pub fn waiting(&self) -> Option<(Waiting, WaitingGuard)> {
+        // under the lock, or the server could end between the look and the guard
+        let running = self.running.lock();
+        let waiting = &running.as_ref()?.waiting;
+        Some((waiting.clone(), waiting.guard()))
+    }
+
+    /// True from the moment that connections are accepted until the server has ended.
+    pub fn is_running(&self) -> bool {
+        self.endpoints.load().is_some()
+    }
+
+    /// The TCP port that is listened on, or the one asked for while the server does not run; 0 where every host is a Unix
+    /// socket.
+    pub fn port(&self) -> u16 {
+        let config = &self.node.config;
+        match self.address() {
+            Some(address) => address.port(),
+            None if config.host.has_tcp() => config.port,
+            None => 0,
+        }
+    }
+
+    /// The first TCP address that is listened on.
+    pub fn address(&self) -> Option<SocketAddr> {
+        let endpoints = self.endpoints.load();
+        endpoints
+            .as_deref()?
+            .iter()
+            .find_map(|endpoint| match endpoint {
+                Endpoint::Tcp(address) => Some(*address),
+                Endpoint::Unix(_) => None,
+            })
+    }
+
+    fn start_threads(
+        self: &Arc<Self>,
+        listeners: Listeners,
+        doors: &[Arc<Door>],
+        timeout: Option<Duration>,
+    ) -> io::Result<Running> {
+        let (stop, stopped) = flume::bounded(1);
+        let (tell_drained, drained) = flume::unbounded();
+        let (done, ended) = flume::bounded(1);
+        let (tell_running, all_running) = flume::bounded::<()>(0);
+        let shards = Shards {
+            drained,
+            ended,
+            count: doors.len(),
+        };
+        for (index, door) in doors.iter().enumerate() {
+            let shard = Shard::new(
+                index,
+                Arc::clone(&self.node),
+                Arc::clone(door),
+                tell_drained.clone(),
+            );
+            let (node, done) = (Arc::clone(&self.node), done.clone());
+            let tell_running = tell_running.clone();
+            let runtime = Shard::runtime()?;
+            thread::Builder::new()
+                .name(format!("tantor-shard-{index}"))
+                .spawn(move || {
+                    drop(tell_running);
+                    if let Err(error) = shard.run(&runtime) {
+                        node.events.log(LogLevel::Error, "server", || {
+                            format!("shard {index} ended: {error}")
+                        });
+                    }
+                    drop(done);
+                })?;
+        }
+        drop((done, tell_running));
+        // taken by hand, so that what nobody waits for any more is not sent
+        let (tell_ready, ready) = flume::bounded(0);
+        let server = Arc::clone(self);
+        let counted = crate::base::fork::CountedThread::new();
+        thread::Builder::new()
+            .name("tantor-server".to_owned())
+            .spawn(move || {
+                let runtime = match tokio::runtime::Builder::new_current_thread()
+                    .enable_io()
+                    .enable_time()
+                    .build()
+                {
+                    Ok(runtime) => runtime,
+                    Err(error) => {
+                        let _ = tell_ready.send(Err(error));
+                        return;
+                    }
+                };
+                runtime.block_on(server.serve(listeners, tell_ready, stopped, shards));
+                // waits for what is being told to Python
+                drop(runtime);
+                drop(counted);
+            })?;
+        let (endpoints, waiting) = match timeout {
+            None => ready.recv().map_err(io::Error::other)??,
+            Some(timeout) => ready.recv_timeout(timeout).map_err(|error| match error {
+                flume::RecvTimeoutError::Timeout => {
+                    let seconds = timeout.as_secs_f64();
+                    io::Error::new(
+                        io::ErrorKind::TimedOut,
+                        format!("not listening after {seconds} s"),
+                    )
+                }
+                flume::RecvTimeoutError::Disconnected => {
+                    io::Error::other("the server's thread ended at once")
+                }
+            })??,
+        };
+        // a fork would find threads that have only begun in the middle of the C library's doings
+        let _ = all_running.recv();
+        Ok(Running {
+            endpoints: Arc::new(endpoints),
+            stop,
+            waiting,
+        })
+    }
+
+    /// What the server's own thread does, from the first accept to the last farewell.
+    async fn serve(
+        &self,
+        listeners: Listeners,
+        ready: flume::Sender<io::Result<(Vec<Endpoint>, Waiting)>>,
+        stopped: flume::Receiver<()>,
+        shards: Shards,
+    ) {
+        let (tell_ended, ended) = watch::channel(false);
+        let guards = Arc::new(AtomicUsize::new(0));
+        let waiting = Waiting {
+            handle: Handle::current(),
+            ended,
+            guards: Arc::clone(&guards),
+        };
+        let (claims, endpoints, sockets) = listeners.into_parts();
+        // whoever started this has a `Whole` until it is told
+        let acceptor = match Acceptor::new(sockets, &self.node) {
+            Ok(acceptor) => acceptor,
+            Err(error) => {
+                drop(claims);
+                let _ = ready.send(Err(error));
+                return;
+            }
+        };
+        // whoever started this may have given up, and then the node is no longer this thread's to serve
+        let is_wanted = ready.send(Ok((endpoints, waiting))).is_ok();
+        drop(ready);
+        let close = |acceptor: Acceptor| {
+            let _whole = Whole::new();
+            drop(claims);
+            acceptor.close();
+        };
+        if !is_wanted {
+            close(acceptor);
+            return;
+        }
+        tokio::select! {
+            () = acceptor.run() => {}
+            _ = stopped.recv_async() => {}
+        }
+        self.node.drain();
+        tokio::select! {
+            // requests are answered until the last client has gone
+            () = acceptor.run() => {}
+            () = shards.all_drained() => {}
+        }
+        close(acceptor);
+        self.finish_shards();
+        shards.all_ended().await;
+        self.node.detach();
+        self.node.close_store(MAX_STORE_WAIT);
+        self.node
+            .events
+            .log(LogLevel::Info, "server", || "stopped".to_owned());
+        self.node.events.close();
+        {
+            let _worker = self.start_in_work.begin();
+            let mut running = self.running.lock();
+            *running = None;
+            self.endpoints.store(None);
+            self.started_in.store(NOT_STARTED, Ordering::Relaxed);
+        }
+        self.ended.notify_all();
+        let _ = tell_ended.send(true);
+        let farewell = Instant::now() + MAX_FAREWELL;
+        while guards.load(Ordering::Acquire) > 0 && Instant::now() < farewell {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    fn finish_shards(&self) {
+        for door in self.node.doors().iter() {
+            door.inbox.push(Delivery::Finish);
+        }
+    }
+
+    fn tell_of_start(&self, endpoints: &[Endpoint]) {
+        let shards = self.node.config.shards;
+        self.node.events.log(LogLevel::Info, "server", || {
+            let endpoints: Vec<String> = endpoints.iter().map(Endpoint::to_string).collect();
+            let limits = self.node.socket_limits();
+            let room = match limits.limited_by {
+                Some(limit) => format!(
+                    " (the limit of open files is {limit}; max_connections is {})",
+                    self.node.config.max_connections
+                ),
+                None => String::new(),
+            };
+            format!(
+                "listening on {} with {shards} shard{}, room for {} connections{room}",
+                endpoints.join(" and "),
+                if shards == 1 { "" } else { "s" },
+                limits.connections
+            )
+        });
+        let config = &self.node.config;
+        if !config.host.has_tcp() && ![0, Config::default().port].contains(&config.port) {
+            self.node.events.log(LogLevel::Warning, "server", || {
+                format!(
+                    "port is {}, which is not used: every host is a Unix socket ({})",
+                    config.port,
+                    config.host.text()
+                )
+            });
+        }
+        let private = self.node.private_channels();
+        if !private.is_empty() {
+            self.node.events.log(LogLevel::Warning, "auth", || {
+                format!(
+                    "no authorisation is configured: private channels admit everyone ({})",
+                    private.join(", ")
+                )
+            });
+        }
+    }
+}
+
+fn store_of(config: &Config) -> Arc<dyn Store> {
+    match &config.database {
+        Database::Sqlite { path, .. } => {
+            let limits = Limits {
+                file_bytes: config.database_bytes,
+                queue_bytes: config.database_queue_bytes,
+                key_ttl: config.idempotency_ttl.as_micros() as u64,
+                keys: config
+                    .max_idempotency_keys
+                    .min(keys_in(config.database_bytes)),
+            };
+            Arc::new(SqliteStore::new(path, limits))
+        }
+        Database::Memory => Arc::new(MemoryStore),
+    }
+}
+
+/// Keys of one kind that a file of this size has room for, beside what it is for.
+fn keys_in(bytes: u64) -> usize {
+    usize::try_from(bytes / BYTES_PER_KEY).unwrap_or(usize::MAX)
+}
+
+/// Many times what a key takes, because keys are to take a small part of the file.
+const BYTES_PER_KEY: u64 = 8192;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,4 @@
+//! The sockets that listen: made, given their options, and closed.
+
+pub mod listener;
+pub mod unix_socket;

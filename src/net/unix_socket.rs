@@ -1,0 +1,131 @@
+//! A Unix socket that listens, and its file.
+
+use crate::base::error::Error;
+use crate::settings::hosts::show_unix;
+use socket2::{Domain, SockAddr, Socket, Type};
+use std::fs::{self, File, Permissions, TryLockError};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The file of a socket that listens. Dropping the value removes the file, unless another file has taken its place or
+/// this process is a fork of the one that made it. Drop the value before the socket: meanwhile no other file gets the
+/// same number.
+#[derive(Debug)]
+pub struct SocketFile {
+    path: PathBuf,
+    device: u64,
+    number: u64,
+    generation: u32,
+}
+
+impl SocketFile {
+    fn of(path: &Path) -> io::Result<Self> {
+        let found = fs::symlink_metadata(path)?;
+        Ok(Self {
+            path: path.to_owned(),
+            device: found.dev(),
+            number: found.ino(),
+            generation: crate::base::fork::generation(),
+        })
+    }
+
+    fn is_in_place(&self) -> bool {
+        fs::symlink_metadata(&self.path)
+            .is_ok_and(|found| (found.dev(), found.ino()) == (self.device, self.number))
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if self.generation == crate::base::fork::generation() && self.is_in_place() {
+            // a file that stays is taken for stale by the next start
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Listens on a path with these permissions, which are set before anyone can connect. Replaces the file of a server that
+/// has ended.
+///
+/// Errors: another server listens there; a file that is no socket; what the system says of the path.
+pub fn listen(path: &Path, mode: u32, backlog: i32) -> Result<(UnixListener, SocketFile), Error> {
+    let _turn = take_turn(path);
+    remove_stale(path)?;
+    bind(path, mode, backlog).map_err(|source| {
+        let hint = match (source.kind(), path.parent()) {
+            (ErrorKind::NotFound, Some(directory)) => {
+                Some(format!("the directory {} must exist", directory.display()))
+            }
+            _ => None,
+        };
+        cannot_listen(path, source, hint)
+    })
+}
+
+fn bind(path: &Path, mode: u32, backlog: i32) -> io::Result<(UnixListener, SocketFile)> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    let file = SocketFile::of(path)?;
+    // connections are refused until the socket listens
+    fs::set_permissions(path, Permissions::from_mode(mode))?;
+    socket.listen(backlog)?;
+    Ok((socket.into(), file))
+}
+
+/// Removes the file of a socket that refuses connections because no process listens on it any more.
+fn remove_stale(path: &Path) -> Result<(), Error> {
+    let failed = |source| cannot_listen(path, source, None);
+    match fs::symlink_metadata(path) {
+        // binding says what is wrong, if anything is
+        Err(_) => return Ok(()),
+        Ok(found) if !found.file_type().is_socket() => {
+            let hint = "it is not a socket: remove it, or choose another path";
+            let source = io::Error::from_raw_os_error(libc::EEXIST);
+            return Err(cannot_listen(path, source, Some(hint.to_owned())));
+        }
+        Ok(_) => {}
+    }
+    let probe = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(failed)?;
+    // a server whose backlog is full would let a blocking connect wait
+    probe.set_nonblocking(true).map_err(failed)?;
+    let connected = SockAddr::unix(path).and_then(|address| probe.connect(&address));
+    match connected.map_err(|error| error.kind()) {
+        Err(ErrorKind::ConnectionRefused) => fs::remove_file(path).map_err(failed),
+        Err(ErrorKind::NotFound) => Ok(()),
+        Err(ErrorKind::PermissionDenied) => Err(failed(io::Error::from_raw_os_error(libc::EACCES))),
+        Ok(()) | Err(_) => {
+            let source = io::Error::from_raw_os_error(libc::EADDRINUSE);
+            let hint = "a server listens on it".to_owned();
+            Err(cannot_listen(path, source, Some(hint)))
+        }
+    }
+}
+
+/// Locks the directory for one start at a time. A socket that is bound and does not listen yet refuses connections, and
+/// another start would take its file for stale. Goes on without the lock where the directory cannot be locked.
+fn take_turn(path: &Path) -> Option<File> {
+    let directory = File::open(path.parent()?).ok()?;
+    for _ in 0..MAX_TRIES {
+        match directory.try_lock() {
+            Ok(()) => return Some(directory),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(TRY_INTERVAL),
+            Err(TryLockError::Error(_)) => return None,
+        }
+    }
+    None
+}
+
+/// Another program may hold a lock of the directory for a purpose of its own, and for long.
+const MAX_TRIES: usize = 200;
+const TRY_INTERVAL: Duration = Duration::from_millis(5);
+
+fn cannot_listen(path: &Path, source: io::Error, hint: Option<String>) -> Error {
+    Error::Bind {
+        address: show_unix(path),
+        source,
+        hint,
+    }
+}

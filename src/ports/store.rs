@@ -1,0 +1,268 @@
+//! Where a process saves what has to outlive it.
+
+use crate::core::history::StreamPosition;
+use crate::settings::channel_kind::ChannelKind;
+use crate::wire::frame::EncodedFrame;
+use crate::wire::messages::Stamp;
+use bytes::Bytes;
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// A log of changes, in the order in which they are given, that is read once when it is opened. What the process knows
+/// counts; the log only brings it back.
+pub trait Store: Send + Sync {
+    /// Opens the store and reads what was saved; from here on changes are taken.
+    ///
+    /// Ordering: before every `save`; again after `close`. What was lost by an unclean end shows as another epoch of the
+    /// streams that were not durable. Errors: the store cannot be used, with its name and what is wrong.
+    /// Blocking: for as long as reading takes.
+    fn open(&self) -> Result<Saved, StoreError>;
+
+    /// Takes a change; `committed` hears when it is saved and would outlive a power failure, or that it cannot be. False
+    /// when the store refuses the change: a store that is full refuses what adds to it, and one that is closed
+    /// everything. A refused `StreamOpened` is not counted as lost, as its stream is to be announced again.
+    ///
+    /// Ordering: changes are saved, and heard of, in the order of the calls; those of a stream behind its
+    /// `StreamOpened`, since the store was opened. While the store is full, a message that does not fit may be saved
+    /// after later changes, but never after its own deletion. Errors: only `committed` hears of them; without it the store tries
+    /// again, and counts what it gave up in `health`. Blocking: no; `committed` may hear of an error (and, of a store that
+    /// saves nothing, of success) before this returns, under the caller's locks, else on the store's thread, where it
+    /// must not block.
+    fn save(&self, change: Change<'_>, committed: Option<Committed>) -> bool;
+
+    /// Notes, for the next `open`, that something is about to be published on a stream that is not durable: only such
+    /// streams have another epoch after an unclean end. False when the store is not open.
+    ///
+    /// Ordering: before the first such publication since the store was opened. Errors: none. Blocking: one system call
+    /// that waits for no disk.
+    fn note_published(&self, channel: &str) -> bool;
+
+    /// True while half of what may wait to be saved does: what can be done without is not to be given.
+    ///
+    /// Ordering: any. Errors: none. Blocking: no.
+    fn is_busy(&self) -> bool;
+
+    /// How the store is.
+    ///
+    /// Ordering: any. Errors: none. Blocking: no.
+    fn health(&self) -> Health;
+
+    /// What is saved outlives the process.
+    ///
+    /// Ordering: never changes. Errors: none. Blocking: no.
+    fn is_durable(&self) -> bool;
+
+    /// Saves what was taken and lets go of the store, so that it can be opened again.
+    ///
+    /// Ordering: behind every `save`; what is given after it is lost. Errors: what could not be saved is counted in
+    /// `health`. Blocking: up to `within`.
+    fn close(&self, within: Duration);
+}
+
+/// Stands for a stream, so that a publication need not name its channel.
+pub type StreamKey = u64;
+
+/// Hears once what became of a change, on the store's own thread.
+pub type Committed = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
+
+/// What is wrong, in words that name the store.
+#[derive(Clone, Debug)]
+pub struct StoreError(pub String);
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// All that was saved and has not expired.
+#[derive(Debug, Default)]
+pub struct Saved {
+    pub streams: Vec<SavedStream>,
+    pub clients: Vec<SavedClient>,
+    /// The channels of each client, in the order in which it joined them.
+    pub memberships: HashMap<Arc<str>, Vec<Arc<str>>>,
+    pub mail: Vec<SavedMail>,
+    /// In the order in which they were used.
+    pub used_keys: Vec<UsedKey>,
+}
+
+/// A channel's stream, its publications oldest first.
+#[derive(Clone, Debug)]
+pub struct SavedStream {
+    pub channel: Arc<str>,
+    pub epoch: u64,
+    pub top: u64,
+    pub kind: ChannelKind,
+    pub durable: bool,
+    /// Some of what was published up to this offset is not there.
+    pub broken_through: u64,
+    pub publications: Vec<SavedPublication>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SavedPublication {
+    pub offset: u64,
+    /// When it was published, in microseconds since 1970.
+    pub at: u64,
+    pub is_durable: bool,
+    pub frame: EncodedFrame,
+}
+
+/// A client that may come back. Times are microseconds since 1970.
+#[derive(Clone, Debug)]
+pub struct SavedClient {
+    pub id: Arc<str>,
+    /// Of its resume tokens, and how many it was given.
+    pub root: [u8; 16],
+    pub rotation: u64,
+    /// The one before, while the client may not have got the latest.
+    pub previous: Option<u64>,
+    pub expires: u64,
+    pub joined: u64,
+    pub last_ping: u64,
+    pub is_connected: bool,
+    pub user_data: Option<Bytes>,
+}
+
+/// A message that is kept for a client; those of one client come in the order of their numbers.
+#[derive(Clone, Debug)]
+pub struct SavedMail {
+    pub client: Arc<str>,
+    pub number: u64,
+    pub message: u64,
+    pub expires: u64,
+    pub is_emergency: bool,
+    pub frame: EncodedFrame,
+}
+
+/// An idempotency key, and what it gave. It is saved with what was published under it, all or none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UsedKey {
+    /// The client that published; `None` for the application.
+    pub client: Option<Box<str>>,
+    /// The channel that was published on, or the client that was sent to.
+    pub target: Box<str>,
+    pub key: Box<str>,
+    /// Microseconds since 1970.
+    pub expires: u64,
+    pub result: KeyResult,
+    pub fate: Fate,
+}
+
+/// Whether a change was lost that nobody waited for; shared by the store and whoever may ask later.
+#[derive(Clone, Debug, Default)]
+pub struct Fate(Arc<AtomicBool>);
+
+impl Fate {
+    pub fn lose(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    pub fn is_lost(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// It is no part of what is saved.
+impl PartialEq for Fate {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Fate {}
+
+/// What the publisher was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyResult {
+    Published {
+        position: StreamPosition,
+        recipients: usize,
+    },
+    Sent(Stamp),
+}
+
+/// What changes. A store keeps its own copy of what it needs.
+#[derive(Debug)]
+pub enum Change<'a> {
+    /// On a stream that was opened under this key before.
+    Published {
+        stream: StreamKey,
+        position: StreamPosition,
+        at: u64,
+        expires: u64,
+        /// Its publisher is told once it is saved.
+        is_durable: bool,
+        frame: &'a EncodedFrame,
+        used_key: Option<Box<UsedKey>>,
+    },
+    /// From here on the key stands for this channel's stream.
+    StreamOpened {
+        stream: StreamKey,
+        channel: Arc<str>,
+        epoch: u64,
+        kind: ChannelKind,
+        durable: bool,
+    },
+    Trimmed {
+        stream: StreamKey,
+        through: u64,
+    },
+    StreamForgotten {
+        stream: StreamKey,
+        channel: Arc<str>,
+    },
+    Mailed {
+        client: Arc<str>,
+        number: u64,
+        message: u64,
+        expires: u64,
+        is_emergency: bool,
+        frame: EncodedFrame,
+        used_key: Option<Box<UsedKey>>,
+    },
+    Unmailed {
+        client: Arc<str>,
+        numbers: Vec<u64>,
+    },
+    ClientSaved {
+        client: Box<SavedClient>,
+    },
+    /// A client that is saved, or is about to be, is on a channel, since microseconds since 1970.
+    Joined {
+        client: Arc<str>,
+        channel: Arc<str>,
+        at: u64,
+    },
+    Left {
+        client: Arc<str>,
+        channel: Arc<str>,
+    },
+    /// The client's memberships go with it.
+    ClientForgotten {
+        id: Arc<str>,
+    },
+    /// Nothing: whoever waits for it hears when all before it is saved.
+    Mark,
+}
+
+/// How a store is; counts are since it was made.
+#[derive(Clone, Debug, Default)]
+pub struct Health {
+    pub kind: &'static str,
+    pub path: Option<String>,
+    /// What is to be saved cannot be, for the time being.
+    pub is_degraded: bool,
+    /// The last thing that was wrong.
+    pub error: Option<String>,
+    pub queued_changes: usize,
+    pub queued_bytes: usize,
+    pub commits: u64,
+    pub changes_saved: u64,
+    pub changes_lost: u64,
+    pub file_bytes: u64,
+}

@@ -1,0 +1,374 @@
+//! The wire's JSON: names, and messages as clients read them (`docs/protocol.md`).
+
+use crate::base::error::{ErrorCode, Refusal};
+use crate::base::names::{SYSTEM_CHANNEL, check_event_name};
+use crate::wire::frame::EncodedFrame;
+
+/// Events that only the server publishes.
+const BUILT_IN_EVENTS: &[&str] = &[
+    "welcome",
+    "connect",
+    "disconnect",
+    "user_joined",
+    "user_left",
+    "emergency_alert",
+    "server_shutdown",
+    "ping",
+    "pong",
+    "error",
+    "reply",
+    "gap",
+];
+
+/// What every message carries: its id and when it was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    /// Shown as `msg_` and 16 hexadecimal digits.
+    pub id: u64,
+    /// Microseconds since 1970.
+    pub micros: u64,
+}
+
+impl Stamp {
+    pub fn id_text(self) -> String {
+        format!("msg_{:016x}", self.id)
+    }
+
+    pub fn seconds(self) -> f64 {
+        self.micros as f64 / 1e6
+    }
+}
+
+/// The id in `msg_` and 16 hexadecimal digits; `None` for what is no such text.
+pub fn parse_message_id(text: &str) -> Option<u64> {
+    let digits = text.strip_prefix("msg_")?;
+    let is_id = digits.len() == 16 && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+    is_id
+        .then(|| u64::from_str_radix(digits, 16).ok())
+        .flatten()
+}
+
+/// An epoch as it is on the wire.
+pub fn epoch_text(epoch: u64) -> String {
+    format!("{epoch:016x}")
+}
+
+/// The field `ref`: JSON of a string or a whole number, which goes back as it came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reference<'a>(pub &'a str);
+
+/// A broadcast: `event`, `data` and who published it.
+#[derive(Clone, Copy, Debug)]
+pub struct Publication<'a> {
+    pub channel: &'a str,
+    pub event: &'a str,
+    /// JSON.
+    pub data: &'a [u8],
+    /// The client that published it, if one did.
+    pub from: Option<&'a str>,
+    /// Its offset, if it is kept.
+    pub offset: Option<u64>,
+    /// Clients that acknowledge messages are to acknowledge it.
+    pub wants_ack: bool,
+}
+
+pub fn write_publication(out: &mut Vec<u8>, stamp: Stamp, publication: &Publication<'_>) {
+    write_envelope(out, stamp, publication.channel);
+    out.extend_from_slice(b",\"event\":");
+    write_text(out, publication.event);
+    out.extend_from_slice(b",\"data\":");
+    out.extend_from_slice(publication.data);
+    out.extend_from_slice(b",\"trumpeted_by\":\"tantor\"");
+    if let Some(from) = publication.from {
+        out.extend_from_slice(b",\"from\":");
+        write_text(out, from);
+    }
+    if let Some(offset) = publication.offset {
+        out.extend_from_slice(b",\"offset\":");
+        write_number(out, offset);
+    }
+    if publication.wants_ack {
+        out.extend_from_slice(WANTS_ACK);
+    }
+    out.push(b'}');
+}
+
+const WANTS_ACK: &[u8] = b",\"ack\":true";
+
+/// Which fields of the envelope a message to one client brings itself; its own win, as in the original.
+#[derive(Clone, Copy, Debug, Default)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "one for each field, set apart from each other"
+)]
+pub struct OwnFields {
+    pub id: bool,
+    pub channel: bool,
+    pub timestamp: bool,
+    pub sender: bool,
+    /// Not of the envelope: it marks what is to be acknowledged.
+    pub ack: bool,
+}
+
+/// What `send` sends.
+#[derive(Clone, Copy, Debug)]
+pub enum Body<'a> {
+    /// A JSON string, to go under `message`.
+    Message(&'a [u8]),
+    /// A JSON object, whose keys go to the top level.
+    Fields(&'a [u8], OwnFields),
+}
+
+impl Body<'_> {
+    /// Whether the mark of what is to be acknowledged can be told from a field of its own.
+    pub fn can_want_ack(&self) -> bool {
+        !matches!(self, Body::Fields(_, own) if own.ack || own.id)
+    }
+}
+
+/// With `wants_ack`, a client that acknowledges messages is to acknowledge it.
+pub fn write_direct(
+    out: &mut Vec<u8>,
+    stamp: Stamp,
+    channel: &str,
+    body: Body<'_>,
+    wants_ack: bool,
+) {
+    match body {
+        Body::Message(text) => {
+            write_envelope(out, stamp, channel);
+            out.extend_from_slice(b",\"message\":");
+            out.extend_from_slice(text);
+            if wants_ack {
+                out.extend_from_slice(WANTS_ACK);
+            }
+            out.push(b'}');
+        }
+        Body::Fields(object, own) => {
+            out.push(b'{');
+            if !own.id {
+                write_id(out, stamp);
+            }
+            if !own.channel {
+                out.extend_from_slice(b"\"channel\":");
+                write_text(out, channel);
+                out.push(b',');
+            }
+            if !own.timestamp {
+                write_timestamp(out, stamp);
+                out.push(b',');
+            }
+            if !own.sender {
+                out.extend_from_slice(b"\"sender\":\"tantor\",");
+            }
+            if wants_ack {
+                out.extend_from_slice(b"\"ack\":true,");
+            }
+            let fields = &object[1..];
+            if fields == b"}" && out.last() == Some(&b',') {
+                out.pop();
+            }
+            out.extend_from_slice(fields);
+        }
+    }
+}
+
+/// What a welcome says besides the client's id.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct WelcomeFields<'a> {
+    /// With what to come back, and for how many seconds.
+    pub resume: Option<(&'a str, f64)>,
+    pub heartbeat_interval: f64,
+    /// What it is on without having joined it, or again.
+    pub channels: &'a [std::sync::Arc<str>],
+    pub outcome: Option<ResumeOutcome<'a>>,
+}
+
+/// What became of the wish to come back.
+#[derive(Clone, Copy, Debug)]
+pub enum ResumeOutcome<'a> {
+    Resumed {
+        /// Messages that follow.
+        waiting: usize,
+        /// Messages that could not be kept.
+        dropped: u64,
+    },
+    Refused(&'a str),
+}
+
+pub fn write_welcome(out: &mut Vec<u8>, stamp: Stamp, client_id: &str, fields: &WelcomeFields<'_>) {
+    write_envelope(out, stamp, SYSTEM_CHANNEL);
+    out.extend_from_slice(b",\"event\":\"welcome\",\"message\":");
+    write_text(out, WELCOME);
+    out.extend_from_slice(b",\"client_id\":");
+    write_text(out, client_id);
+    write_json(out, "heartbeat_interval", fields.heartbeat_interval);
+    if let Some((token, seconds)) = fields.resume {
+        write_json(out, "resume", token);
+        write_json(out, "resume_ttl", seconds);
+    }
+    let names: Vec<&str> = fields.channels.iter().map(|name| &**name).collect();
+    write_json(out, "channels", names);
+    match fields.outcome {
+        None => {}
+        Some(ResumeOutcome::Refused(reason)) => {
+            write_json(out, "resumed", false);
+            write_json(out, "reason", reason);
+        }
+        Some(ResumeOutcome::Resumed { waiting, dropped }) => {
+            write_json(out, "resumed", true);
+            write_json(out, "waiting", waiting);
+            if dropped > 0 {
+                write_json(out, "dropped", dropped);
+            }
+        }
+    }
+    out.push(b'}');
+}
+
+/// An answer to a command about a channel, or `SYSTEM_CHANNEL`; `write` adds its own fields, with the comma before each.
+pub fn write_reply(
+    out: &mut Vec<u8>,
+    stamp: Stamp,
+    reference: Option<Reference<'_>>,
+    channel: &str,
+    write: impl FnOnce(&mut Vec<u8>),
+) {
+    write_envelope(out, stamp, channel);
+    out.extend_from_slice(b",\"event\":\"reply\"");
+    write_reference(out, reference);
+    out.extend_from_slice(b",\"ok\":true");
+    write(out);
+    out.push(b'}');
+}
+
+/// A field behind others.
+pub fn write_json(out: &mut Vec<u8>, name: &str, value: impl serde::Serialize) {
+    out.push(b',');
+    write_text(out, name);
+    out.push(b':');
+    // writing to a Vec does not fail
+    let _ = serde_json::to_writer(out, &value);
+}
+
+/// The field `publications`: messages as they were on the wire.
+pub fn write_publications<'a>(
+    out: &mut Vec<u8>,
+    publications: impl IntoIterator<Item = &'a EncodedFrame>,
+) {
+    out.extend_from_slice(b",\"publications\":[");
+    for (number, frame) in publications.into_iter().enumerate() {
+        if number > 0 {
+            out.push(b',');
+        }
+        out.extend_from_slice(frame.payload());
+    }
+    out.push(b']');
+}
+
+fn write_reference(out: &mut Vec<u8>, reference: Option<Reference<'_>>) {
+    if let Some(Reference(text)) = reference {
+        out.extend_from_slice(b",\"ref\":");
+        out.extend_from_slice(text.as_bytes());
+    }
+}
+
+fn write_number(out: &mut Vec<u8>, number: u64) {
+    use std::io::Write;
+    // writing to a Vec does not fail
+    let _ = write!(out, "{number}");
+}
+
+/// The goodbye of a server that stops, with when to come back, in milliseconds.
+pub fn write_shutdown(out: &mut Vec<u8>, stamp: Stamp, reconnect_after: u64) {
+    write_envelope(out, stamp, SYSTEM_CHANNEL);
+    out.extend_from_slice(b",\"event\":\"server_shutdown\",\"message\":");
+    write_text(out, GOODBYE);
+    write_json(out, "reconnect_after_ms", reconnect_after);
+    out.push(b'}');
+}
+
+/// Messages of a channel were dropped; `write` adds its own fields, with the comma before each.
+pub fn write_gap(out: &mut Vec<u8>, stamp: Stamp, channel: &str, write: impl FnOnce(&mut Vec<u8>)) {
+    write_envelope(out, stamp, channel);
+    out.extend_from_slice(b",\"event\":\"gap\"");
+    write(out);
+    out.push(b'}');
+}
+
+/// `{"ping": true}`, the heartbeat that pages can see.
+pub fn write_ping(out: &mut Vec<u8>, stamp: Stamp) {
+    write_envelope(out, stamp, SYSTEM_CHANNEL);
+    out.extend_from_slice(b",\"ping\":true}");
+}
+
+/// `{"pong": true}`, the answer to a client's ping.
+pub fn write_pong(out: &mut Vec<u8>, stamp: Stamp) {
+    write_envelope(out, stamp, SYSTEM_CHANNEL);
+    out.extend_from_slice(b",\"pong\":true}");
+}
+
+pub fn write_error(
+    out: &mut Vec<u8>,
+    stamp: Stamp,
+    reference: Option<Reference<'_>>,
+    refusal: &Refusal,
+) {
+    write_envelope(out, stamp, SYSTEM_CHANNEL);
+    out.extend_from_slice(b",\"event\":\"error\"");
+    write_reference(out, reference);
+    out.extend_from_slice(format!(",\"code\":{},\"message\":", refusal.code.number()).as_bytes());
+    write_text(out, &refusal.message);
+    out.push(b'}');
+}
+
+/// A JSON string.
+pub fn write_text(out: &mut Vec<u8>, text: &str) {
+    // writing to a Vec does not fail
+    let _ = serde_json::to_writer(out, text);
+}
+
+pub const WELCOME: &str = "Welcome to Tantor's jungle! 🐘";
+pub const GOODBYE: &str = "Tantor is going to sleep. Goodbye! 🐘💤";
+
+fn write_envelope(out: &mut Vec<u8>, stamp: Stamp, channel: &str) {
+    out.push(b'{');
+    write_id(out, stamp);
+    out.extend_from_slice(b"\"channel\":");
+    write_text(out, channel);
+    out.push(b',');
+    write_timestamp(out, stamp);
+    out.extend_from_slice(b",\"sender\":\"tantor\"");
+}
+
+fn write_id(out: &mut Vec<u8>, stamp: Stamp) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    out.extend_from_slice(b"\"id\":\"msg_");
+    let digits: [u8; 16] =
+        std::array::from_fn(|place| DIGITS[(stamp.id >> (60 - 4 * place) & 0xf) as usize]);
+    out.extend_from_slice(&digits);
+    out.extend_from_slice(b"\",");
+}
+
+fn write_timestamp(out: &mut Vec<u8>, stamp: Stamp) {
+    use std::io::Write;
+    // writing to a Vec does not fail
+    let _ = write!(
+        out,
+        "\"timestamp\":{}.{:06}",
+        stamp.micros / 1_000_000,
+        stamp.micros % 1_000_000
+    );
+}
+
+/// Errors: an event of the server's own, besides what `check_event_name` finds.
+pub fn check_client_event(event: &str) -> Result<(), Refusal> {
+    check_event_name(event)?;
+    if BUILT_IN_EVENTS.contains(&event) {
+        return Err(Refusal::new(
+            ErrorCode::ReservedEvent,
+            format!("event {event:?} is the server's own; choose another name"),
+        ));
+    }
+    Ok(())
+}
