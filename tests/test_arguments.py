@@ -112,7 +112,15 @@ def test_an_emergency_has_a_message_id() -> None:
 def test_the_types_of_settings_are_those_of_the_table() -> None:
     from tantor.setting_types import Settings
 
-    names = {"integer": "int", "number": "float", "boolean": "bool", "text": "str", "json": "str", "list": "Sequence"}
+    names = {
+        "integer": "int",
+        "number": "float",
+        "boolean": "bool",
+        "text": "str",
+        "json": "str",
+        "list": "Sequence",
+        "mode": "int",
+    }
     annotations = Settings.__annotations__
     assert list(annotations) == [name for name in known_settings() if name not in ("port", "host")]
     for name, annotation in annotations.items():

@@ -117,7 +117,7 @@ class Done(Generic[_T]):
 
 @disjoint_base
 class Messenger:
-    """A node and its server. Every method may be called from any thread.
+    """A server and the calls on it. Every method may be called from any thread.
 
     In a child process that inherited a started one, every method raises `RuntimeError`.
     """

@@ -6,9 +6,10 @@ use crate::adapters::sqlite::{Limits, SqliteStore};
 use crate::base::error::Error;
 use crate::base::fork::{InWork, Whole};
 use crate::base::sync::{Condvar, Mutex, Rank};
-use crate::core::events::LogLevel;
+use crate::core::events::{EventQueue, LogLevel};
 use crate::net::listener::{self, Endpoint, Listeners};
-use crate::node::{Delivery, Door, Node};
+use crate::node::{Delivery, Door, Node, NodeCalls};
+use crate::ports::calls::Calls;
 use crate::ports::store::Store;
 use crate::settings::config::Config;
 use crate::settings::database::Database;
@@ -124,6 +125,29 @@ impl Server {
 
     pub fn node(&self) -> &Arc<Node> {
         &self.node
+    }
+
+    /// The calls on this server's node.
+    pub fn calls(&self) -> Arc<dyn Calls> {
+        Arc::new(NodeCalls::new(Arc::clone(&self.node)))
+    }
+
+    pub fn config(&self) -> &Config {
+        &self.node.config
+    }
+
+    pub fn events(&self) -> &EventQueue {
+        &self.node.events
+    }
+
+    /// Has every shard look again whether clients that were held back may be read.
+    pub fn wake_shards(&self) {
+        self.node.wake_shards();
+    }
+
+    /// Saves what waits, for at most `timeout`, and closes the storage until it is needed again.
+    pub fn close_storage(&self, timeout: Duration) {
+        self.node.close_store(timeout);
     }
 
     /// True in a child of the process that started it, or opened its storage: nothing of it may be used there, as locks may be held by

@@ -67,6 +67,29 @@ const MAX_COUNTED: usize = 1000;
 pub const OTHER_CHANNELS: &str = "*";
 
 impl Counters {
+    /// The counters that `Tantor.stats()` has under these names.
+    pub fn named(&self) -> [(&'static str, &Counter); 17] {
+        [
+            ("messages_sent", &self.messages_sent),
+            ("messages_received", &self.messages_received),
+            ("connections_total", &self.connections_total),
+            ("frames_received", &self.frames_received),
+            ("publications", &self.publications),
+            ("encoded", &self.encoded),
+            ("undelivered", &self.undelivered),
+            ("errors_sent", &self.errors_sent),
+            ("refused_connections", &self.refused_full),
+            ("handshakes_shed", &self.handshakes_shed),
+            ("dropped_slow_consumer", &self.dropped_slow_consumer),
+            ("inbox_pauses", &self.inbox_pauses),
+            ("publisher_pauses", &self.publisher_pauses),
+            ("resumes", &self.resumes),
+            ("resumes_refused", &self.resumes_refused),
+            ("away_forgotten", &self.away_forgotten),
+            ("not_saved", &self.not_saved),
+        ]
+    }
+
     pub fn disconnected(&self, disconnect: Disconnect) {
         *self
             .disconnects

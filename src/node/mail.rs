@@ -3,7 +3,7 @@
 use super::client::{Client, ClientState};
 use super::delivery::{Delivery, Place};
 use super::idempotency::{Known, Scope};
-use super::{Node, PublishOptions, argument, encode};
+use super::{Node, argument, encode};
 use crate::base::clock;
 use crate::base::error::{Error, ErrorCode, Refusal};
 use crate::base::names;
@@ -11,6 +11,7 @@ use crate::base::priority::Priority;
 use crate::core::events::LogLevel;
 use crate::core::mailbox::{Mail, Mailbox};
 use crate::core::outbound::Unwritten;
+use crate::ports::calls::{DeliveryReport, PublishOptions, Sent};
 use crate::ports::store::{Change, Committed, Fate, KeyResult, StoreError, UsedKey};
 use crate::wire::frame::EncodedFrame;
 use crate::wire::messages::{self, Body, Stamp};
@@ -18,27 +19,6 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-
-/// A message that was sent.
-#[derive(Clone, Copy, Debug)]
-pub struct Sent {
-    pub stamp: Stamp,
-    /// Its idempotency key was known: this is the first one's stamp, and nothing was sent now.
-    pub is_duplicate: bool,
-}
-
-/// What became of a message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DeliveryReport {
-    /// Connections that it was handed over to.
-    pub handed_over: usize,
-    /// Connections whose socket took it.
-    pub written: usize,
-    /// Clients that acknowledged it.
-    pub acknowledged: usize,
-    /// Clients for which it is kept.
-    pub waiting: usize,
-}
 
 /// A message to be kept.
 struct Letter<'a> {

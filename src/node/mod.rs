@@ -2,6 +2,7 @@
 //!
 //! `base/lock_rank.rs` has the order of locks. The map of clients is always locked alone.
 
+mod answer;
 mod away;
 mod channel;
 mod client;
@@ -20,15 +21,13 @@ mod saved;
 mod session;
 mod token;
 
+pub use answer::NodeCalls;
 pub use channel::{BehindWith, Channel, InFlight, Notice};
 pub use client::{Client, Peer};
 pub use counters::Counters;
 pub use delivery::{Delivery, Door, Place, Terms};
 pub use execute::{FanOut, Work};
-pub use mail::{DeliveryReport, Sent};
-pub use publish::{Emergency, PublishOptions, Published};
-pub use recovery::HistoryPage;
-pub use report::{ChannelInfo, ConnectionInfo, Incoming};
+pub use report::Incoming;
 pub use session::{Connected, Greeting};
 
 use crate::base::clock;
@@ -42,6 +41,7 @@ use crate::core::hub::ChannelKey;
 use crate::core::outbound::Shed;
 use crate::core::receipt::Receipts;
 use crate::ports::broker::{Broker, Stream};
+use crate::ports::calls::Published;
 use crate::ports::store::Store;
 use crate::settings::config::Config;
 use crate::settings::socket_limits::SocketLimits;

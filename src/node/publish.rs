@@ -12,40 +12,12 @@ use crate::base::priority::Priority;
 use crate::core::events::Detail;
 use crate::core::history::StreamPosition;
 use crate::ports::broker::{Encoded, HandOverSaved, Refused};
+use crate::ports::calls::{Emergency, PublishOptions, Published};
 use crate::ports::store::{Change, Committed, Fate, KeyResult, StoreError, UsedKey};
 use crate::wire::frame::EncodedFrame;
-use crate::wire::messages::{self, Publication, Stamp};
+use crate::wire::messages::{self, Publication};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-
-/// How something is to be published or sent.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct PublishOptions<'a> {
-    pub priority: Priority,
-    /// The caller wants to hear when it is saved.
-    pub durable: bool,
-    /// A repeat with the same key publishes nothing.
-    pub idempotency_key: Option<&'a str>,
-}
-
-/// A publication that was made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Published {
-    /// Connected subscribers that it was handed over to, or will be when it is saved.
-    pub recipients: usize,
-    /// Where it is kept; `None` when it is not.
-    pub position: Option<StreamPosition>,
-    /// Its idempotency key was known: this is what the first one gave, and nothing was published now.
-    pub is_duplicate: bool,
-}
-
-/// An emergency that went out.
-#[derive(Clone, Copy, Debug)]
-pub struct Emergency {
-    pub stamp: Stamp,
-    /// Connected clients that it was handed over to.
-    pub recipients: usize,
-}
 
 impl Node {
     /// Publishes on a channel, which it makes if there is none.

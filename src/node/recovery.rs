@@ -7,6 +7,7 @@ use super::{Node, argument, encode};
 use crate::base::error::{Error, ErrorCode, Refusal};
 use crate::base::names;
 use crate::core::history::{History, Page};
+use crate::ports::calls::HistoryPage;
 use crate::wire::command::Recover;
 use crate::wire::frame::EncodedFrame;
 use crate::wire::messages::{self, Reference};
@@ -25,29 +26,6 @@ impl Asked<'_> {
     /// A bare join is told of by the notice alone.
     pub fn wants_reply(&self) -> bool {
         self.reference.is_some() || self.recover.is_some()
-    }
-}
-
-/// Publications of a channel, oldest first.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HistoryPage {
-    pub epoch: u64,
-    /// The stream's top.
-    pub offset: u64,
-    /// As they were on the wire.
-    pub publications: Vec<EncodedFrame>,
-    /// The page was cut short, because it would have been too large.
-    pub is_cut: bool,
-}
-
-impl HistoryPage {
-    fn empty(epoch: u64) -> Self {
-        Self {
-            epoch,
-            offset: 0,
-            publications: Vec::new(),
-            is_cut: false,
-        }
     }
 }
 

@@ -4,29 +4,11 @@ use super::{Channel, Client, Door, Node};
 use crate::base::names::EMERGENCY_CHANNEL;
 use crate::core::events::LogLevel;
 use crate::ports::broker::HistorySize;
+use crate::ports::calls::{ChannelInfo, ConnectionInfo};
 use crate::ports::store::Health;
 use crate::settings::channel_kind::ChannelKind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-
-/// A channel as the application sees it. Times are seconds since 1970.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ChannelInfo {
-    pub name: Arc<str>,
-    pub kind: ChannelKind,
-    /// Ids in the order in which they came.
-    pub subscribers: Vec<Arc<str>>,
-    pub created_at: f64,
-}
-
-/// A connected client as the application sees it. Times are seconds since 1970.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ConnectionInfo {
-    pub client_id: Arc<str>,
-    pub joined_at: f64,
-    pub last_ping: f64,
-    pub channels: Vec<Arc<str>>,
-}
 
 /// What has arrived from sockets and is not complete yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,4 +1,7 @@
-//! The traits that a broker and a store implement.
+//! The interfaces between the layers: the calls on a messenger, and the traits that a broker and a store implement.
 
 pub mod broker;
+pub mod calls;
+pub mod completion;
+pub mod stats;
 pub mod store;

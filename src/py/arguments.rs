@@ -2,8 +2,9 @@
 
 use super::errors;
 use crate::base::error::Error;
+use crate::core::history::Page;
 use crate::settings::config::{SETTINGS, Value};
-use pyo3::exceptions::PyTypeError;
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyFloat, PyInt, PyString};
 
@@ -93,4 +94,32 @@ fn shown(value: &Bound<'_, PyAny>) -> String {
         Ok(shown) => format!("{}…", shown.get(..MOST).unwrap_or_default()),
         Err(_) => "a value without a repr".to_owned(),
     }
+}
+
+/// The arguments of `history` as a page.
+///
+/// Errors: `ValueError` for a limit below 1, and for an offset below 0 or beyond the largest.
+pub fn page(limit: i128, after: Option<i128>, before: Option<i128>) -> PyResult<Page> {
+    if limit < 1 {
+        let problem = format!("limit is {limit}; it takes a whole number from 1 on");
+        return Err(PyValueError::new_err(problem));
+    }
+    let offset = |name: &str, given: Option<i128>| {
+        let Some(given) = given else { return Ok(None) };
+        i64::try_from(given)
+            .ok()
+            .filter(|offset| *offset >= 0)
+            .map(|offset| Some(offset.unsigned_abs()))
+            .ok_or_else(|| {
+                PyValueError::new_err(format!(
+                    "{name} is {given}; an offset is a whole number from 0 to {}",
+                    i64::MAX
+                ))
+            })
+    };
+    Ok(Page {
+        limit: usize::try_from(limit).unwrap_or(usize::MAX),
+        after: offset("after", after)?,
+        before: offset("before", before)?,
+    })
 }

@@ -2,8 +2,9 @@
 //! a `Commit` is settled there, and rings the bells of the event loops that wait for it.
 
 use super::errors;
+use crate::base::error::Error;
 use crate::base::sync::{Condvar, Mutex};
-use crate::ports::store::{Committed, StoreError};
+use crate::ports::completion::Completion;
 use pyo3::exceptions::{PyOSError, PyTimeoutError};
 use pyo3::prelude::*;
 use std::sync::Arc;
@@ -22,19 +23,23 @@ pub struct Settled {
 
 #[derive(Default)]
 struct State {
-    outcome: Option<Result<(), StoreError>>,
+    /// The error as text, because each waiting caller raises its own.
+    outcome: Option<Result<(), String>>,
     bells: Vec<Arc<Ringer>>,
 }
 
 impl Settled {
-    /// What the store calls, and what hears of it.
-    pub fn begin() -> (Arc<Self>, Committed) {
+    /// Returns an outcome that is not known yet, and the completion that tells it.
+    pub fn begin() -> (Arc<Self>, Completion<()>) {
         let settled = Arc::new(Self::default());
         let own = Arc::clone(&settled);
-        (settled, Box::new(move |outcome| own.settle(outcome)))
+        let completion = Completion::new(move |outcome: Result<(), Error>| {
+            own.settle(outcome.map_err(|error| error.to_string()));
+        });
+        (settled, completion)
     }
 
-    fn settle(&self, outcome: Result<(), StoreError>) {
+    fn settle(&self, outcome: Result<(), String>) {
         let bells = {
             let mut state = self.state.lock();
             state.outcome = Some(outcome);
@@ -82,7 +87,7 @@ impl Commit {
             });
             match outcome {
                 Some(Ok(())) => return Ok(()),
-                Some(Err(error)) => return Err(errors::storage_error(error.0)),
+                Some(Err(error)) => return Err(errors::storage_error(error)),
                 None => py.check_signals()?,
             }
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {

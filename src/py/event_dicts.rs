@@ -1,7 +1,7 @@
 //! Events as the dicts that handlers get.
 
 use crate::core::events::{Detail, Event, LogLevel, LogRecord, Told};
-use crate::node::Node;
+use crate::host::server::Server;
 use jiter::PythonParse;
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -19,14 +19,14 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Returns `None` once the server has ended and all were returned; `has_ended` is set when the end is in the batch.
 pub fn next_events<'py>(
     py: Python<'py>,
-    node: &Node,
+    server: &Server,
     has_ended: &AtomicBool,
     most: usize,
 ) -> Option<Vec<EventDict<'py>>> {
-    let queue = &node.events;
+    let queue = server.events();
     queue.settle();
     if queue.take_held_back() {
-        node.wake_shards();
+        server.wake_shards();
     }
     if has_ended.swap(false, Ordering::Relaxed) {
         return None;

@@ -1,16 +1,18 @@
-//! `Messenger`: a node and its server, as Python sees them. `tantor.Tantor` is made of it.
+//! `Messenger`: a server and the calls on it, as Python sees them. `tantor.Tantor` is made of it.
 
-use super::arguments::{key, optional_text, setting_value, text, type_name};
+use super::arguments::{key, optional_text, page, setting_value, text, type_name};
+use super::asking::{begin, content_of, reply};
+use super::commit::Settled;
+use super::configured::{Configured, Owned};
 use super::done::Done;
-use super::publishing::{begin_commit, outcome, own_fields, publish_options};
+use super::publishing::{outcome, own_fields, publish_options};
 use super::{bridge, errors, event_dicts, json, to_python};
-use crate::core::history::Page;
 use crate::host::server::Server;
-use crate::node::Node;
+use crate::ports::calls::{Call, Reply};
 use crate::settings::config::{Config, SETTINGS};
 use crate::wire::messages::{self, Body};
 use pyo3::IntoPyObjectExt;
-use pyo3::exceptions::{PyKeyError, PyRuntimeError, PyTypeError, PyValueError};
+use pyo3::exceptions::{PyKeyError, PyRuntimeError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyMapping, PyString, PyTuple};
 use pyo3::{PyTraverseError, PyVisit};
@@ -19,7 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-/// A node and its server. Every method may be called from any thread.
+/// A server and the calls on it. Every method may be called from any thread.
 ///
 /// In a child process that inherited a started one, every method raises `RuntimeError`.
 #[pyclass(frozen, subclass, module = "tantor._tantor")]
@@ -30,12 +32,6 @@ pub struct Messenger {
     has_ended: AtomicBool,
 }
 
-struct Configured {
-    /// `None` once this is being dropped.
-    server: Option<Arc<Server>>,
-    default: Option<Py<PyAny>>,
-}
-
 thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
@@ -44,23 +40,40 @@ thread_local! {
 const KEPT_SCRATCH: usize = 64 << 10;
 
 impl Messenger {
-    fn server(&self) -> PyResult<&Arc<Server>> {
+    fn owned(&self) -> PyResult<&Owned> {
         let configured = self.configured.get();
-        let server = configured.and_then(|configured| configured.server.as_ref());
-        let server = server.ok_or_else(|| {
+        let owned = configured.and_then(|configured| configured.owned.as_ref());
+        let owned = owned.ok_or_else(|| {
             PyRuntimeError::new_err("Tantor.__init__ was not called; a subclass's own must call it")
         })?;
-        if server.is_inherited() {
+        if owned.server.is_inherited() {
             return Err(errors::forked_error());
         }
-        Ok(server)
+        Ok(owned)
     }
 
-    fn node(&self) -> PyResult<&Arc<Node>> {
-        Ok(self.server()?.node())
+    fn server(&self) -> PyResult<&Arc<Server>> {
+        Ok(&self.owned()?.server)
     }
 
-    /// Writes a value as JSON and gives it to `act`, with the interpreter let go.
+    /// Makes a call without the interpreter lock, and returns its reply and what the caller may wait for.
+    fn make(&self, py: Python<'_>, call: Call<'_>) -> PyResult<(Reply, Option<Arc<Settled>>)> {
+        let calls = &self.owned()?.calls;
+        Ok(py.detach(|| begin(&**calls, call))?)
+    }
+
+    /// Makes a call that nothing waits for, without the interpreter lock, and returns its reply.
+    fn ask(&self, py: Python<'_>, call: Call<'_>) -> PyResult<Reply> {
+        let calls = &self.owned()?.calls;
+        Ok(py.detach(|| reply(&**calls, call))?)
+    }
+
+    /// As `ask`, for a call that is over so soon that letting the interpreter lock go would take longer.
+    fn ask_holding(&self, call: Call<'_>) -> PyResult<Reply> {
+        Ok(reply(&*self.owned()?.calls, call)?)
+    }
+
+    /// Writes a value as JSON and gives it to `act`, without the interpreter lock.
     fn with_json<T: Send>(
         &self,
         value: &Bound<'_, PyAny>,
@@ -69,7 +82,7 @@ impl Messenger {
         act: impl FnOnce(&[u8]) -> T + Send,
     ) -> PyResult<T> {
         let py = value.py();
-        self.server()?;
+        self.owned()?;
         let own = self
             .configured
             .get()
@@ -84,29 +97,6 @@ impl Messenger {
             SCRATCH.set(bytes);
         }
         Ok(result)
-    }
-}
-
-impl Drop for Configured {
-    fn drop(&mut self) {
-        let Some(server) = self.server.take() else {
-            return;
-        };
-        if server.is_inherited() {
-            // the parent's threads may hold locks of the server for ever here, so the server must not be dropped
-            std::mem::forget(server);
-            return;
-        }
-        let mut last = Some(server);
-        let mut end = || {
-            if let Some(server) = last.take() {
-                server.begin_stop();
-            }
-        };
-        // the stop may wait for a thread that wants the interpreter lock
-        if Python::try_attach(|py| py.detach(&mut end)).is_none() {
-            end();
-        }
     }
 }
 
@@ -150,7 +140,10 @@ impl Messenger {
         let server = Server::new(Config::from_values(&values)?)?;
         self.configured
             .set(Configured {
-                server: Some(server),
+                owned: Some(Owned {
+                    calls: server.calls(),
+                    server,
+                }),
                 default,
             })
             .map_err(|_| {
@@ -169,7 +162,7 @@ impl Messenger {
     /// The addresses, names and Unix sockets asked for.
     #[getter]
     fn host(&self) -> PyResult<&str> {
-        Ok(self.node()?.config.host.text())
+        Ok(self.server()?.config().host.text())
     }
 
     /// Whether it listens, in this process.
@@ -182,7 +175,7 @@ impl Messenger {
     fn setting(&self, py: Python<'_>, name: &str) -> PyResult<Py<PyAny>> {
         let setting = SETTINGS.iter().find(|setting| setting.name == name);
         let setting = setting.ok_or_else(|| PyKeyError::new_err(name.to_owned()))?;
-        to_python(py, setting.value(&self.node()?.config))
+        to_python(py, setting.value(self.server()?.config()))
     }
 
     /// Bind and start the shards; returns once connections are accepted.
@@ -225,8 +218,8 @@ impl Messenger {
     /// Have saved what is still to be, within so many seconds; then the database is closed until it is needed.
     #[pyo3(name = "_close_storage")]
     fn close_storage(&self, py: Python<'_>, timeout: f64) -> PyResult<()> {
-        let node = self.node()?;
-        py.detach(|| node.close_store(seconds(timeout)));
+        let server = self.server()?;
+        py.detach(|| server.close_storage(seconds(timeout)));
         Ok(())
     }
 
@@ -263,9 +256,9 @@ impl Messenger {
         idempotency_key: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Py<PyAny>> {
         let py = message.py();
-        let node = self.node()?;
-        let client_id = text("client_id", client_id)?;
-        let channel = optional_text("channel", channel)?.unwrap_or(&node.config.default_channel);
+        let calls = &self.owned()?.calls;
+        let client = text("client_id", client_id)?;
+        let channel = optional_text("channel", channel)?;
         let own = match message.cast::<PyDict>() {
             Ok(dict) => Some(own_fields(dict)?),
             Err(_) if message.is_instance_of::<PyString>() => None,
@@ -277,13 +270,18 @@ impl Messenger {
             }
         };
         let options = publish_options(priority, durable, idempotency_key)?;
-        let mut waited_for = None;
-        let sent = self.with_json(message, default, "message", |bytes| {
+        let (sent, settled) = self.with_json(message, default, "message", |bytes| {
             let body = own.map_or(Body::Message(bytes), |own| Body::Fields(bytes, own));
-            let mut commit = || begin_commit(&mut waited_for);
-            node.send(client_id, channel, body, &options, &mut commit)
+            let call = Call::Send {
+                client,
+                channel,
+                body,
+                options,
+            };
+            begin(&**calls, call)
         })??;
-        outcome(py, sent.stamp.id_text().into_py_any(py)?, None, waited_for)
+        let sent = content_of!(sent, Reply::Sent)?;
+        outcome(py, sent.stamp.id_text().into_py_any(py)?, None, settled)
     }
 
     /// Publish to everyone subscribed to a channel; gives the number of connected subscribers it was handed to.
@@ -311,22 +309,28 @@ impl Messenger {
     ) -> PyResult<Py<PyAny>> {
         let py = channel.py();
         let this = slf.get();
-        let node = this.node()?;
+        let calls = &this.owned()?.calls;
         let (channel, event) = (text("channel", channel)?, text("event", event)?);
         let options = publish_options(priority, durable, idempotency_key)?;
-        let mut waited_for = None;
-        let mut commit = || begin_commit(&mut waited_for);
-        let published = match data {
-            Some(data) => this.with_json(data, default, "data", |bytes| {
-                node.broadcast(channel, event, bytes, &options, &mut commit)
-            })?,
-            None => py.detach(|| node.broadcast(channel, event, b"{}", &options, &mut commit)),
+        let broadcast = |data: &[u8]| {
+            let call = Call::Broadcast {
+                channel,
+                event,
+                data,
+                options,
+            };
+            begin(&**calls, call)
+        };
+        let (published, settled) = match data {
+            Some(data) => this.with_json(data, default, "data", broadcast)?,
+            None => py.detach(|| broadcast(b"{}")),
         }?;
+        let published = content_of!(published, Reply::Published)?;
         if published.recipients == 0 && !IS_TOLD.load(Ordering::Relaxed) && !this.is_running()? {
             IS_TOLD.store(true, Ordering::Relaxed);
             slf.call_method0("_warn_unless_running")?;
         }
-        outcome(py, published.recipients.into_py_any(py)?, None, waited_for)
+        outcome(py, published.recipients.into_py_any(py)?, None, settled)
     }
 
     /// What is kept of a channel: with `after` the oldest `limit` behind that offset, else the newest `limit`
@@ -340,31 +344,12 @@ impl Messenger {
         after: Option<i128>,
         before: Option<i128>,
     ) -> PyResult<Done> {
-        let node = self.node()?;
         let channel = text("channel", channel)?;
-        if limit < 1 {
-            let problem = format!("limit is {limit}; it takes a whole number from 1 on");
-            return Err(PyValueError::new_err(problem));
-        }
-        let offset = |name: &str, given: Option<i128>| {
-            let Some(given) = given else { return Ok(None) };
-            i64::try_from(given)
-                .ok()
-                .filter(|offset| *offset >= 0)
-                .map(|offset| Some(offset.unsigned_abs()))
-                .ok_or_else(|| {
-                    PyValueError::new_err(format!(
-                        "{name} is {given}; an offset is a whole number from 0 to {}",
-                        i64::MAX
-                    ))
-                })
-        };
-        let page = Page {
-            limit: usize::try_from(limit).unwrap_or(usize::MAX),
-            after: offset("after", after)?,
-            before: offset("before", before)?,
-        };
-        let page = py.detach(|| node.history(channel, page, usize::MAX))?;
+        let page = page(limit, after, before)?;
+        let page = content_of!(
+            self.ask(py, Call::History { channel, page })?,
+            Reply::History
+        )?;
         let publications = page
             .publications
             .iter()
@@ -386,8 +371,9 @@ impl Messenger {
         py: Python<'py>,
         message_id: &Bound<'py, PyAny>,
     ) -> PyResult<Option<Bound<'py, PyDict>>> {
-        let node = self.node()?;
-        let Some(report) = node.delivery(text("message_id", message_id)?) else {
+        let message_id = text("message_id", message_id)?;
+        let report = self.ask_holding(Call::Delivery { message_id })?;
+        let Some(report) = content_of!(report, Reply::Delivery)? else {
             return Ok(None);
         };
         let dict = PyDict::new(py);
@@ -402,10 +388,9 @@ impl Messenger {
     ///
     /// `ValueError` if `resume_ttl` is 0.
     fn resume_token(&self, client_id: &Bound<'_, PyAny>) -> PyResult<String> {
-        let py = client_id.py();
-        let node = self.node()?;
-        let client_id = text("client_id", client_id)?;
-        Ok(py.detach(|| node.resume_token(client_id))?)
+        let client = text("client_id", client_id)?;
+        let token = self.ask(client_id.py(), Call::ResumeToken { client })?;
+        content_of!(token, Reply::Token)
     }
 
     /// What is kept for a client, as JSON; None when nothing is.
@@ -415,18 +400,23 @@ impl Messenger {
         py: Python<'py>,
         client_id: &str,
     ) -> PyResult<Option<Bound<'py, PyBytes>>> {
-        let node = self.node()?;
-        let json = py.detach(|| node.user_data(client_id));
+        let json = self.ask(py, Call::UserData { client: client_id })?;
+        let json = content_of!(json, Reply::UserData)?;
         Ok(json.map(|json| PyBytes::new(py, &json)))
     }
 
     /// Keep something for a client, as long as it is known. `DataError` for what JSON cannot hold.
     #[pyo3(name = "_set_user_data")]
     fn set_user_data(&self, client_id: &str, data: &Bound<'_, PyAny>) -> PyResult<()> {
-        let node = self.node()?;
-        self.with_json(data, None, "user_data", |bytes| {
-            node.set_user_data(client_id, bytes.to_vec());
-        })
+        let calls = &self.owned()?.calls;
+        self.with_json(data, None, "user_data", |json| {
+            let call = Call::SetUserData {
+                client: client_id,
+                json,
+            };
+            reply(&**calls, call)
+        })??;
+        Ok(())
     }
 
     /// Put a client on a channel; it need not be connected. Always True.
@@ -436,9 +426,8 @@ impl Messenger {
         channel: &Bound<'_, PyAny>,
     ) -> PyResult<Done> {
         let py = channel.py();
-        let node = self.node()?;
-        let (client_id, channel) = (text("client_id", client_id)?, text("channel", channel)?);
-        py.detach(|| node.subscribe(client_id, channel))?;
+        let (client, channel) = (text("client_id", client_id)?, text("channel", channel)?);
+        self.ask(py, Call::Subscribe { client, channel })?;
         Ok(Done::new(true.into_py_any(py)?))
     }
 
@@ -449,21 +438,19 @@ impl Messenger {
         channel: &Bound<'_, PyAny>,
     ) -> PyResult<Done> {
         let py = channel.py();
-        let node = self.node()?;
-        let (client_id, channel) = (text("client_id", client_id)?, text("channel", channel)?);
-        py.detach(|| node.unsubscribe(client_id, channel))?;
+        let (client, channel) = (text("client_id", client_id)?, text("channel", channel)?);
+        self.ask(py, Call::Unsubscribe { client, channel })?;
         Ok(Done::new(true.into_py_any(py)?))
     }
 
     /// To every connected client once, ahead of all that waits; gives how many, and has the `message_id`.
     fn emergency(&self, message: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
         let py = message.py();
-        let node = self.node()?;
         let message = text("message", message)?;
-        let mut waited_for = None;
-        let sent = py.detach(|| node.emergency(message, &mut || begin_commit(&mut waited_for)))?;
+        let (sent, settled) = self.make(py, Call::Emergency { message })?;
+        let sent = content_of!(sent, Reply::Alarmed)?;
         let recipients = sent.recipients.into_py_any(py)?;
-        outcome(py, recipients, Some(sent.stamp.id_text()), waited_for)
+        outcome(py, recipients, Some(sent.stamp.id_text()), settled)
     }
 
     /// `{"channel", "online", "users"}` of one channel, or `{name: count}` of all.
@@ -473,17 +460,16 @@ impl Messenger {
         py: Python<'py>,
         channel: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyDict>> {
-        let node = self.node()?;
         let channel = optional_text("channel", channel)?;
         let dict = PyDict::new(py);
         // an empty name is none, as in the original
         if let Some(channel) = channel.filter(|channel| !channel.is_empty()) {
-            let users = py.detach(|| node.presence(channel));
+            let users = content_of!(self.ask(py, Call::Presence { channel })?, Reply::Ids)?;
             dict.set_item("channel", channel)?;
             dict.set_item("online", users.len())?;
             dict.set_item("users", PyList::new(py, users.iter().map(|id| &**id))?)?;
         } else {
-            for (name, count) in py.detach(|| node.census()) {
+            for (name, count) in content_of!(self.ask(py, Call::Census)?, Reply::Census)? {
                 dict.set_item(&*name, count)?;
             }
         }
@@ -492,36 +478,38 @@ impl Messenger {
 
     /// Counters and gauges; see docs/protocol.md for the keys.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        super::stats::stats(py, self.server()?, self.created)
+        let stats = content_of!(self.ask(py, Call::Stats)?, Reply::Stats)?;
+        let is_running = self.server()?.is_running();
+        super::stats::dict(py, &stats, is_running, self.created.elapsed())
     }
 
     #[pyo3(name = "_channel_names")]
     fn channel_names(&self, py: Python<'_>) -> PyResult<Vec<String>> {
-        let node = self.node()?;
-        Ok(py
-            .detach(|| node.channel_names())
-            .iter()
-            .map(|name| (**name).to_owned())
-            .collect())
+        let names = content_of!(self.ask(py, Call::ChannelNames)?, Reply::Ids)?;
+        Ok(texts(&names))
     }
 
     #[pyo3(name = "_channel_count")]
     fn channel_count(&self) -> PyResult<usize> {
-        Ok(self.node()?.channel_count())
+        content_of!(self.ask_holding(Call::ChannelCount)?, Reply::Count)
     }
 
     #[pyo3(name = "_has_channel")]
     fn has_channel(&self, name: &Bound<'_, PyAny>) -> PyResult<bool> {
-        let node = self.node()?;
-        Ok(key(name).is_some_and(|name| node.has_channel(name)))
+        let Some(name) = key(name) else {
+            return Ok(false);
+        };
+        content_of!(self.ask_holding(Call::HasChannel { name })?, Reply::Known)
     }
 
     /// `(name, type, subscribers, created_at)`, or None.
     #[pyo3(name = "_channel_info")]
     fn channel_info(&self, name: &Bound<'_, PyAny>) -> PyResult<Option<ChannelRow>> {
-        let node = self.node()?;
-        let info = key(name).and_then(|key| name.py().detach(|| node.channel_info(key)));
-        Ok(info.map(|info| {
+        let Some(key) = key(name) else {
+            return Ok(None);
+        };
+        let info = self.ask(name.py(), Call::Channel { name: key })?;
+        Ok(content_of!(info, Reply::Channel)?.map(|info| {
             (
                 info.name.to_string(),
                 info.kind.name().to_owned(),
@@ -539,43 +527,50 @@ impl Messenger {
         kind: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<bool> {
         let py = name.py();
-        let node = self.node()?;
         let name = text("name", name)?;
         let kind = optional_text("kind", kind)?.unwrap_or("public");
-        Ok(py.detach(|| node.create_channel(name, kind))?)
+        let is_new = self.ask(py, Call::CreateChannel { name, kind })?;
+        content_of!(is_new, Reply::Changed)
     }
 
     /// Drop a channel, its history and its subscriptions; False when there is none of that name.
     fn delete_channel(&self, name: &Bound<'_, PyAny>) -> PyResult<bool> {
         let py = name.py();
-        let node = self.node()?;
         let name = text("name", name)?;
-        Ok(py.detach(|| node.delete_channel(name))?)
+        let was_there = self.ask(py, Call::DeleteChannel { name })?;
+        content_of!(was_there, Reply::Changed)
     }
 
     #[pyo3(name = "_connection_ids")]
     fn connection_ids(&self, py: Python<'_>) -> PyResult<Vec<String>> {
-        let node = self.node()?;
-        Ok(texts(&py.detach(|| node.connection_ids())))
+        let ids = content_of!(self.ask(py, Call::ConnectionIds)?, Reply::Ids)?;
+        Ok(texts(&ids))
     }
 
     #[pyo3(name = "_connection_count")]
     fn connection_count(&self) -> PyResult<usize> {
-        Ok(self.node()?.connection_count())
+        content_of!(self.ask_holding(Call::ConnectionCount)?, Reply::Count)
     }
 
     #[pyo3(name = "_has_connection")]
     fn has_connection(&self, client_id: &Bound<'_, PyAny>) -> PyResult<bool> {
-        let node = self.node()?;
-        Ok(key(client_id).is_some_and(|client_id| node.has_connection(client_id)))
+        let Some(client) = key(client_id) else {
+            return Ok(false);
+        };
+        content_of!(
+            self.ask_holding(Call::HasConnection { client })?,
+            Reply::Known
+        )
     }
 
     /// `(client_id, joined_at, last_ping, channels)`, times in Unix seconds; None when not connected.
     #[pyo3(name = "_connection_info")]
     fn connection_info(&self, client_id: &Bound<'_, PyAny>) -> PyResult<Option<ConnectionRow>> {
-        let node = self.node()?;
-        let info = key(client_id).and_then(|id| client_id.py().detach(|| node.connection_info(id)));
-        Ok(info.map(|info| {
+        let Some(client) = key(client_id) else {
+            return Ok(None);
+        };
+        let info = self.ask(client_id.py(), Call::Connection { client })?;
+        Ok(content_of!(info, Reply::Connection)?.map(|info| {
             (
                 info.client_id.to_string(),
                 info.joined_at,
@@ -588,15 +583,15 @@ impl Messenger {
     /// Queue events of this name for `_next_events`, or stop to. Log records are always queued.
     #[pyo3(name = "_want_event")]
     fn want_event(&self, event: &Bound<'_, PyAny>, wanted: bool) -> PyResult<()> {
-        let node = self.node()?;
-        node.events.want(text("event", event)?, wanted);
+        let server = self.server()?;
+        server.events().want(text("event", event)?, wanted);
         Ok(())
     }
 
     /// Make no log records below this level of `logging`.
     #[pyo3(name = "_set_log_level")]
     fn set_log_level(&self, level: u8) -> PyResult<()> {
-        self.node()?.events.set_log_level(level);
+        self.server()?.events().set_log_level(level);
         Ok(())
     }
 
@@ -610,8 +605,8 @@ impl Messenger {
         py: Python<'py>,
         most: usize,
     ) -> PyResult<Option<Vec<event_dicts::EventDict<'py>>>> {
-        let node = self.node()?;
-        Ok(event_dicts::next_events(py, node, &self.has_ended, most))
+        let server = self.server()?;
+        Ok(event_dicts::next_events(py, server, &self.has_ended, most))
     }
 }
 

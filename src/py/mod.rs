@@ -1,8 +1,10 @@
 //! The Python boundary: convert, let go of the interpreter, call, convert. The only user of pyo3.
 
 mod arguments;
+mod asking;
 mod bridge;
 mod commit;
+mod configured;
 mod done;
 mod errors;
 mod event_dicts;

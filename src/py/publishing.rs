@@ -4,8 +4,7 @@ use super::arguments::optional_text;
 use super::commit::{Commit, Settled};
 use super::done::Done;
 use crate::base::priority::Priority;
-use crate::node::PublishOptions;
-use crate::ports::store::Committed;
+use crate::ports::calls::PublishOptions;
 use crate::wire::messages::OwnFields;
 use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::PyValueError;
@@ -42,12 +41,6 @@ pub fn publish_options<'a>(
         durable,
         idempotency_key: optional_text("idempotency_key", idempotency_key)?,
     })
-}
-
-pub fn begin_commit(waited_for: &mut Option<Arc<Settled>>) -> Committed {
-    let (settled, committed) = Settled::begin();
-    *waited_for = Some(settled);
-    committed
 }
 
 /// What a call returns: something done, or something that is done when it is saved. An emergency's has its id.

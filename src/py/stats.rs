@@ -1,93 +1,66 @@
 //! `Tantor.stats()`: gauges and counters as a dict.
 
-use crate::host::server::Server;
-use crate::node::Node;
+use crate::ports::stats::Stats;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
-use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
 /// Above so many connections the original is anxious.
 const CALM_CONNECTIONS: usize = 10;
 
-/// Connections that `worst_connections` names.
-const WORST: usize = 10;
-
-pub fn stats<'py>(
+/// Returns the dict of `Tantor.stats()`.
+pub fn dict<'py>(
     py: Python<'py>,
-    server: &Arc<Server>,
-    created: Instant,
+    stats: &Stats,
+    is_running: bool,
+    uptime: Duration,
 ) -> PyResult<Bound<'py, PyDict>> {
-    let node = server.node();
     let dict = PyDict::new(py);
-    let connections = node.connection_count();
-    let (queued_messages, queued_bytes) = node.queued();
-    dict.set_item("total_connections", connections)?;
+    dict.set_item("total_connections", stats.connections)?;
     let channels = PyDict::new(py);
-    for (name, count) in py.detach(|| node.census()) {
-        channels.set_item(&*name, count)?;
+    for (name, count) in &stats.census {
+        channels.set_item(&**name, count)?;
     }
     dict.set_item("channels", channels)?;
+    let (queued_messages, queued_bytes) = stats.queued;
     dict.set_item("queued_messages", queued_messages)?;
     dict.set_item("queued_bytes", queued_bytes)?;
-    let incoming = node.incoming();
-    dict.set_item("handshakes", incoming.handshakes)?;
-    dict.set_item("unfinished_bytes", incoming.unfinished_bytes)?;
-    dict.set_item("socket_buffer_bytes", node.socket_buffer_bytes())?;
-    dict.set_item("connection_limit", node.socket_limits().connections)?;
-    dict.set_item("uptime", created.elapsed().as_secs_f64())?;
-    let is_running = server.is_running();
+    dict.set_item("handshakes", stats.handshakes)?;
+    dict.set_item("unfinished_bytes", stats.unfinished_bytes)?;
+    dict.set_item("socket_buffer_bytes", stats.socket_buffer_bytes)?;
+    dict.set_item("connection_limit", stats.connection_limit)?;
+    dict.set_item("uptime", uptime.as_secs_f64())?;
     dict.set_item("status", if is_running { "listening" } else { "sleeping" })?;
-    let is_anxious = connections > CALM_CONNECTIONS;
+    let is_anxious = stats.connections > CALM_CONNECTIONS;
     dict.set_item("mood", if is_anxious { "anxious" } else { "calm" })?;
-    let counters = &node.counters;
-    for (name, counter) in [
-        ("messages_sent", &counters.messages_sent),
-        ("messages_received", &counters.messages_received),
-        ("connections_total", &counters.connections_total),
-        ("frames_received", &counters.frames_received),
-        ("publications", &counters.publications),
-        ("encoded", &counters.encoded),
-        ("undelivered", &counters.undelivered),
-        ("errors_sent", &counters.errors_sent),
-        ("refused_connections", &counters.refused_full),
-        ("handshakes_shed", &counters.handshakes_shed),
-        ("dropped_slow_consumer", &counters.dropped_slow_consumer),
-        ("inbox_pauses", &counters.inbox_pauses),
-        ("publisher_pauses", &counters.publisher_pauses),
-        ("resumes", &counters.resumes),
-        ("resumes_refused", &counters.resumes_refused),
-        ("away_forgotten", &counters.away_forgotten),
-        ("not_saved", &counters.not_saved),
-    ] {
-        dict.set_item(name, counter.get())?;
+    for (name, count) in &stats.counters {
+        dict.set_item(name, count)?;
     }
-    dict.set_item("inbox_bytes", node.inbox_bytes())?;
-    dict.set_item("events_queued", node.events.len())?;
-    dict.set_item("event_bytes", node.events.bytes())?;
-    dict.set_item("events_dropped", node.events.dropped())?;
-    dict.set_item("event_pauses", node.events.pauses())?;
-    dict.set_item("disconnects", counters.disconnects())?;
-    dict.set_item("shards", node.config.shards)?;
-    add_what_is_kept(py, node, &dict)?;
+    dict.set_item("inbox_bytes", stats.inbox_bytes)?;
+    dict.set_item("events_queued", stats.events.queued)?;
+    dict.set_item("event_bytes", stats.events.bytes)?;
+    dict.set_item("events_dropped", stats.events.dropped)?;
+    dict.set_item("event_pauses", stats.events.pauses)?;
+    dict.set_item("disconnects", &stats.disconnects)?;
+    dict.set_item("shards", stats.shards)?;
+    add_what_is_kept(py, stats, &dict)?;
     Ok(dict)
 }
 
-fn add_what_is_kept(py: Python<'_>, node: &Arc<Node>, dict: &Bound<'_, PyDict>) -> PyResult<()> {
-    let kept = py.detach(|| node.history_size());
-    dict.set_item("history_messages", kept.messages)?;
-    dict.set_item("history_bytes", kept.bytes.evictable)?;
-    dict.set_item("durable_bytes", kept.bytes.durable)?;
-    let (messages, bytes) = node.mail_size();
+fn add_what_is_kept(py: Python<'_>, stats: &Stats, dict: &Bound<'_, PyDict>) -> PyResult<()> {
+    dict.set_item("history_messages", stats.history.messages)?;
+    dict.set_item("history_bytes", stats.history.bytes.evictable)?;
+    dict.set_item("durable_bytes", stats.history.bytes.durable)?;
+    let (messages, bytes) = stats.mail;
     dict.set_item("mailbox_messages", messages)?;
     dict.set_item("mailbox_bytes", bytes)?;
-    dict.set_item("away", node.away_count())?;
-    dict.set_item("away_bytes", node.away_bytes())?;
-    let (known, displaced) = node.idempotency_size();
+    dict.set_item("away", stats.away)?;
+    dict.set_item("away_bytes", stats.away_bytes)?;
+    let (known, displaced) = stats.idempotency_keys;
     dict.set_item("idempotency_keys", known)?;
     dict.set_item("idempotency_keys_displaced", displaced)?;
     let dropped = PyDict::new(py);
-    for (reason, channel, count) in node.dropped() {
+    for (reason, channel, count) in &stats.dropped {
         let by_channel = if let Some(known) = dropped.get_item(reason)? {
             known.cast_into::<PyDict>()?
         } else {
@@ -95,18 +68,18 @@ fn add_what_is_kept(py: Python<'_>, node: &Arc<Node>, dict: &Bound<'_, PyDict>) 
             dropped.set_item(reason, &by_channel)?;
             by_channel
         };
-        by_channel.set_item(&*channel, count)?;
+        by_channel.set_item(&**channel, count)?;
     }
     dict.set_item("dropped", dropped)?;
-    let worst = py.detach(|| node.worst_connections(WORST));
-    let worst = worst.iter().map(|(id, bytes)| (&**id, *bytes));
+    let worst = stats.worst_connections.iter();
+    let worst = worst.map(|(id, bytes)| (&**id, *bytes));
     dict.set_item("worst_connections", PyList::new(py, worst)?)?;
-    let health = py.detach(|| node.storage_health());
+    let health = &stats.storage;
     let storage = PyDict::new(py);
     storage.set_item("kind", health.kind)?;
-    storage.set_item("path", health.path)?;
+    storage.set_item("path", &health.path)?;
     storage.set_item("degraded", health.is_degraded)?;
-    storage.set_item("error", health.error)?;
+    storage.set_item("error", &health.error)?;
     storage.set_item("queued_changes", health.queued_changes)?;
     storage.set_item("queued_bytes", health.queued_bytes)?;
     storage.set_item("commits", health.commits)?;

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod backups;
+mod calls;
 mod contract;
 mod counted;
 mod full;

@@ -2,7 +2,8 @@
 
 use _tantor::adapters::memory_broker::HistoryLimits;
 use _tantor::host::server::Server;
-use _tantor::node::{Node, PublishOptions};
+use _tantor::node::Node;
+use _tantor::ports::calls::PublishOptions;
 use _tantor::ports::store::Committed;
 use _tantor::settings::config::{Config, Value};
 use serde_json::Value as Json;

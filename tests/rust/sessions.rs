@@ -157,7 +157,7 @@ fn meddle(node: &Arc<Node>, known: &Known) {
             let mut commit =
                 || -> _tantor::ports::store::Committed { panic!("nothing is durable here") };
             let body = Body::Message(b"\"hello\"");
-            let options = _tantor::node::PublishOptions::default();
+            let options = _tantor::ports::calls::PublishOptions::default();
             node.send(&id, channel, body, &options, &mut commit)
                 .unwrap();
         }

@@ -1,0 +1,54 @@
+//! Gauges and counters of a messenger, at one moment.
+
+use super::broker::HistorySize;
+use super::store::Health;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// A snapshot of all gauges and counters. `docs/protocol.md` says what each is in `Tantor.stats()`.
+#[derive(Clone, Debug)]
+pub struct Stats {
+    pub connections: usize,
+    /// The limit of connections that the settings and the limit of open files leave.
+    pub connection_limit: usize,
+    /// Subscribers by channel, the oldest channel first.
+    pub census: Vec<(Arc<str>, usize)>,
+    /// Frames and bytes that wait for shards or sockets.
+    pub queued: (usize, usize),
+    /// Sockets whose request head has not arrived in full.
+    pub handshakes: usize,
+    /// Bytes of messages and request heads that have not arrived in full.
+    pub unfinished_bytes: usize,
+    /// The most that the system may hold in the buffers of all sockets; `None` where the system sizes the buffers.
+    pub socket_buffer_bytes: Option<usize>,
+    /// Counters by name.
+    pub counters: Vec<(&'static str, u64)>,
+    /// Bytes that wait for shards.
+    pub inbox_bytes: usize,
+    pub events: EventStats,
+    /// Ended connections by reason.
+    pub disconnects: BTreeMap<&'static str, u64>,
+    pub shards: usize,
+    pub history: HistorySize,
+    /// Messages and bytes that are kept for clients.
+    pub mail: (usize, usize),
+    pub away: usize,
+    pub away_bytes: usize,
+    /// Idempotency keys that are known, and those that were forgotten before their time to make room.
+    pub idempotency_keys: (usize, u64),
+    /// Dropped messages: reason, channel, count.
+    pub dropped: Vec<(&'static str, Box<str>, u64)>,
+    /// The connections with the most bytes that wait for their sockets, the worst first: client id and bytes.
+    pub worst_connections: Vec<(Arc<str>, usize)>,
+    pub storage: Health,
+}
+
+/// The queue of events for the application.
+#[derive(Clone, Copy, Debug)]
+pub struct EventStats {
+    pub queued: usize,
+    pub bytes: usize,
+    pub dropped: u64,
+    /// How often clients were read no further because the queue was full.
+    pub pauses: u64,
+}

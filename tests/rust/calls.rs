@@ -1,0 +1,217 @@
+//! Every call, through the trait alone: no Python, no socket.
+
+use crate::peer::history_limits;
+use _tantor::adapters::memory_broker::MemoryBroker;
+use _tantor::adapters::memory_store::MemoryStore;
+use _tantor::adapters::sqlite::{Limits, SqliteStore};
+use _tantor::base::error::Error;
+use _tantor::core::history::Page;
+use _tantor::node::{Node, NodeCalls};
+use _tantor::ports::calls::{Call, Calls, Progress, PublishOptions, Reply};
+use _tantor::ports::completion::Completion;
+use _tantor::ports::store::Store;
+use _tantor::settings::channel_kind::ChannelKind;
+use _tantor::settings::config::Config;
+use _tantor::wire::messages::Body;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+fn calls_over(store: Arc<dyn Store>) -> Box<dyn Calls> {
+    let broker = MemoryBroker::new(Arc::clone(&store), history_limits(1 << 20));
+    let node = Node::new(Arc::new(Config::default()), Arc::new(broker), store);
+    Box::new(NodeCalls::new(Arc::new(node)))
+}
+
+/// The reply to a call of which nothing is saved.
+fn ask(calls: &dyn Calls, call: Call<'_>) -> Result<Reply, Error> {
+    let mut when_saved = || -> Completion<()> { panic!("{call:?} waits for nothing") };
+    match calls.call(call, &mut when_saved) {
+        Progress::Ended(reply) => reply,
+        Progress::Saving(reply) => panic!("{call:?} has ended: {reply:?}"),
+    }
+}
+
+macro_rules! asked {
+    ($calls:expr, $call:expr, $kind:path) => {
+        match ask(&*$calls, $call).unwrap() {
+            $kind(content) => content,
+            other => panic!("an unexpected reply: {other:?}"),
+        }
+    };
+}
+
+fn broadcast<'a>(channel: &'a str, options: PublishOptions<'a>) -> Call<'a> {
+    Call::Broadcast {
+        channel,
+        event: "news",
+        data: b"{\"n\":1}",
+        options,
+    }
+}
+
+fn names(ids: &[Arc<str>]) -> Vec<&str> {
+    ids.iter().map(|id| &**id).collect()
+}
+
+#[test]
+fn channels_and_publications() {
+    let calls = calls_over(Arc::new(MemoryStore));
+    let (name, client) = ("den", "somebody");
+    let create = |kind| Call::CreateChannel { name, kind };
+    assert!(matches!(
+        ask(&*calls, create("secret")),
+        Err(Error::Argument(_))
+    ));
+    assert!(asked!(calls, create("private"), Reply::Changed));
+    assert!(!asked!(calls, create("public"), Reply::Changed));
+    assert!(asked!(calls, Call::HasChannel { name }, Reply::Known));
+    let channel = asked!(calls, Call::Channel { name }, Reply::Channel).unwrap();
+    assert_eq!((&*channel.name, channel.kind), (name, ChannelKind::Private));
+
+    let subscribe = Call::Subscribe {
+        client,
+        channel: name,
+    };
+    assert!(matches!(ask(&*calls, subscribe).unwrap(), Reply::Done));
+    assert_eq!(
+        names(&asked!(calls, Call::Presence { channel: name }, Reply::Ids)),
+        [client]
+    );
+    let census = asked!(calls, Call::Census, Reply::Census);
+    assert_eq!(
+        census.iter().find(|(known, _)| &**known == name).unwrap().1,
+        1
+    );
+    let unsubscribe = Call::Unsubscribe {
+        client,
+        channel: name,
+    };
+    assert!(matches!(ask(&*calls, unsubscribe).unwrap(), Reply::Done));
+    assert!(asked!(calls, Call::Presence { channel: name }, Reply::Ids).is_empty());
+
+    let once = PublishOptions {
+        idempotency_key: Some("one"),
+        ..PublishOptions::default()
+    };
+    let first = asked!(calls, broadcast(name, once), Reply::Published);
+    let again = asked!(calls, broadcast(name, once), Reply::Published);
+    assert_eq!((first.is_duplicate, again.is_duplicate), (false, true));
+    assert_eq!(first.position, again.position);
+    let page = Page {
+        limit: 10,
+        after: None,
+        before: None,
+    };
+    let history = asked!(
+        calls,
+        Call::History {
+            channel: name,
+            page
+        },
+        Reply::History
+    );
+    assert_eq!((history.offset, history.publications.len()), (1, 1));
+
+    let known = asked!(calls, Call::ChannelNames, Reply::Ids);
+    assert!(names(&known).contains(&name));
+    assert_eq!(asked!(calls, Call::ChannelCount, Reply::Count), known.len());
+    assert!(asked!(calls, Call::DeleteChannel { name }, Reply::Changed));
+    assert!(!asked!(calls, Call::DeleteChannel { name }, Reply::Changed));
+    assert!(asked!(calls, Call::Channel { name }, Reply::Channel).is_none());
+}
+
+#[test]
+fn clients_and_messages() {
+    let calls = calls_over(Arc::new(MemoryStore));
+    let client = "somebody";
+    assert!(asked!(calls, Call::ConnectionIds, Reply::Ids).is_empty());
+    assert_eq!(asked!(calls, Call::ConnectionCount, Reply::Count), 0);
+    assert!(!asked!(calls, Call::HasConnection { client }, Reply::Known));
+    assert!(asked!(calls, Call::Connection { client }, Reply::Connection).is_none());
+    let token = asked!(calls, Call::ResumeToken { client }, Reply::Token);
+    assert!(!token.is_empty());
+
+    let json = b"{\"name\":\"Ada\"}";
+    assert!(matches!(
+        ask(&*calls, Call::SetUserData { client, json }).unwrap(),
+        Reply::Done
+    ));
+    assert_eq!(
+        asked!(calls, Call::UserData { client }, Reply::UserData).unwrap(),
+        &json[..]
+    );
+
+    let send = Call::Send {
+        client,
+        channel: None,
+        body: Body::Message(b"\"hello\""),
+        options: PublishOptions::default(),
+    };
+    let reply = asked!(calls, send, Reply::Sent);
+    let message_id = &reply.stamp.id_text();
+    let report = asked!(calls, Call::Delivery { message_id }, Reply::Delivery).unwrap();
+    assert_eq!((report.handed_over, report.waiting), (0, 1));
+    let unknown = Call::Delivery {
+        message_id: "msg_0",
+    };
+    assert!(asked!(calls, unknown, Reply::Delivery).is_none());
+
+    let alarmed = asked!(calls, Call::Emergency { message: "fire" }, Reply::Alarmed);
+    assert_eq!(alarmed.recipients, 0);
+    let stats = asked!(calls, Call::Stats, Reply::Stats);
+    assert_eq!(
+        (stats.connections, stats.mail.0, stats.storage.kind),
+        (0, 2, "memory")
+    );
+    let counted = |wanted| {
+        stats
+            .counters
+            .iter()
+            .find(|(name, _)| *name == wanted)
+            .unwrap()
+            .1
+    };
+    assert_eq!((counted("undelivered"), counted("publications")), (1, 1));
+}
+
+#[test]
+fn a_durable_call_tells_when_its_result_is_saved() {
+    let folder = tempfile::tempdir().unwrap();
+    let limits = Limits {
+        file_bytes: 1 << 30,
+        queue_bytes: 1 << 20,
+        keys: 10,
+        key_ttl: 1_000_000,
+    };
+    let store = Arc::new(SqliteStore::new(&folder.path().join("tantor.db"), limits));
+    let calls = calls_over(store);
+    let durable = PublishOptions {
+        durable: true,
+        ..PublishOptions::default()
+    };
+    let (tell, told) = mpsc::channel();
+    let mut when_saved = || {
+        let tell = tell.clone();
+        Completion::new(move |outcome: Result<(), Error>| {
+            tell.send(outcome.map_err(|error| error.to_string()))
+                .unwrap();
+        })
+    };
+    let progress = calls.call(broadcast("orders", durable), &mut when_saved);
+    let Progress::Saving(Reply::Published(published)) = progress else {
+        panic!("{progress:?}")
+    };
+    assert_eq!(published.position.unwrap().offset, 1);
+    assert_eq!(told.recv_timeout(Duration::from_secs(60)).unwrap(), Ok(()));
+}
+
+#[test]
+fn a_durable_call_without_a_database_ends_with_an_error() {
+    let calls = calls_over(Arc::new(MemoryStore));
+    let durable = PublishOptions {
+        durable: true,
+        ..PublishOptions::default()
+    };
+    let refused = ask(&*calls, broadcast("orders", durable));
+    assert!(matches!(refused, Err(Error::Argument(why)) if why.contains("database")));
+}
