@@ -6,16 +6,17 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::attack_state::{DRAINED, ENDING, FLOODING, Outcome, READY, Shared, wait_for};
 use crate::audience::settle;
 use crate::clients::{Clients, Opening};
 use crate::frame::{TEXT, client_frame};
 use crate::histogram::Histogram;
-use crate::message::Message;
+use crate::message::{Message, broadcast, join};
 use crate::siege::SIEGES;
 use crate::sys;
 use crate::target::Target;
@@ -126,69 +127,12 @@ const FLOODS: &[Flood] = &[
     },
 ];
 
-/// A command to publish on the channel of a flood.
-pub fn broadcast(data_bytes: usize) -> Vec<u8> {
-    let text = format!(
-        r#"{{"action":"broadcast","channel":"flood","event":"flood","data":"{}"}}"#,
-        "x".repeat(data_bytes)
-    );
-    client_frame(TEXT, text.as_bytes())
-}
-
-/// A command to join a channel.
-pub fn join(channel: &str) -> Vec<u8> {
-    let text = format!(r#"{{"action":"join_channel","channel":"{channel}"}}"#);
-    client_frame(TEXT, text.as_bytes())
-}
-
 const PUBLISHES_PER_SECOND: u32 = 200;
 /// A pair that waits longer for one publish is cut off; what is missing counts as this long.
 const STALL_LIMIT: Duration = Duration::from_secs(30);
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(20);
 /// How long readers may take to read what waits for them after a flood.
 const DRAIN_LIMIT: Duration = Duration::from_secs(30);
-
-/// What the threads of one attack tell each other.
-#[derive(Default)]
-pub struct Shared {
-    phase: AtomicU8,
-    pub is_over: AtomicBool,
-    most_memory: AtomicU64,
-    most_kernel_memory: AtomicU64,
-}
-
-pub const READY: u8 = 1;
-pub const FLOODING: u8 = 2;
-const ENDING: u8 = 3;
-const DRAINED: u8 = 4;
-
-impl Shared {
-    pub fn phase(&self) -> u8 {
-        self.phase.load(Ordering::Acquire)
-    }
-
-    pub fn enter(&self, phase: u8) {
-        self.phase.store(phase, Ordering::Release);
-    }
-
-    /// True once the flood is to end.
-    pub fn is_ending(&self) -> bool {
-        self.phase() >= ENDING || self.is_over.load(Ordering::Acquire)
-    }
-}
-
-/// What became of a flood.
-#[derive(Default)]
-pub struct Outcome {
-    pub sent_bytes: usize,
-    pub received_bytes: usize,
-    /// Clients of the flood: its readers, or those that send if it has none.
-    pub clients: usize,
-    /// Those of them that the server closed.
-    pub closed: usize,
-    /// From the flood's end until the readers had read all that waited for them.
-    pub drained_after: Duration,
-}
 
 pub fn run(
     target: &Target,
@@ -299,12 +243,6 @@ fn watch_pair(target: &Target, duration: Duration, shared: &Shared) -> io::Resul
         memory_after: sys::resident_bytes(target.process)?,
         server_cpu_share,
     })
-}
-
-fn wait_for(shared: &Shared, phase: u8) {
-    while shared.phase() < phase {
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 fn summary(histogram: &Histogram) -> Value {

@@ -15,6 +15,8 @@ mod arguments;
 #[cfg(target_os = "linux")]
 mod attack;
 #[cfg(target_os = "linux")]
+mod attack_state;
+#[cfg(target_os = "linux")]
 mod audience;
 #[cfg(target_os = "linux")]
 mod bare;

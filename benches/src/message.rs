@@ -1,4 +1,4 @@
-//! What a message of Tantor says, as far as a measurement asks for it.
+//! Messages of Tantor, as far as a measurement reads them, and commands to Tantor.
 
 use std::borrow::Cow;
 
@@ -53,6 +53,21 @@ impl<'a> Message<'a> {
 /// A command to Tantor as a client sends it.
 pub fn command(json: &serde_json::Value) -> Vec<u8> {
     client_frame(TEXT, json.to_string().as_bytes())
+}
+
+/// A command to publish on the channel `flood`.
+pub fn broadcast(data_bytes: usize) -> Vec<u8> {
+    let text = format!(
+        r#"{{"action":"broadcast","channel":"flood","event":"flood","data":"{}"}}"#,
+        "x".repeat(data_bytes)
+    );
+    client_frame(TEXT, text.as_bytes())
+}
+
+/// A command to join a channel.
+pub fn join(channel: &str) -> Vec<u8> {
+    let text = format!(r#"{{"action":"join_channel","channel":"{channel}"}}"#);
+    client_frame(TEXT, text.as_bytes())
 }
 
 #[cfg(test)]

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
 
-use crate::attack::{FLOODING, Outcome, READY, Shared, broadcast, join};
+use crate::attack_state::{FLOODING, Outcome, READY, Shared, wait_for};
 use crate::clients::upgrade_request;
 use crate::frame::{TEXT, client_frame};
+use crate::message::{broadcast, join};
 use crate::target::Target;
 
 /// A flood of connections.
@@ -153,9 +154,7 @@ fn come_and_go(target: &Target, shared: &Shared, frames: &[u8]) -> io::Result<Ou
 
 fn wait_for_flood(shared: &Shared) {
     shared.enter(READY);
-    while shared.phase() < FLOODING {
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    wait_for(shared, FLOODING);
 }
 
 fn connect(target: &Target, number: usize) -> io::Result<TcpStream> {
