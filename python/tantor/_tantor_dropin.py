@@ -10,13 +10,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from importlib.machinery import ModuleSpec
 
-# What is served, and the packages above it, which are found elsewhere where they exist.
+# The modules that Tantor serves, and the packages above them, which are found elsewhere where they are installed.
 SERVED = ("tsk_flask.herd.elephants.tantor", "elephants.py_ele.tantor")
 PACKAGES = ("tsk_flask", "tsk_flask.herd", "tsk_flask.herd.elephants", "elephants.py_ele")
 
 
 class TantorFinder:
-    """A finder that leaves all names but these few to the others."""
+    """Finds the modules and packages named above, and no others."""
 
     @staticmethod
     def find_spec(name: str, path: "Sequence[str] | None" = None, target: object = None) -> "ModuleSpec | None":
@@ -24,12 +24,14 @@ class TantorFinder:
         if name not in SERVED and name not in PACKAGES:
             return None
         try:
-            from tantor.dropin import find_spec
+            from tantor.dropin_loaders import module_spec, package_spec
         except ModuleNotFoundError as error:
             if error.name != "tantor":
                 raise
             return None  # Tantor was uninstalled, and this file was left
-        return find_spec(name, path)
+        if name in SERVED:
+            return module_spec(name)
+        return package_spec(name, path, TantorFinder.__name__, (*SERVED, *PACKAGES))
 
 
 if not any(getattr(finder, "__name__", None) == TantorFinder.__name__ for finder in sys.meta_path):

@@ -4,17 +4,18 @@ Importing this does not import Flask, and nothing here starts a server.
 """
 
 import logging
-import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Unpack
 
-from tantor.latest import latest
+from tantor.current import get_tantor
 from tantor.messenger import Tantor
 from tantor.setting_types import Settings
 from tantor.settings import resolve
 
 if TYPE_CHECKING:
     from flask import Blueprint, Flask
+
+__all__ = ["blueprint", "get_tantor", "init_tantor", "js_blueprint"]
 
 
 def init_tantor(
@@ -57,17 +58,6 @@ def init_tantor(
     app.extensions["tantor"] = tantor
     app.tantor = tantor  # type: ignore[attr-defined]  # where code written to the original looks
     return tantor
-
-
-def get_tantor() -> Tantor | Any:  # not `| None`: most callers know that there is one
-    """The app's Tantor inside a Flask context, else the one that this process made last; None if there is none."""
-    if "flask" in sys.modules:  # without Flask there is no context
-        from flask import current_app, has_app_context
-
-        if has_app_context():
-            found = current_app.extensions.get("tantor") or getattr(current_app, "tantor", None)
-            return found if isinstance(found, Tantor) else None
-    return latest()
 
 
 def blueprint(name: str = "tantor", url_prefix: str | None = "/api/tantor") -> "Blueprint":

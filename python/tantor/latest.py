@@ -1,21 +1,18 @@
-"""Which Tantor this process made last, held weakly: what nobody uses any more is not kept alive for it."""
+"""The Tantor that this process made last, held weakly: this module keeps no unused Tantor alive."""
 
 import weakref
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from tantor.messenger import Tantor
-
-_made: "list[weakref.ref[Tantor]]" = []
+# `object`, because this module is imported by the class that it holds
+_made: list[weakref.ref[object]] = []
 
 
-def remember_latest(tantor: "Tantor") -> None:
-    """Make this one the latest, for as long as something else holds it."""
+def remember_latest(tantor: object) -> None:
+    """Make a Tantor the latest, until it is garbage collected."""
     _made.append(weakref.ref(tantor, _made.remove))
 
 
-def latest() -> "Tantor | None":
-    """The Tantor made last of those that still exist; None if there is none."""
+def latest() -> object | None:
+    """The newest Tantor that still exists; None if there is none."""
     for reference in reversed(_made.copy()):
         if (tantor := reference()) is not None:
             return tantor

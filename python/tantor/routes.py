@@ -1,4 +1,4 @@
-"""The routes of `tantor.flask.blueprint()`. The only module that needs Flask to be imported."""
+"""The routes of `tantor.flask.blueprint()`. Needs Flask."""
 
 import json
 from collections.abc import Callable
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from flask import Blueprint, Response, jsonify, request
 from werkzeug.exceptions import BadRequest, HTTPException, UnsupportedMediaType
 
+from tantor.current import get_tantor
 from tantor.errors import TantorError
-from tantor.flask import get_tantor
 from tantor.messenger import Tantor
 
 if TYPE_CHECKING:
