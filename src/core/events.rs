@@ -1,6 +1,6 @@
 //! What Python is told: a bounded queue from any thread to the one that calls handlers.
 
-use crate::base::clock::monotonic_micros;
+use crate::base::clock::{SteadyTime, WallTime};
 use crate::core::log_throttle::LogThrottle;
 use arc_swap::ArcSwap;
 use std::collections::HashSet;
@@ -13,8 +13,7 @@ use std::time::Duration;
 #[derive(Clone, Debug)]
 pub struct Event {
     pub name: Arc<str>,
-    /// Microseconds since 1970.
-    pub micros: u64,
+    pub at: WallTime,
     pub client_id: Option<Arc<str>>,
     pub channel: Option<Arc<str>>,
     pub detail: Detail,
@@ -155,7 +154,7 @@ impl EventQueue {
     pub fn log(&self, level: LogLevel, logger: &'static str, message: impl FnOnce() -> String) {
         let place = Location::caller();
         if self.logs(level)
-            && (level == LogLevel::Debug || self.throttle.admits(place, monotonic_micros()))
+            && (level == LogLevel::Debug || self.throttle.admits(place, SteadyTime::now()))
         {
             self.tell(Told::Log(LogRecord {
                 level,
@@ -167,7 +166,7 @@ impl EventQueue {
 
     /// Logs how many lines were withheld in the last period. To be called about once a second.
     pub fn log_withheld(&self) {
-        for (place, count) in self.throttle.end_periods(monotonic_micros()) {
+        for (place, count) in self.throttle.end_periods(SteadyTime::now()) {
             self.tell(Told::Log(LogRecord {
                 level: LogLevel::Warning,
                 logger: "server",
@@ -318,7 +317,7 @@ mod tests {
         let detail = Detail::Data(vec![0; size].into());
         Event {
             name: Arc::from("e"),
-            micros: 0,
+            at: WallTime::now(),
             client_id: None,
             channel: None,
             detail,

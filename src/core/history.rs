@@ -1,5 +1,6 @@
 //! What is kept of one channel: its last publications, each at its offset.
 
+use crate::base::clock::SteadyTime;
 use crate::wire::frame::EncodedFrame;
 use std::collections::VecDeque;
 
@@ -16,8 +17,7 @@ pub struct StreamPosition {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kept {
     pub offset: u64,
-    /// When it was published, by `monotonic_micros`.
-    pub at: u64,
+    pub at: SteadyTime,
     /// The publisher was told that it is saved, or will be: only the channel's own size and age may remove it.
     pub is_durable: bool,
     pub frame: EncodedFrame,
@@ -148,7 +148,7 @@ impl History {
     }
 
     /// Lets go of the oldest beyond `size`, and of what was published before `oldest`.
-    pub fn trim(&mut self, size: usize, oldest: u64) {
+    pub fn trim(&mut self, size: usize, oldest: SteadyTime) {
         while self
             .kept
             .front()
@@ -177,7 +177,9 @@ impl History {
 
     /// Removes everything that is kept.
     pub fn clear(&mut self) {
-        self.trim(0, 0);
+        while !self.kept.is_empty() {
+            self.drop_first();
+        }
     }
 
     /// What was published behind `offset` and up to `through`, if all of that is kept and has at most `max_bytes`.
@@ -300,11 +302,19 @@ impl History {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::time::Duration;
+
+    /// No publication is older.
+    const OLDEST: SteadyTime = SteadyTime::START;
+
+    fn time(micros: u64) -> SteadyTime {
+        SteadyTime::START + Duration::from_micros(micros)
+    }
 
     fn kept(offset: u64, at: u64, size: usize) -> Kept {
         Kept {
             offset,
-            at,
+            at: time(at),
             is_durable: false,
             frame: EncodedFrame::text(&vec![b'x'; size]),
         }
@@ -325,7 +335,7 @@ mod tests {
     #[test]
     fn all_that_was_missed_or_nothing() {
         let mut history = filled(1, 10);
-        history.trim(5, 0);
+        history.trim(5, OLDEST);
         let since = |epoch, offset, through, bytes| {
             history.since(epoch, offset, through, bytes).map(offsets)
         };
@@ -408,9 +418,9 @@ mod tests {
             before: None,
         };
         assert_eq!(offsets(history.page(page, 1000).0), [1, 2, 4, 5]);
-        history.trim(3, 0);
+        history.trim(3, OLDEST);
         assert_eq!(since(&history, 2), Err(Unrecovered::Expired));
-        history.trim(1, 0);
+        history.trim(1, OLDEST);
         assert_eq!(since(&history, 3), Err(Unrecovered::Expired));
         assert_eq!(since(&history, 4), Ok(vec![5]));
     }
@@ -440,7 +450,7 @@ mod tests {
             history.since(Some(7), 4, 6, 1000).map(offsets),
             Err(Unrecovered::Expired)
         );
-        history.trim(1, 0);
+        history.trim(1, OLDEST);
         assert_eq!(history.emptied_through(), 4);
         assert_eq!(history.displaced(1, 0), history.bytes().durable);
         assert_eq!((history.displaced(2, 0), history.displaced(1, 1)), (0, 0));
@@ -465,7 +475,7 @@ mod tests {
                     }
                     3 => {
                         let oldest = at.saturating_sub(number);
-                        history.trim(8, oldest);
+                        history.trim(8, time(oldest));
                         while model.len() > 8 || model.first().is_some_and(|first| first.1 < oldest) {
                             gone = model.remove(0).0;
                         }

@@ -1,20 +1,21 @@
 //! What is kept for one client until it has it: messages in the order in which they were sent.
 
+use crate::base::clock::SteadyTime;
 use crate::wire::frame::EncodedFrame;
 use std::collections::{HashSet, VecDeque};
 
-/// A message that is kept. Times are by `monotonic_micros`.
+/// A message that is kept.
 #[derive(Clone, Debug)]
 pub struct Mail {
     /// In the order of sending, within one mailbox.
     pub number: u64,
     /// The message's id.
     pub message: u64,
-    pub expires: u64,
+    pub expires: SteadyTime,
     pub is_emergency: bool,
     pub frame: EncodedFrame,
-    /// When it was last handed over to the client's connection; 0 for never.
-    pub handed_over: u64,
+    /// When the message was last handed over to the client's connection.
+    pub handed_over: Option<SteadyTime>,
 }
 
 #[derive(Debug, Default)]
@@ -100,7 +101,7 @@ impl Mailbox {
     }
 
     /// Takes out what has expired by `now`; counts it as dropped.
-    pub fn expire(&mut self, now: u64) -> Vec<Mail> {
+    pub fn expire(&mut self, now: SteadyTime) -> Vec<Mail> {
         let mut expired = Vec::new();
         self.mail.retain(|mail| {
             let is_kept = mail.expires > now;
@@ -129,11 +130,11 @@ impl Mailbox {
         self.mail.iter_mut()
     }
 
-    /// When the oldest that is no emergency will expire, by `monotonic_micros`: the order in which mailboxes make
-    /// room. Those with emergencies only come last.
-    pub fn oldest(&self) -> u64 {
+    /// When the oldest message that is no emergency will expire: the order in which mailboxes make room. `None` where
+    /// all are emergencies: such mailboxes come last.
+    pub fn oldest(&self) -> Option<SteadyTime> {
         let oldest = self.mail.iter().find(|mail| !mail.is_emergency);
-        oldest.map_or(u64::MAX, |mail| mail.expires)
+        oldest.map(|mail| mail.expires)
     }
 
     /// Whether a message of this size has room in a mailbox of so many bytes.
@@ -201,15 +202,20 @@ fn weight(mail: &Mail) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
+
+    fn at(micros: u64) -> SteadyTime {
+        SteadyTime::START + Duration::from_micros(micros)
+    }
 
     fn mail(message: u64, expires: u64, is_emergency: bool) -> Mail {
         Mail {
             number: 0,
             message,
-            expires,
+            expires: at(expires),
             is_emergency,
             frame: EncodedFrame::text(b"{}"),
-            handed_over: 0,
+            handed_over: None,
         }
     }
 
@@ -240,12 +246,12 @@ mod tests {
         }
         assert_eq!(mailbox.take(3).map(|mail| mail.message), Some(3));
         assert!(mailbox.take(3).is_none());
-        assert_eq!(ids(&mailbox.expire(5)), [2]);
-        assert_eq!(mailbox.oldest(), 10);
+        assert_eq!(ids(&mailbox.expire(at(5))), [2]);
+        assert_eq!(mailbox.oldest(), Some(at(10)));
         assert_eq!(ids(&mailbox.take_all()), [1]);
         assert_eq!(
             (mailbox.bytes(), mailbox.tell_dropped(), mailbox.oldest()),
-            (0, 1, u64::MAX)
+            (0, 1, None)
         );
     }
 

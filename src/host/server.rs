@@ -485,7 +485,7 @@ fn store_of(config: &Config) -> Arc<dyn Store> {
             let limits = Limits {
                 file_bytes: config.database_bytes,
                 queue_bytes: config.database_queue_bytes,
-                key_ttl: config.idempotency_ttl.as_micros() as u64,
+                key_ttl: config.idempotency_ttl,
                 keys: config
                     .max_idempotency_keys
                     .min(keys_in(config.database_bytes)),

@@ -1,7 +1,7 @@
 //! Clients that are away, in the order in which they went, and which of them makes room for others.
 
 use super::client::{Client, Peer};
-use crate::base::clock::monotonic_micros;
+use crate::base::clock::SteadyTime;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
@@ -9,12 +9,12 @@ use std::time::Duration;
 
 /// Clients by the sequence number of their absence, each with its deadline.
 #[derive(Default)]
-pub struct Due(BTreeMap<u64, (u64, Arc<Client>)>);
+pub struct Due(BTreeMap<u64, (SteadyTime, Arc<Client>)>);
 
 impl Due {
     /// Adds a client for which something is due after `wait`.
     pub fn push(&mut self, wait: Duration, number: u64, client: &Arc<Client>) {
-        let at = monotonic_micros().saturating_add(wait.as_micros() as u64);
+        let at = SteadyTime::now() + wait;
         self.0.insert(number, (at, Arc::clone(client)));
     }
 
@@ -23,7 +23,7 @@ impl Due {
     }
 
     /// Takes the first client for which something is due by `now`.
-    pub fn pop_due(&mut self, now: u64) -> Option<(u64, Arc<Client>)> {
+    pub fn pop_due(&mut self, now: SteadyTime) -> Option<(u64, Arc<Client>)> {
         let first = self.0.first_entry()?;
         if first.get().0 > now {
             return None;
@@ -72,7 +72,7 @@ impl Expected {
     }
 
     /// Takes the first client whose time is over by `now`.
-    pub fn pop_due(&mut self, now: u64) -> Option<(u64, Arc<Client>)> {
+    pub fn pop_due(&mut self, now: SteadyTime) -> Option<(u64, Arc<Client>)> {
         let (number, client) = self.due.pop_due(now)?;
         self.forget(number);
         Some((number, client))
@@ -132,6 +132,7 @@ fn network_of(client: &Client) -> Network {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::clock::WallTime;
 
     fn peer(address: &str) -> Option<Peer> {
         match address {
@@ -141,7 +142,7 @@ mod tests {
     }
 
     fn client(name: &str, address: &str, has_spoken: bool) -> Arc<Client> {
-        let client = Client::new(name.into(), 0, None);
+        let client = Client::new(name.into(), WallTime::now(), None);
         client.begin_connection(false, peer(address));
         if has_spoken {
             client.note_spoken();
@@ -216,7 +217,7 @@ mod tests {
         silent.begin_connection(true, peer("192.0.2.9"));
         expected.remove(2);
         assert_eq!(expected.clients().len(), 1);
-        let due = expected.pop_due(u64::MAX);
+        let due = expected.pop_due(SteadyTime::now());
         assert_eq!(due.map(|(number, _)| number), Some(1));
         assert!(expected.pop_surplus().is_none() && expected.silent.is_empty());
         assert!(expected.by_count.is_empty() && expected.by_network.is_empty());

@@ -1,6 +1,6 @@
 //! A channel as the node knows it: who is on it, where they are, and which notices wait.
 
-use crate::base::clock;
+use crate::base::clock::{SteadyTime, WallTime};
 use crate::base::sync::{Mutex, Rank};
 use crate::core::hub::ChannelKey;
 use crate::core::interest::Interest;
@@ -12,13 +12,13 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 pub struct Channel {
     pub key: ChannelKey,
     pub name: Arc<str>,
     pub kind: ChannelKind,
-    /// Microseconds since 1970.
-    pub created: u64,
+    pub created: WallTime,
     pub settings: ChannelSettings,
     /// Opened at its first use (`Node::stream`), when what was saved is known.
     pub(super) stream: OnceLock<Arc<dyn Stream>>,
@@ -98,7 +98,7 @@ impl Channel {
             key,
             name: name.into(),
             kind,
-            created: clock::now_micros(),
+            created: WallTime::now(),
             settings,
             stream: OnceLock::new(),
             members: Mutex::new(Rank::Members, Members::default()),
@@ -136,8 +136,8 @@ pub struct Members {
     pub interest: Interest,
     pub joins: Pending,
     pub leaves: Pending,
-    /// When the last subscriber left, by `monotonic_micros`.
-    pub empty_since: u64,
+    /// When the last subscriber left, or, without one, the channel was made or its history became empty.
+    pub empty_since: Option<SteadyTime>,
     /// It is in the node's list of empty channels.
     pub noted_empty: bool,
     /// It is in the node's list of channels with notices that wait.
@@ -165,21 +165,22 @@ impl Notice {
 /// Joins or leaves of a large channel that were not told yet.
 #[derive(Debug, Default)]
 pub struct Pending {
-    /// When the last notice went out, by `monotonic_micros`.
-    last: u64,
+    /// When the last notice went out.
+    last: Option<SteadyTime>,
     count: usize,
     latest: Option<Arc<str>>,
 }
 
-/// Microseconds between two notices of a channel beyond the limit, at least.
-const NOTICE_INTERVAL: u64 = 1_000_000;
+/// The least time between two notices of a channel beyond the limit.
+const NOTICE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Microseconds more for each subscriber: a storm of joins takes the longer the more there are, and each notice goes
-/// to them all. 10,000 subscribers make it 4 seconds.
-const NOTICE_INTERVAL_EACH: u64 = 400;
+/// The time between two notices is at least this for each subscriber: the more subscribers, the longer a storm of joins
+/// takes, and each notice goes to all of them. 10,000 subscribers make it 4 seconds.
+const NOTICE_INTERVAL_EACH: Duration = Duration::from_micros(400);
 
-fn notice_interval(subscribers: usize) -> u64 {
-    NOTICE_INTERVAL.max(subscribers as u64 * NOTICE_INTERVAL_EACH)
+fn notice_interval(subscribers: usize) -> Duration {
+    let subscribers = u32::try_from(subscribers).unwrap_or(u32::MAX);
+    NOTICE_INTERVAL.max(NOTICE_INTERVAL_EACH.saturating_mul(subscribers))
 }
 
 /// What to do with a join or leave.
@@ -193,14 +194,20 @@ pub enum Tell {
 
 impl Pending {
     /// Decides about one more join or leave, of a channel that has `subscribers`.
-    pub fn add(&mut self, id: &Arc<str>, subscribers: usize, limit: usize, now: u64) -> Tell {
+    pub fn add(
+        &mut self,
+        id: &Arc<str>,
+        subscribers: usize,
+        limit: usize,
+        now: SteadyTime,
+    ) -> Tell {
         if subscribers <= limit {
             // what still waits is told along with it
             let waiting = self.take_all(now).map(|(_, count)| count + 1);
             return Tell::Now(waiting);
         }
-        if self.count == 0 && now.saturating_sub(self.last) >= notice_interval(subscribers) {
-            self.last = now;
+        if self.count == 0 && self.is_due(subscribers, now) {
+            self.last = Some(now);
             return Tell::Now(Some(1));
         }
         self.wait(id)
@@ -214,18 +221,23 @@ impl Pending {
     }
 
     /// All that waits, due or not: the latest client, and how many it stands for.
-    pub fn take_all(&mut self, now: u64) -> Option<(Arc<str>, usize)> {
+    pub fn take_all(&mut self, now: SteadyTime) -> Option<(Arc<str>, usize)> {
         let latest = self.latest.take()?;
-        self.last = now;
+        self.last = Some(now);
         Some((latest, std::mem::take(&mut self.count)))
     }
 
     /// What is due by now: the latest client, and how many it stands for.
-    pub fn take_due(&mut self, subscribers: usize, now: u64) -> Option<(Arc<str>, usize)> {
-        if now.saturating_sub(self.last) < notice_interval(subscribers) {
+    pub fn take_due(&mut self, subscribers: usize, now: SteadyTime) -> Option<(Arc<str>, usize)> {
+        if !self.is_due(subscribers, now) {
             return None;
         }
         self.take_all(now)
+    }
+
+    fn is_due(&self, subscribers: usize, now: SteadyTime) -> bool {
+        self.last
+            .is_none_or(|last| now.since(last) >= notice_interval(subscribers))
     }
 
     pub fn is_waiting(&self) -> bool {
@@ -237,25 +249,39 @@ impl Pending {
 mod tests {
     use super::*;
 
+    const MICROSECOND: Duration = Duration::from_micros(1);
+
     #[test]
     fn beyond_the_limit_one_notice_a_second_stands_for_all() {
         let id = |name: &str| Arc::from(name);
         let mut pending = Pending::default();
-        let start = 10 * NOTICE_INTERVAL;
+        let start = SteadyTime::START;
         assert_eq!(pending.add(&id("a"), 2, 2, start), Tell::Now(None));
         assert_eq!(pending.add(&id("b"), 3, 2, start), Tell::Now(Some(1)));
-        assert_eq!(pending.add(&id("c"), 4, 2, start + 1), Tell::Later);
-        assert_eq!(pending.add(&id("d"), 5, 2, start + 2), Tell::Later);
-        assert_eq!(pending.take_due(4, start + 3), None);
+        assert_eq!(
+            pending.add(&id("c"), 4, 2, start + MICROSECOND),
+            Tell::Later
+        );
+        assert_eq!(
+            pending.add(&id("d"), 5, 2, start + MICROSECOND * 2),
+            Tell::Later
+        );
+        assert_eq!(pending.take_due(4, start + MICROSECOND * 3), None);
         assert_eq!(
             pending.take_due(4, start + NOTICE_INTERVAL),
             Some((id("d"), 2))
         );
-        assert_eq!(pending.take_due(4, start + 3 * NOTICE_INTERVAL), None);
+        assert_eq!(pending.take_due(4, start + NOTICE_INTERVAL * 3), None);
         let start = start + NOTICE_INTERVAL;
-        assert_eq!(pending.add(&id("e"), 3, 2, start + 1), Tell::Later);
-        assert_eq!(pending.add(&id("f"), 2, 2, start + 2), Tell::Now(Some(2)));
-        assert_eq!(pending.take_due(4, start + 3 * NOTICE_INTERVAL), None);
+        assert_eq!(
+            pending.add(&id("e"), 3, 2, start + MICROSECOND),
+            Tell::Later
+        );
+        assert_eq!(
+            pending.add(&id("f"), 2, 2, start + MICROSECOND * 2),
+            Tell::Now(Some(2))
+        );
+        assert_eq!(pending.take_due(4, start + NOTICE_INTERVAL * 3), None);
         assert!(!pending.is_waiting());
     }
 
@@ -279,15 +305,15 @@ mod tests {
     fn the_more_listen_the_rarer_are_notices() {
         let id = Arc::from("a");
         let mut pending = Pending::default();
-        let start = 10 * NOTICE_INTERVAL;
+        let start = SteadyTime::START;
         assert_eq!(pending.add(&id, 10_000, 2, start), Tell::Now(Some(1)));
         assert_eq!(
-            pending.add(&id, 10_000, 2, start + 3 * NOTICE_INTERVAL),
+            pending.add(&id, 10_000, 2, start + NOTICE_INTERVAL * 3),
             Tell::Later
         );
-        assert_eq!(pending.take_due(10_000, start + 3 * NOTICE_INTERVAL), None);
+        assert_eq!(pending.take_due(10_000, start + NOTICE_INTERVAL * 3), None);
         assert_eq!(
-            pending.take_due(10_000, start + 4 * NOTICE_INTERVAL),
+            pending.take_due(10_000, start + NOTICE_INTERVAL * 4),
             Some((id, 1))
         );
     }

@@ -3,6 +3,7 @@
 use super::channel::Channel;
 use super::delivery::Place;
 use super::token::Session;
+use crate::base::clock::{AtomicWallTime, WallTime};
 use crate::base::sync::{Mutex, Rank};
 use crate::core::mailbox::Mailbox;
 use crate::ports::broker::CHANNEL_SIZE;
@@ -26,9 +27,8 @@ pub enum Peer {
 
 pub struct Client {
     pub id: Arc<str>,
-    /// Microseconds since 1970.
-    pub joined: u64,
-    last_ping: AtomicU64,
+    pub joined: WallTime,
+    last_ping: AtomicWallTime,
     /// It has joined a channel with a `ref`, and so understands what plain pages do not.
     wants_gaps: AtomicBool,
     /// The number of its latest connection (`Place::number`) once a frame has come on it; before that 0.
@@ -82,7 +82,7 @@ pub struct Away {
 }
 
 impl Client {
-    pub fn new(id: Arc<str>, now: u64, place: Option<Place>) -> Self {
+    pub fn new(id: Arc<str>, now: WallTime, place: Option<Place>) -> Self {
         let state = ClientState {
             place,
             ..ClientState::default()
@@ -90,7 +90,7 @@ impl Client {
         Self {
             id,
             joined: now,
-            last_ping: AtomicU64::new(now),
+            last_ping: AtomicWallTime::new(now),
             wants_gaps: AtomicBool::new(false),
             heard_on: AtomicU64::new(0),
             has_spoken: AtomicBool::new(false),
@@ -100,13 +100,12 @@ impl Client {
         }
     }
 
-    pub fn ping(&self, now: u64) {
-        self.last_ping.store(now, Ordering::Relaxed);
+    pub fn ping(&self, now: WallTime) {
+        self.last_ping.store(now);
     }
 
-    /// Microseconds since 1970.
-    pub fn last_ping(&self) -> u64 {
-        self.last_ping.load(Ordering::Relaxed)
+    pub fn last_ping(&self) -> WallTime {
+        self.last_ping.load()
     }
 
     /// Bytes that wait for its socket.

@@ -7,21 +7,22 @@ use super::Node;
 use super::channel::{Channel, Members};
 use super::client::CLIENT_SIZE;
 use crate::base::capacity::{shrink_map, shrink_queue};
-use crate::base::clock;
+use crate::base::clock::SteadyTime;
 use crate::ports::broker::{CHANNEL_SIZE, Closing};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
-/// Most time between two looks at publications that have expired, in microseconds.
-const HISTORY_TEND_INTERVAL: u64 = 10_000_000;
+/// Most time between two looks at publications that have expired.
+const HISTORY_TEND_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Least time between them, where `empty_channel_ttl` is short.
-const MIN_HISTORY_TEND_INTERVAL: u64 = 500_000;
+const MIN_HISTORY_TEND_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Channels that may end, in the order of the times beside them (by `monotonic_micros`). Some may have subscribers or
-/// history again.
-pub type EmptyChannels = VecDeque<(u64, Arc<Channel>)>;
+/// Channels that may end, each with the time since when it is empty, in the order of these times. Some may have
+/// subscribers or history again.
+pub type EmptyChannels = VecDeque<(SteadyTime, Arc<Channel>)>;
 
 impl Node {
     /// Counts publications that were evicted since the last call.
@@ -33,17 +34,18 @@ impl Node {
 
     /// Forgets publications and idempotency keys that have expired, from time to time.
     pub(super) fn expire_kept(&self) {
-        let now = clock::monotonic_micros();
+        let now = SteadyTime::now();
         // a channel that is to end soon after its history has to have its history looked at as soon
-        let interval = (self.config.empty_channel_ttl.as_micros() as u64)
+        let interval = self
+            .config
+            .empty_channel_ttl
             .clamp(MIN_HISTORY_TEND_INTERVAL, HISTORY_TEND_INTERVAL);
-        let tended = self.history_tended.load(Ordering::Relaxed);
         // a store without room needs the deletions soon
         let is_urgent = self.was_degraded.load(Ordering::Relaxed);
-        if !is_urgent && now.saturating_sub(tended) < interval {
+        if !is_urgent && !self.history_tended.is_due(now, interval) {
             return;
         }
-        self.history_tended.store(now, Ordering::Relaxed);
+        self.history_tended.set(now);
         self.published_once.expire(now);
         self.clients_published_once.expire(now);
         self.sent_once.expire(now);
@@ -55,9 +57,10 @@ impl Node {
         if self.permanent_channels().contains(&&*channel.name) {
             return;
         }
-        members.empty_since = clock::monotonic_micros();
+        let now = SteadyTime::now();
+        members.empty_since = Some(now);
         if !std::mem::replace(&mut members.noted_empty, true) {
-            let noted = (members.empty_since, Arc::clone(channel));
+            let noted = (now, Arc::clone(channel));
             self.empty_channels.lock().push_back(noted);
         }
     }
@@ -85,14 +88,13 @@ impl Node {
     pub(super) fn remove_empty_channels(&self, room: usize) {
         self.note_emptied();
         let most = self.config.max_empty_channels.saturating_sub(room);
-        let ttl = self.config.empty_channel_ttl.as_micros() as u64;
-        let due = clock::monotonic_micros().saturating_sub(ttl);
+        let due = SteadyTime::now() - self.config.empty_channel_ttl;
         let mut looks = self.empty_channels.lock().len();
         while looks > 0 {
             looks -= 1;
             let mut empty = self.empty_channels.lock();
             let is_over = empty.len() > most;
-            let is_due = |(noted, _): &(u64, Arc<Channel>)| is_over || *noted <= due;
+            let is_due = |(noted, _): &(SteadyTime, Arc<Channel>)| is_over || *noted <= due;
             if !empty.front().is_some_and(is_due) {
                 break;
             }
@@ -101,8 +103,8 @@ impl Node {
             };
             shrink_queue(&mut empty);
             drop(empty);
-            let due = if is_over { u64::MAX } else { due };
-            self.end_if_empty(&channel, due);
+            let emptied_by = if is_over { None } else { Some(due) };
+            self.end_if_empty(&channel, emptied_by);
         }
     }
 
@@ -119,9 +121,10 @@ impl Node {
         }
     }
 
-    /// Ends a channel that was taken off the queue, if it has neither subscribers nor history, and has been empty since
-    /// `due`. One with history is noted again when that is empty.
-    fn end_if_empty(&self, channel: &Arc<Channel>, due: u64) {
+    /// Ends a channel that was taken off the queue, if it has neither subscribers nor history, and if it was empty at
+    /// `emptied_by` and since then (`None`: for however short a time). A channel with history is noted again when its
+    /// history is empty.
+    fn end_if_empty(&self, channel: &Arc<Channel>, emptied_by: Option<SteadyTime>) {
         self.note_held();
         let mut channels = self.channels.write();
         let mut members = channel.members.lock();
@@ -129,8 +132,8 @@ impl Node {
         if members.removed || !members.roster.is_empty() {
             return;
         }
-        // it may have been filled and emptied again since it was noted
-        if members.empty_since > due {
+        // the channel may have been filled and emptied again since it was noted
+        if emptied_by.is_some_and(|due| members.empty_since.is_some_and(|since| since > due)) {
             self.note_empty(channel, &mut members);
             return;
         }

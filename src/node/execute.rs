@@ -6,7 +6,7 @@ use super::delivery::Place;
 use super::publish::NewPublication;
 use super::recovery::Asked;
 use super::{Node, encode};
-use crate::base::clock;
+use crate::base::clock::WallTime;
 use crate::base::error::{ErrorCode, Refusal};
 use crate::base::misspelling::nearest;
 use crate::base::names;
@@ -102,7 +102,7 @@ impl Node {
 
     /// A client answered the protocol's ping.
     pub fn ponged(&self, client: &Arc<Client>) -> Work {
-        client.ping(clock::now_micros());
+        client.ping(WallTime::now());
         let told = self.client_event("pong", client, Some(names::SYSTEM_CHANNEL), || Detail::None);
         Work {
             told,
@@ -165,7 +165,7 @@ impl Node {
                 }
             }
             Command::Ping => {
-                client.ping(clock::now_micros());
+                client.ping(WallTime::now());
                 if asker.reference.is_some() {
                     self.answer(asker, names::SYSTEM_CHANNEL, |out| {
                         messages::write_json(out, "pong", true);

@@ -1,9 +1,11 @@
 //! Results of publications by the idempotency key that their publishers gave them, so that a repeat publishes nothing.
 
+use crate::base::clock::SteadyTime;
 use crate::base::sync::{Mutex, Rank};
 use crate::ports::store::{Committed, Fate, StoreError};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Where a key counts. The same key elsewhere is another key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,8 +25,8 @@ type Owner = Option<Arc<str>>;
 /// Results of type `T`. Where there are too many, the owner with the most keys loses its oldest, so that nobody can
 /// have the keys of others forgotten.
 pub struct Idempotency<T> {
-    /// How long a key is known, by the caller's clock.
-    ttl: u64,
+    /// How long a key is known.
+    ttl: Duration,
     limits: Limits,
     results: Mutex<Results<T>>,
 }
@@ -48,8 +50,8 @@ struct Results<T> {
 
 /// A key in its owner's queue, oldest first.
 struct Used {
-    /// When the key was first used, by the caller's clock.
-    begun: u64,
+    /// When the key was first used.
+    begun: SteadyTime,
     number: u64,
     key: Key,
 }
@@ -95,7 +97,7 @@ pub enum Known<T> {
 }
 
 impl<T: Copy> Idempotency<T> {
-    pub fn new(ttl: u64, limits: Limits) -> Self {
+    pub fn new(ttl: Duration, limits: Limits) -> Self {
         Self {
             ttl,
             limits,
@@ -110,7 +112,7 @@ impl<T: Copy> Idempotency<T> {
         &self,
         scope: Scope<'_>,
         key: &str,
-        now: u64,
+        now: SteadyTime,
         committed: &mut dyn FnMut() -> Option<Committed>,
         mark: &dyn Fn(Committed),
     ) -> Option<Known<T>> {
@@ -143,7 +145,7 @@ impl<T: Copy> Idempotency<T> {
             };
         }
         let fate = Fate::default();
-        if self.ttl == 0 || self.limits.total == 0 {
+        if self.ttl.is_zero() || self.limits.total == 0 {
             return Some(Known::Nothing(results.take_number(), fate));
         }
         results.make_room(&key.0, self.limits);
@@ -152,12 +154,12 @@ impl<T: Copy> Idempotency<T> {
     }
 
     /// Adds a key that was saved, and is known for the time `left`; a key that is known already stays as it is.
-    pub fn restore(&self, scope: Scope<'_>, key: &str, now: u64, left: u64, result: T) {
+    pub fn restore(&self, scope: Scope<'_>, key: &str, now: SteadyTime, left: Duration, result: T) {
         if self.limits.total == 0 {
             return;
         }
         let key = scope.key(key);
-        let begun = now.saturating_sub(self.ttl.saturating_sub(left));
+        let begun = now - self.ttl.saturating_sub(left);
         let mut results = self.results.lock();
         results.forget_expired(&key.0, now, self.ttl);
         if !results.by_key.contains_key(&key) {
@@ -214,7 +216,7 @@ impl<T: Copy> Idempotency<T> {
     }
 
     /// Forgets the keys that have expired, of every owner.
-    pub fn expire(&self, now: u64) {
+    pub fn expire(&self, now: SteadyTime) {
         let mut results = self.results.lock();
         let owners: Vec<Owner> = results.owners.keys().cloned().collect();
         for owner in owners {
@@ -256,7 +258,7 @@ impl<T> Results<T> {
     }
 
     /// Adds a key at its place by age in its owner's queue; returns its number.
-    fn insert(&mut self, key: Key, begun: u64, fate: Fate, state: State<T>) -> u64 {
+    fn insert(&mut self, key: Key, begun: SteadyTime, fate: Fate, state: State<T>) -> u64 {
         let number = self.take_number();
         let owner = key.0.clone();
         let queue = self.owners.entry(owner.clone()).or_default();
@@ -297,8 +299,8 @@ impl<T> Results<T> {
         }
     }
 
-    fn forget_expired(&mut self, owner: &Owner, now: u64, ttl: u64) {
-        let is_expired = |used: &Used| now.saturating_sub(used.begun) >= ttl;
+    fn forget_expired(&mut self, owner: &Owner, now: SteadyTime, ttl: Duration) {
+        let is_expired = |used: &Used| now.since(used.begun) >= ttl;
         while self
             .owners
             .get(owner)
@@ -346,6 +348,9 @@ mod tests {
     use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
+    /// The time to live of the keys of most tests.
+    const TTL: Duration = Duration::from_micros(100);
+
     const SCOPE: Scope<'static> = Scope {
         client: None,
         target: "jungle",
@@ -356,6 +361,10 @@ mod tests {
         of_one_client: 2,
     };
 
+    fn at(micros: u64) -> SteadyTime {
+        SteadyTime::START + Duration::from_micros(micros)
+    }
+
     fn of_client(client: &str) -> Scope<'_> {
         Scope {
             client: Some(client),
@@ -365,7 +374,7 @@ mod tests {
 
     /// True for a key that was free, and is used now.
     fn is_new(keys: &Idempotency<u32>, scope: Scope<'_>, key: &str, now: u64) -> bool {
-        match keys.begin(scope, key, now, &mut || None, &|_| ()) {
+        match keys.begin(scope, key, at(now), &mut || None, &|_| ()) {
             Some(Known::Nothing(number, _)) => {
                 keys.published(scope, key, number, 1, false);
                 true
@@ -376,7 +385,7 @@ mod tests {
     }
 
     fn begin(keys: &Idempotency<u32>, key: &str, now: u64) -> Result<u64, Option<u32>> {
-        match keys.begin(SCOPE, key, now, &mut || None, &|_| ()) {
+        match keys.begin(SCOPE, key, at(now), &mut || None, &|_| ()) {
             Some(Known::Nothing(number, _)) => Ok(number),
             None => Err(None),
             Some(Known::Repeat(result)) => Err(Some(result)),
@@ -385,7 +394,7 @@ mod tests {
 
     #[test]
     fn a_repeat_gets_the_first_result_until_the_key_is_old() {
-        let keys = Idempotency::new(100, LIMITS);
+        let keys = Idempotency::new(TTL, LIMITS);
         let number = begin(&keys, "a", 0).expect("free");
         assert_eq!(begin(&keys, "a", 1), Err(None));
         keys.published(SCOPE, "a", number, 7, false);
@@ -397,7 +406,7 @@ mod tests {
                     target: "other"
                 },
                 "a",
-                99,
+                at(99),
                 &mut || None,
                 &|_| ()
             ),
@@ -408,7 +417,7 @@ mod tests {
 
     #[test]
     fn the_oldest_keys_go_first() {
-        let keys = Idempotency::new(100, LIMITS);
+        let keys = Idempotency::new(TTL, LIMITS);
         for key in ["a", "b", "c"] {
             let number = begin(&keys, key, 0).expect("free");
             keys.published(SCOPE, key, number, 1, false);
@@ -421,7 +430,7 @@ mod tests {
 
     #[test]
     fn the_same_key_of_two_clients_is_two_keys() {
-        let keys = Idempotency::new(100, LIMITS);
+        let keys = Idempotency::new(TTL, LIMITS);
         assert!(is_new(&keys, of_client("a"), "key", 0));
         assert!(is_new(&keys, of_client("b"), "key", 0));
         assert!(is_new(&keys, SCOPE, "key", 0));
@@ -434,7 +443,7 @@ mod tests {
             total: 10,
             of_one_client: 4,
         };
-        let keys = Idempotency::new(1000, limits);
+        let keys = Idempotency::new(TTL * 10, limits);
         assert!(is_new(&keys, of_client("honest"), "order", 0));
         for number in 0..1000 {
             assert!(is_new(&keys, of_client("flood"), &format!("{number}"), 1));
@@ -454,14 +463,14 @@ mod tests {
 
     #[test]
     fn keys_end_with_their_client_and_with_their_time() {
-        let keys = Idempotency::new(100, LIMITS);
+        let keys = Idempotency::new(TTL, LIMITS);
         assert!(is_new(&keys, of_client("a"), "key", 0));
         assert!(is_new(&keys, of_client("b"), "key", 50));
         keys.forget_client(&Arc::from("a"));
         assert_eq!(keys.size().0, 1);
-        keys.expire(149);
+        keys.expire(at(149));
         assert_eq!(keys.size().0, 1);
-        keys.expire(150);
+        keys.expire(at(150));
         assert_eq!(keys.size(), (0, 0));
         let results = keys.results.lock();
         assert!(results.owners.is_empty() && results.by_count.is_empty());
@@ -469,7 +478,7 @@ mod tests {
 
     #[test]
     fn repeats_wait_for_the_first_to_be_saved() {
-        let keys = Idempotency::new(100, LIMITS);
+        let keys = Idempotency::new(TTL, LIMITS);
         let number = begin(&keys, "a", 0).expect("free");
         keys.published(SCOPE, "a", number, 1, true);
         let failures = Arc::new(AtomicUsize::new(0));
@@ -482,7 +491,7 @@ mod tests {
         };
         for _ in 0..2 {
             assert!(matches!(
-                keys.begin(SCOPE, "a", 1, &mut waiting, &|_| panic!(
+                keys.begin(SCOPE, "a", at(1), &mut waiting, &|_| panic!(
                     "it is being saved"
                 )),
                 Some(Known::Repeat(1))
@@ -495,7 +504,7 @@ mod tests {
 
     #[test]
     fn repeats_of_what_nobody_waited_for_wait_for_all_before_them_to_be_saved() {
-        let keys = Idempotency::new(100, LIMITS);
+        let keys = Idempotency::new(TTL, LIMITS);
         let number = begin(&keys, "a", 0).expect("free");
         keys.published(SCOPE, "a", number, 1, false);
         let marks = AtomicUsize::new(0);
@@ -508,29 +517,31 @@ mod tests {
         };
         for _ in 0..2 {
             assert!(matches!(
-                keys.begin(SCOPE, "a", 1, &mut waiting, &mark),
+                keys.begin(SCOPE, "a", at(1), &mut waiting, &mark),
                 Some(Known::Repeat(1))
             ));
         }
         assert_eq!(marks.load(Ordering::Relaxed), 2);
-        keys.restore(SCOPE, "b", 0, 100, 2);
+        keys.restore(SCOPE, "b", at(0), Duration::from_micros(100), 2);
         let mut told = false;
         let mut committed = || {
             told = true;
             Some(Box::new(|outcome: Result<(), StoreError>| outcome.unwrap()) as Committed)
         };
-        let known = keys.begin(SCOPE, "b", 1, &mut committed, &|_| panic!("it is saved"));
+        let known = keys.begin(SCOPE, "b", at(1), &mut committed, &|_| {
+            panic!("it is saved")
+        });
         assert!(matches!(known, Some(Known::Repeat(2))) && told);
     }
 
     #[test]
     fn what_is_taken_in_grows_old_as_it_would_have() {
-        let keys = Idempotency::new(100, LIMITS);
+        let keys = Idempotency::new(TTL, LIMITS);
         let number = begin(&keys, "used", 1000).expect("free");
         keys.published(SCOPE, "used", number, 1, false);
-        keys.restore(SCOPE, "b", 1000, 60, 3);
-        keys.restore(SCOPE, "a", 1000, 50, 2);
-        keys.restore(SCOPE, "used", 1000, 40, 9);
+        keys.restore(SCOPE, "b", at(1000), Duration::from_micros(60), 3);
+        keys.restore(SCOPE, "a", at(1000), Duration::from_micros(50), 2);
+        keys.restore(SCOPE, "used", at(1000), Duration::from_micros(40), 9);
         assert_eq!(begin(&keys, "used", 1001), Err(Some(1)));
         assert_eq!(begin(&keys, "a", 1049), Err(Some(2)));
         assert_eq!(begin(&keys, "b", 1050), Err(Some(3)));
@@ -539,7 +550,7 @@ mod tests {
 
     #[test]
     fn saved_may_come_before_published() {
-        let keys = Idempotency::new(100, LIMITS);
+        let keys = Idempotency::new(TTL, LIMITS);
         let number = begin(&keys, "a", 0).expect("free");
         keys.saved(SCOPE, "a", number, &Ok(()));
         assert_eq!(begin(&keys, "a", 1), Err(None));

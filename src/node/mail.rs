@@ -4,7 +4,7 @@ use super::client::{Client, ClientState};
 use super::delivery::{Delivery, Place};
 use super::idempotency::{Known, Scope};
 use super::{Node, argument, encode};
-use crate::base::clock;
+use crate::base::clock::{SteadyTime, WallTime};
 use crate::base::error::{Error, ErrorCode, Refusal};
 use crate::base::names;
 use crate::base::priority::Priority;
@@ -138,7 +138,7 @@ impl Node {
             if was_kept {
                 self.note_waiting(*id, -1);
             } else if !self.acknowledge_emergency(&mut state, *id) {
-                unknown = Some(Stamp { id: *id, micros: 0 }.id_text());
+                unknown = Some(messages::message_id_text(*id));
                 continue;
             }
             count += 1;
@@ -221,11 +221,11 @@ impl Node {
     /// that.
     pub(super) fn hand_over_mail(&self, client: &Client, state: &mut ClientState, place: Place) {
         let acknowledges = state.acknowledges;
-        let now = clock::monotonic_micros();
+        let now = SteadyTime::now();
         let mut numbers = Vec::new();
         self.with_mailbox(state, |mailbox| {
             for mail in mailbox.iter_mut() {
-                mail.handed_over = now;
+                mail.handed_over = Some(now);
                 self.push_mail(place, mail);
             }
             if !acknowledges {
@@ -357,8 +357,7 @@ impl Node {
         letter: Letter<'_>,
         committed: Option<Committed>,
     ) {
-        let now = clock::monotonic_micros();
-        let ttl = letter.ttl.as_micros() as u64;
+        let now = SteadyTime::now();
         let mailbox = state.mailbox.get_or_insert_default();
         if !Mailbox::has_room(letter.frame.len(), self.config.mailbox_bytes) {
             // alone it takes more than all may: the others stay
@@ -376,10 +375,10 @@ impl Node {
         let number = mailbox.push(Mail {
             number: 0,
             message: letter.message,
-            expires: now.saturating_add(ttl),
+            expires: now + letter.ttl,
             is_emergency: letter.is_emergency,
             frame: letter.frame.clone(),
-            handed_over: if letter.is_handed_over { now } else { 0 },
+            handed_over: letter.is_handed_over.then_some(now),
         });
         self.note_waiting(letter.message, 1);
         if self.store.is_durable() {
@@ -387,7 +386,7 @@ impl Node {
                 client: Arc::clone(&client.id),
                 number,
                 message: letter.message,
-                expires: clock::now_micros().saturating_add(ttl),
+                expires: WallTime::now() + letter.ttl,
                 is_emergency: letter.is_emergency,
                 frame: letter.frame.clone(),
                 used_key: letter.used_key,

@@ -2,7 +2,7 @@
 
 use super::Node;
 use super::client::{Client, ClientState};
-use crate::base::clock;
+use crate::base::clock::{SteadyTime, WallTime};
 use crate::core::mailbox::{Mail, Mailbox};
 use crate::ports::store::SavedMail;
 use std::collections::VecDeque;
@@ -16,15 +16,15 @@ pub struct Mailed {
     clients: VecDeque<Arc<Client>>,
     /// How many are still to be looked at in this round.
     left: usize,
-    /// When this round began, by `monotonic_micros`.
-    round: u64,
+    /// When this round began.
+    round: Option<SteadyTime>,
 }
 
 /// Most time between two looks at what has expired.
 const TEND_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Microseconds that one look takes; the round goes on with the next one.
-const MAX_LOOK: u64 = 5_000;
+/// The most time that one look takes; the round goes on with the next one.
+const MAX_LOOK: Duration = Duration::from_millis(5);
 
 /// Clients that are taken from the list at once.
 const LOOKED_AT_TOGETHER: usize = 64;
@@ -35,19 +35,22 @@ const KEPT_PERCENT: usize = 90;
 impl Node {
     /// Looks after mail: what has expired, and emergencies that were not acknowledged.
     pub(super) fn tend_mail(&self) {
-        let begun = clock::monotonic_micros();
-        let interval = TEND_INTERVAL.min(self.config.ack_timeout / 2).as_micros() as u64;
+        let begun = SteadyTime::now();
+        let interval = TEND_INTERVAL.min(self.config.ack_timeout / 2);
         {
             let mut mailed = self.mailed.lock();
             if mailed.left == 0 {
-                if begun.saturating_sub(mailed.round) < interval {
+                if mailed
+                    .round
+                    .is_some_and(|last| begun.since(last) < interval)
+                {
                     return;
                 }
-                mailed.round = begun;
+                mailed.round = Some(begun);
                 mailed.left = mailed.clients.len();
             }
         }
-        while clock::monotonic_micros() - begun < MAX_LOOK {
+        while begun.elapsed() < MAX_LOOK {
             let batch: Vec<_> = {
                 let mut mailed = self.mailed.lock();
                 // some may be out, to make room
@@ -70,14 +73,14 @@ impl Node {
     /// Lets go of mail of a mailbox that has expired.
     pub(super) fn expire_mail(&self, client_id: &Arc<str>, mailbox: &mut Mailbox) {
         let before = (mailbox.len(), mailbox.weight());
-        let expired = mailbox.expire(clock::monotonic_micros());
+        let expired = mailbox.expire(SteadyTime::now());
         self.count_mail(before, mailbox);
         self.let_go(client_id, &expired, "mail_expired");
     }
 
     /// Takes in mail that was saved.
     pub(super) fn restore_mail(&self, mail: Vec<SavedMail>) {
-        let (now, steady_now) = (clock::now_micros(), clock::monotonic_micros());
+        let (now, steady_now) = (WallTime::now(), SteadyTime::now());
         for saved in mail {
             let client = self.client_or_new(&saved.client);
             let mut state = client.state.lock();
@@ -90,10 +93,10 @@ impl Node {
             mailbox.push(Mail {
                 number: saved.number,
                 message: saved.message,
-                expires: steady_now.saturating_add(saved.expires.saturating_sub(now)),
+                expires: steady_now + saved.expires.since(now),
                 is_emergency: saved.is_emergency,
                 frame: saved.frame,
-                handed_over: 0,
+                handed_over: None,
             });
             self.count_mail(before, mailbox);
             self.note_mailed(&client, &mut state);
@@ -159,13 +162,14 @@ impl Node {
         let oldest = |client: &Arc<Client>| {
             let state = client.state.lock();
             let mailbox = state.mailbox.as_ref();
-            mailbox.map_or(u64::MAX, |mailbox| mailbox.oldest())
+            mailbox.and_then(|mailbox| mailbox.oldest())
         };
         let mut by_age: Vec<_> = mailed
             .into_iter()
             .map(|client| (oldest(&client), client))
             .collect();
-        by_age.sort_unstable_by_key(|(oldest, _)| *oldest);
+        // those without a message that may go come last
+        by_age.sort_unstable_by_key(|(oldest, _)| (oldest.is_none(), *oldest));
         let target = limit / 100 * KEPT_PERCENT;
         for emergencies_too in [false, true] {
             for (_, client) in &by_age {
@@ -219,11 +223,11 @@ impl Node {
         if let Some(mailbox) = &mut state.mailbox {
             self.expire_mail(&client.id, mailbox);
             if let Some(place) = state.place.filter(|_| state.acknowledges) {
-                let now = clock::monotonic_micros();
-                let again = now.saturating_sub(self.config.ack_timeout.as_micros() as u64);
+                let now = SteadyTime::now();
+                let again = now - self.config.ack_timeout;
                 for mail in mailbox.iter_mut() {
-                    if mail.is_emergency && mail.handed_over <= again {
-                        mail.handed_over = now;
+                    if mail.is_emergency && mail.handed_over.is_none_or(|last| last <= again) {
+                        mail.handed_over = Some(now);
                         self.push_mail(place, mail);
                     }
                 }

@@ -6,7 +6,7 @@ use super::delivery::{Delivery, Place, Terms};
 use super::recovery::Asked;
 use super::{FanOut, Node, argument};
 use crate::base::capacity::shrink_map;
-use crate::base::clock;
+use crate::base::clock::{SteadyTime, WallTime};
 use crate::base::error::{Error, ErrorCode, Refusal};
 use crate::base::names;
 use crate::base::priority::{Priority, SlowConsumer};
@@ -185,7 +185,7 @@ impl Node {
     }
 
     pub(super) fn tell_due_notices(&self) {
-        let now = clock::monotonic_micros();
+        let now = SteadyTime::now();
         let noticed = std::mem::take(&mut *self.noticed.lock());
         let mut waiting = Vec::new();
         for channel in noticed {
@@ -251,7 +251,7 @@ impl Node {
         let id: Arc<str> = id.into();
         let client = clients
             .entry(Arc::clone(&id))
-            .or_insert_with(|| Arc::new(Client::new(id, clock::now_micros(), None)));
+            .or_insert_with(|| Arc::new(Client::new(id, WallTime::now(), None)));
         Arc::clone(client)
     }
 
@@ -384,7 +384,7 @@ impl Node {
         }
         let (tell, joins_before) = {
             let mut members = channel.members.lock();
-            let now = clock::monotonic_micros();
+            let now = SteadyTime::now();
             let limit = self.config.notice_limit;
             let subscribers = members.roster.len();
             match notice {

@@ -30,7 +30,7 @@ pub use execute::{FanOut, Work};
 pub use report::Incoming;
 pub use session::{Connected, Greeting};
 
-use crate::base::clock;
+use crate::base::clock::{LastTime, WallTime};
 use crate::base::error::{Disconnect, Error, Refusal};
 use crate::base::fork::InWork;
 use crate::base::names;
@@ -102,8 +102,8 @@ pub struct Node {
     /// Apart, so that clients cannot have the application's keys forgotten.
     clients_published_once: Idempotency<Published>,
     sent_once: Idempotency<Stamp>,
-    /// When expired publications were last let go of, by `monotonic_micros`.
-    history_tended: AtomicU64,
+    /// When expired publications were last let go of.
+    history_tended: LastTime,
     empty_channels: Mutex<EmptyChannels>,
     /// The most that the node has held since the last tick; see `note_held`.
     held_peak: AtomicUsize,
@@ -133,7 +133,7 @@ const KEPT_SCRATCH: usize = 64 << 10;
 
 impl Node {
     pub fn new(config: Arc<Config>, broker: Arc<dyn Broker>, store: Arc<dyn Store>) -> Self {
-        let key_ttl = config.idempotency_ttl.as_micros() as u64;
+        let key_ttl = config.idempotency_ttl;
         let key_limits = idempotency::Limits {
             total: config.max_idempotency_keys,
             of_one_client: config.max_client_keys,
@@ -167,7 +167,7 @@ impl Node {
             published_once: Idempotency::new(key_ttl, key_limits),
             clients_published_once: Idempotency::new(key_ttl, key_limits),
             sent_once: Idempotency::new(key_ttl, key_limits),
-            history_tended: AtomicU64::new(0),
+            history_tended: LastTime::never(),
             empty_channels: Mutex::default(),
             held_peak: AtomicUsize::new(0),
             noticed: Mutex::default(),
@@ -476,7 +476,7 @@ impl Node {
     ) {
         self.events.event(Event {
             name,
-            micros: clock::now_micros(),
+            at: WallTime::now(),
             client_id: client_id.cloned(),
             channel: channel.map(Arc::from),
             detail,
@@ -487,7 +487,7 @@ impl Node {
         let number = self.next_message.fetch_add(1, Ordering::Relaxed);
         Stamp {
             id: mix(self.message_seed.wrapping_add(number)),
-            micros: clock::now_micros(),
+            at: WallTime::now(),
         }
     }
 

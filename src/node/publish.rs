@@ -5,7 +5,7 @@ use super::client::Client;
 use super::delivery::{Delivery, Terms};
 use super::idempotency::{Idempotency, Known, Scope};
 use super::{Node, argument, encode};
-use crate::base::clock;
+use crate::base::clock::{SteadyTime, WallTime};
 use crate::base::error::Error;
 use crate::base::names;
 use crate::base::priority::Priority;
@@ -171,7 +171,7 @@ impl Node {
         committed: &mut dyn FnMut() -> Option<Committed>,
     ) -> Known<T> {
         loop {
-            let now = clock::monotonic_micros();
+            let now = SteadyTime::now();
             let mark = |committed| {
                 self.store.save(Change::Mark, Some(committed));
             };
@@ -184,9 +184,9 @@ impl Node {
 
     /// Takes in keys that were saved.
     pub(super) fn restore_keys(&self, used_keys: Vec<UsedKey>) {
-        let (now, steady_now) = (clock::now_micros(), clock::monotonic_micros());
+        let (now, steady_now) = (WallTime::now(), SteadyTime::now());
         for used in used_keys {
-            let (key, left) = (&used.key, used.expires.saturating_sub(now));
+            let (key, left) = (&used.key, used.expires.since(now));
             let scope = Scope {
                 client: used.client.as_deref(),
                 target: &used.target,
@@ -220,14 +220,14 @@ impl Node {
         result: KeyResult,
     ) -> Option<Box<UsedKey>> {
         let (key, fate) = (options.idempotency_key?, fate?);
-        let ttl = self.config.idempotency_ttl.as_micros() as u64;
-        let is_known = ttl > 0 && self.config.max_idempotency_keys > 0;
+        let ttl = self.config.idempotency_ttl;
+        let is_known = !ttl.is_zero() && self.config.max_idempotency_keys > 0;
         (is_known && self.store.is_durable()).then(|| {
             Box::new(UsedKey {
                 client: scope.client.map(Into::into),
                 target: scope.target.into(),
                 key: key.into(),
-                expires: clock::now_micros().saturating_add(ttl),
+                expires: WallTime::now() + ttl,
                 result,
                 fate: fate.clone(),
             })

@@ -109,7 +109,7 @@ impl Node {
             name: Arc::clone(&channel.name),
             kind: channel.kind,
             subscribers,
-            created_at: channel.created as f64 / 1e6,
+            created_at: channel.created.seconds(),
         })
     }
 
@@ -141,8 +141,8 @@ impl Node {
         state.place?;
         Some(ConnectionInfo {
             client_id: Arc::clone(&client.id),
-            joined_at: client.joined as f64 / 1e6,
-            last_ping: client.last_ping() as f64 / 1e6,
+            joined_at: client.joined.seconds(),
+            last_ping: client.last_ping().seconds(),
             channels: state
                 .channels
                 .iter()

@@ -4,7 +4,7 @@
 use super::Node;
 use super::client::{Client, ClientState};
 use super::token::Session;
-use crate::base::clock;
+use crate::base::clock::WallTime;
 use crate::ports::store::{Change, SavedClient};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -21,21 +21,15 @@ impl Node {
             return;
         };
         let (root, rotation, previous) = session.saved();
-        let is_connected = state.place.is_some();
-        let ttl = self.config.resume_ttl.as_micros() as u64;
+        let is_away = state.place.is_none();
         let saved = SavedClient {
             id: Arc::clone(&client.id),
             root,
             rotation,
             previous,
-            expires: if is_connected {
-                u64::MAX
-            } else {
-                clock::now_micros().saturating_add(ttl)
-            },
+            expires: is_away.then(|| WallTime::now() + self.config.resume_ttl),
             joined: client.joined,
             last_ping: client.last_ping(),
-            is_connected,
             user_data: state.user_data.clone(),
         };
         let client = Box::new(saved);
@@ -48,7 +42,7 @@ impl Node {
             let change = Change::Joined {
                 client: Arc::clone(&client.id),
                 channel: Arc::clone(channel),
-                at: clock::now_micros(),
+                at: WallTime::now(),
             };
             self.store.save(change, None);
         }

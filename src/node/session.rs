@@ -4,7 +4,7 @@ use super::client::{Away, Client, ClientState, Joined, Peer};
 use super::delivery::{Delivery, Place};
 use super::token::{Session, read_token};
 use super::{Channel, Node, Notice, argument};
-use crate::base::clock;
+use crate::base::clock::{SteadyTime, WallTime};
 use crate::base::error::{Disconnect, Error};
 use crate::base::names;
 use crate::base::random::random_u64;
@@ -185,7 +185,7 @@ impl Node {
 
     /// Tells of lost clients that were given their time to come back, and forgets those that did not.
     pub(super) fn tend_away(&self) {
-        let now = clock::monotonic_micros();
+        let now = SteadyTime::now();
         loop {
             // the lock must not be held while the client is dealt with
             let due = self.leaving.lock().pop_due(now);
@@ -213,7 +213,7 @@ impl Node {
         greeting: &Greeting<'_>,
         outcome: Option<ResumeOutcome<'_>>,
     ) -> Option<Connected> {
-        let now = clock::now_micros();
+        let now = WallTime::now();
         let emergencies = self.emergencies.read();
         if !self.reserve() {
             return None;
@@ -277,7 +277,7 @@ impl Node {
         }
         session.rotate(used);
         client.begin_connection(true, greeting.peer);
-        client.ping(clock::now_micros());
+        client.ping(WallTime::now());
         let displaced = state.place.replace(place);
         state.acknowledges = greeting.acknowledges;
         let names = state.channel_names();

@@ -1,5 +1,6 @@
 //! Where a process saves what has to outlive it.
 
+use crate::base::clock::WallTime;
 use crate::core::history::StreamPosition;
 use crate::settings::channel_kind::ChannelKind;
 use crate::wire::frame::EncodedFrame;
@@ -106,13 +107,13 @@ pub struct SavedStream {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SavedPublication {
     pub offset: u64,
-    /// When it was published, in microseconds since 1970.
-    pub at: u64,
+    /// When it was published.
+    pub at: WallTime,
     pub is_durable: bool,
     pub frame: EncodedFrame,
 }
 
-/// A client that may come back. Times are microseconds since 1970.
+/// A client that may come back.
 #[derive(Clone, Debug)]
 pub struct SavedClient {
     pub id: Arc<str>,
@@ -121,10 +122,10 @@ pub struct SavedClient {
     pub rotation: u64,
     /// The one before, while the client may not have got the latest.
     pub previous: Option<u64>,
-    pub expires: u64,
-    pub joined: u64,
-    pub last_ping: u64,
-    pub is_connected: bool,
+    /// When it is forgotten; `None` while it is connected.
+    pub expires: Option<WallTime>,
+    pub joined: WallTime,
+    pub last_ping: WallTime,
     pub user_data: Option<Bytes>,
 }
 
@@ -134,7 +135,7 @@ pub struct SavedMail {
     pub client: Arc<str>,
     pub number: u64,
     pub message: u64,
-    pub expires: u64,
+    pub expires: WallTime,
     pub is_emergency: bool,
     pub frame: EncodedFrame,
 }
@@ -147,8 +148,7 @@ pub struct UsedKey {
     /// The channel that was published on, or the client that was sent to.
     pub target: Box<str>,
     pub key: Box<str>,
-    /// Microseconds since 1970.
-    pub expires: u64,
+    pub expires: WallTime,
     pub result: KeyResult,
     pub fate: Fate,
 }
@@ -193,8 +193,8 @@ pub enum Change<'a> {
     Published {
         stream: StreamKey,
         position: StreamPosition,
-        at: u64,
-        expires: u64,
+        at: WallTime,
+        expires: WallTime,
         /// Its publisher is told once it is saved.
         is_durable: bool,
         frame: &'a EncodedFrame,
@@ -220,7 +220,7 @@ pub enum Change<'a> {
         client: Arc<str>,
         number: u64,
         message: u64,
-        expires: u64,
+        expires: WallTime,
         is_emergency: bool,
         frame: EncodedFrame,
         used_key: Option<Box<UsedKey>>,
@@ -232,11 +232,11 @@ pub enum Change<'a> {
     ClientSaved {
         client: Box<SavedClient>,
     },
-    /// A client that is saved, or is about to be, is on a channel, since microseconds since 1970.
+    /// A client that is saved, or is about to be, is on a channel since the time `at`.
     Joined {
         client: Arc<str>,
         channel: Arc<str>,
-        at: u64,
+        at: WallTime,
     },
     Left {
         client: Arc<str>,

@@ -72,7 +72,7 @@ fn event_dict<'py>(py: Python<'py>, event: &Event) -> PyResult<Bound<'py, PyDict
         _ => PyDict::new(py),
     };
     dict.set_item(intern!(py, "event"), &*event.name)?;
-    dict.set_item(intern!(py, "timestamp"), event.micros as f64 / 1e6)?;
+    dict.set_item(intern!(py, "timestamp"), event.at.seconds())?;
     if let Some(client_id) = &event.client_id {
         dict.set_item(intern!(py, "client_id"), &**client_id)?;
     }

@@ -1,20 +1,14 @@
 //! Memory that was let go, given back to the system.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use crate::base::clock::{LastTime, SteadyTime};
 use std::time::Duration;
 
 const INTERVAL: Duration = Duration::from_secs(5);
 
-/// True once in a while for the whole process: `give_back` walks the heap, which takes its time.
+/// Returns true at most once per `INTERVAL` for the whole process: `give_back` walks the heap, which takes its time.
 pub(super) fn may_give_back() -> bool {
-    static LAST: AtomicU64 = AtomicU64::new(0);
-    let now = crate::base::clock::monotonic_micros();
-    let last = LAST.load(Ordering::Relaxed);
-    let interval = INTERVAL.as_micros() as u64;
-    now.saturating_sub(last) >= interval
-        && LAST
-            .compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed)
-            .is_ok()
+    static LAST: LastTime = LastTime::never();
+    LAST.set_if_due(SteadyTime::now(), INTERVAL)
 }
 
 /// Gives what the allocator keeps of freed buffers back to the system: glibc's would keep it for good once large

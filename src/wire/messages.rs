@@ -1,5 +1,6 @@
 //! The wire's JSON: names, and messages as clients read them (`docs/protocol.md`).
 
+use crate::base::clock::WallTime;
 use crate::base::error::{ErrorCode, Refusal};
 use crate::base::names::{SYSTEM_CHANNEL, check_event_name};
 use crate::wire::frame::EncodedFrame;
@@ -25,18 +26,22 @@ const BUILT_IN_EVENTS: &[&str] = &[
 pub struct Stamp {
     /// Shown as `msg_` and 16 hexadecimal digits.
     pub id: u64,
-    /// Microseconds since 1970.
-    pub micros: u64,
+    pub at: WallTime,
 }
 
 impl Stamp {
     pub fn id_text(self) -> String {
-        format!("msg_{:016x}", self.id)
+        message_id_text(self.id)
     }
 
     pub fn seconds(self) -> f64 {
-        self.micros as f64 / 1e6
+        self.at.seconds()
     }
+}
+
+/// A message's id as it is on the wire: `msg_` and 16 hexadecimal digits.
+pub fn message_id_text(id: u64) -> String {
+    format!("msg_{id:016x}")
 }
 
 /// The id in `msg_` and 16 hexadecimal digits; `None` for what is no such text.
@@ -352,12 +357,13 @@ fn write_id(out: &mut Vec<u8>, stamp: Stamp) {
 
 fn write_timestamp(out: &mut Vec<u8>, stamp: Stamp) {
     use std::io::Write;
+    let micros = stamp.at.as_micros();
     // writing to a Vec does not fail
     let _ = write!(
         out,
         "\"timestamp\":{}.{:06}",
-        stamp.micros / 1_000_000,
-        stamp.micros % 1_000_000
+        micros / 1_000_000,
+        micros % 1_000_000
     );
 }
 

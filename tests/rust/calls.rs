@@ -181,7 +181,7 @@ fn a_durable_call_tells_when_its_result_is_saved() {
         file_bytes: 1 << 30,
         queue_bytes: 1 << 20,
         keys: 10,
-        key_ttl: 1_000_000,
+        key_ttl: Duration::from_secs(1),
     };
     let store = Arc::new(SqliteStore::new(&folder.path().join("tantor.db"), limits));
     let calls = calls_over(store);

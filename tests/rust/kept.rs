@@ -3,6 +3,7 @@
 use crate::peer::{emergency, history_limits};
 use _tantor::adapters::memory_broker::MemoryBroker;
 use _tantor::adapters::memory_store::MemoryStore;
+use _tantor::base::clock::SteadyTime;
 use _tantor::base::error::Error;
 use _tantor::base::priority::Priority;
 use _tantor::base::sync::Mutex;
@@ -25,14 +26,18 @@ const PLACE: Place = Place {
     generation: 1,
 };
 
+fn at(micros: u64) -> SteadyTime {
+    SteadyTime::START + Duration::from_micros(micros)
+}
+
 fn mail(message: u64, expires: u64, is_emergency: bool) -> Mail {
     Mail {
         number: 0,
         message,
-        expires,
+        expires: at(expires),
         is_emergency,
         frame: EncodedFrame::text(&vec![b'x'; message as usize % 50]),
-        handed_over: 0,
+        handed_over: None,
     }
 }
 
@@ -102,8 +107,8 @@ proptest! {
                     prop_assert_eq!(taken.len(), before - model.len());
                 }
                 Step::Expire(now) => {
-                    let expired = mailbox.expire(now);
-                    let (kept, gone) = model.into_iter().partition(|mail| mail.expires > now);
+                    let expired = mailbox.expire(at(now));
+                    let (kept, gone) = model.into_iter().partition(|mail| mail.expires > at(now));
                     model = kept;
                     let gone: Vec<Mail> = gone;
                     prop_assert_eq!(messages(&expired), messages(&gone));
@@ -145,7 +150,7 @@ proptest! {
     ) {
         const TTL: u64 = 50;
         const SCOPE: Scope<'static> = Scope { client: None, target: "scope" };
-        let keys = Idempotency::new(TTL, Limits { total: limit, of_one_client: 1 });
+        let keys = Idempotency::new(Duration::from_micros(TTL), Limits { total: limit, of_one_client: 1 });
         // key, when it was first used, its result; oldest first
         let mut model: Vec<(usize, u64, usize)> = Vec::new();
         let mut now = 0;
@@ -153,7 +158,7 @@ proptest! {
             now += later;
             model.retain(|(_, begun, _)| now - begun < TTL);
             let name = key.to_string();
-            let known = keys.begin(SCOPE, &name, now, &mut || None, &|_| ());
+            let known = keys.begin(SCOPE, &name, at(now), &mut || None, &|_| ());
             match (known, model.iter().find(|(known, ..)| *known == key)) {
                 (Some(Known::Repeat(result)), Some((_, _, first))) => prop_assert_eq!(result, *first),
                 (Some(Known::Nothing(token, _)), None) => {

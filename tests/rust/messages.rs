@@ -1,5 +1,6 @@
 //! Commands and messages as JSON.
 
+use _tantor::base::clock::WallTime;
 use _tantor::base::error::{Disconnect, ErrorCode};
 use _tantor::wire::command::{Command, Recover, Request};
 use _tantor::wire::json_limits::JsonLimits;
@@ -197,7 +198,7 @@ fn a_field_of_the_wrong_type_is_named() {
 fn stamp() -> Stamp {
     Stamp {
         id: 0xab,
-        micros: 1_700_000_000_000_042,
+        at: WallTime::from_micros(1_700_000_000_000_042),
     }
 }
 

@@ -3,11 +3,12 @@
 use crate::sqlite::{killed, query, wait_until};
 use crate::stores::{LATE, LIMITS, PATIENCE, frame, key, opened, reopen, save, sqlite, trimmed};
 use _tantor::adapters::sqlite::{Limits, SqliteStore};
-use _tantor::base::clock::now_micros;
+use _tantor::base::clock::WallTime;
 use _tantor::core::history::StreamPosition;
 use _tantor::ports::store::{Change, Fate, KeyResult, Store, UsedKey};
 use _tantor::wire::messages::Stamp;
 use std::path::Path;
+use std::time::Duration;
 
 /// An empty store that is open, with a durable stream "a".
 fn opened_store(folder: &Path, limits: Limits) -> SqliteStore {
@@ -17,7 +18,14 @@ fn opened_store(folder: &Path, limits: Limits) -> SqliteStore {
     store
 }
 
-fn published(name: &str, by_client: bool, offset: u64, expires: u64) -> UsedKey {
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// The later, the higher the number.
+fn late(number: u64) -> WallTime {
+    LATE + Duration::from_micros(number)
+}
+
+fn published(name: &str, by_client: bool, offset: u64, expires: WallTime) -> UsedKey {
     UsedKey {
         client: by_client.then(|| "client_1".into()),
         target: "a".into(),
@@ -39,7 +47,7 @@ fn sent(name: &str) -> UsedKey {
         expires: LATE,
         result: KeyResult::Sent(Stamp {
             id: u64::MAX - 1,
-            micros: 5,
+            at: WallTime::from_micros(5),
         }),
         fate: Fate::default(),
     }
@@ -49,7 +57,7 @@ fn publication<T>(offset: u64, used: UsedKey, act: impl FnOnce(Change<'_>) -> T)
     act(Change::Published {
         stream: key("a"),
         position: StreamPosition { epoch: 1, offset },
-        at: offset,
+        at: WallTime::from_micros(offset),
         expires: LATE,
         is_durable: false,
         frame: &frame("{}"),
@@ -97,12 +105,12 @@ fn a_key_that_is_used_again_has_its_latest_result() {
     let folder = tempfile::tempdir().unwrap();
     let store = opened_store(folder.path(), LIMITS);
     for offset in 1..=3 {
-        let used = published("one", false, offset, LATE + offset);
+        let used = published("one", false, offset, late(offset));
         publication(offset, used, |change| store.save(change, None));
     }
     assert_eq!(
         reopen(&store).used_keys,
-        [published("one", false, 3, LATE + 3)]
+        [published("one", false, 3, late(3))]
     );
     store.close(PATIENCE);
 }
@@ -118,7 +126,7 @@ fn a_kill_leaves_a_key_and_its_publication_or_neither() {
         // few enough for the log not to be moved to the file while it is copied
         let publisher = scope.spawn(|| {
             for offset in 1..=900 {
-                let used = published(&format!("key {offset}"), true, offset, LATE + offset);
+                let used = published(&format!("key {offset}"), true, offset, late(offset));
                 publication(offset, used, |change| {
                     if offset % 30 == 0 {
                         save(&store, change).unwrap();
@@ -155,13 +163,13 @@ fn a_kill_leaves_a_key_and_its_publication_or_neither() {
 fn old_keys_go_while_the_file_is_open() {
     let folder = tempfile::tempdir().unwrap();
     let store = opened_store(folder.path(), Limits { keys: 3, ..LIMITS });
-    let soon = now_micros() + 100_000;
+    let soon = WallTime::now() + Duration::from_millis(100);
     for offset in 1..=5 {
         let used = published(&format!("short {offset}"), false, offset, soon);
         publication(offset, used, |change| store.save(change, None));
     }
     for offset in 6..=10 {
-        let used = published(&format!("long {offset}"), true, offset, LATE + offset);
+        let used = published(&format!("long {offset}"), true, offset, late(offset));
         publication(offset, used, |change| store.save(change, None));
     }
     save(&store, letter(sent("one"))).unwrap();
@@ -194,7 +202,7 @@ fn keys_of_one_kind_are_bounded_by_number() {
     );
     let path = folder.path().join("tantor.db");
     for offset in 2..=500 {
-        let used = published(&format!("key {offset}"), true, offset, LATE + offset);
+        let used = published(&format!("key {offset}"), true, offset, late(offset));
         publication(offset, used, |change| {
             if offset % 50 == 0 {
                 save(&store, change).unwrap();
@@ -209,7 +217,7 @@ fn keys_of_one_kind_are_bounded_by_number() {
     assert_eq!(&*kept[0].key, "the application's");
     assert_eq!(
         kept.last(),
-        Some(&published("key 500", true, 500, LATE + 500))
+        Some(&published("key 500", true, 500, late(500)))
     );
     store.close(PATIENCE);
 }
@@ -220,7 +228,7 @@ fn a_client_has_only_its_own_saved_keys_deleted() {
     let store = opened_store(folder.path(), Limits { keys: 3, ..LIMITS });
     let of_client = |client: &str, offset| UsedKey {
         client: Some(client.into()),
-        ..published(&format!("key {offset}"), true, offset, LATE + offset)
+        ..published(&format!("key {offset}"), true, offset, late(offset))
     };
     let publish = |used, offset| publication(offset, used, |change| store.save(change, None));
     publish(of_client("honest", 1), 1);
@@ -243,7 +251,7 @@ fn a_client_has_only_its_own_saved_keys_deleted() {
 fn keys_that_have_expired_are_not_opened() {
     let folder = tempfile::tempdir().unwrap();
     let store = opened_store(folder.path(), LIMITS);
-    for (offset, expires) in [(1, 2), (2, LATE)] {
+    for (offset, expires) in [(1, WallTime::from_micros(2)), (2, LATE)] {
         let used = published(&format!("key {offset}"), false, offset, expires);
         publication(offset, used, |change| store.save(change, None));
     }
@@ -301,11 +309,11 @@ fn keys_are_known_for_no_longer_than_keys_are_now() {
     publication(1, used, |change| store.save(change, None));
     store.close(PATIENCE);
     let limits = Limits {
-        key_ttl: 60_000_000,
+        key_ttl: MINUTE,
         ..LIMITS
     };
     let store = SqliteStore::new(&path, limits);
     let expires = store.open().unwrap().used_keys[0].expires;
-    assert!((now_micros()..=now_micros() + 60_000_000).contains(&expires));
+    assert!((WallTime::now()..=WallTime::now() + MINUTE).contains(&expires));
     store.close(PATIENCE);
 }

@@ -5,6 +5,7 @@ use crate::stores::{
     publish_and_wait, publish_text, reopen, save, save_with_channels, sqlite, trimmed, waiting,
 };
 use _tantor::adapters::sqlite::{Limits, SqliteStore};
+use _tantor::base::clock::WallTime;
 use _tantor::core::history::StreamPosition;
 use _tantor::ports::store::{Change, Committed, Saved, Store};
 use _tantor::settings::channel_kind::ChannelKind;
@@ -84,13 +85,13 @@ fn everything_comes_back_as_it_was() {
             &seen.id,
             (seen.root, seen.rotation, seen.previous),
             &seen.user_data,
-            seen.is_connected
+            seen.expires
         ),
         (
             &wanted.id,
             (wanted.root, wanted.rotation, wanted.previous),
             &wanted.user_data,
-            true
+            None
         )
     );
     assert_eq!(saved.memberships["client_1"], CHANNELS.map(Into::into));
@@ -199,15 +200,15 @@ fn what_has_expired_is_not_opened() {
             epoch: 1,
             offset: 1,
         },
-        at: 1,
-        expires: 2,
+        at: WallTime::from_micros(1),
+        expires: WallTime::from_micros(2),
         is_durable: false,
         frame: &frame("{}"),
         used_key: None,
     };
     store.save(expired, None);
     let mut gone = client("client_gone");
-    gone.expires = 2;
+    gone.expires = Some(WallTime::from_micros(2));
     store.save(
         Change::ClientSaved {
             client: Box::new(gone),

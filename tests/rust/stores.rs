@@ -2,6 +2,7 @@
 
 use _tantor::adapters::memory_store::MemoryStore;
 use _tantor::adapters::sqlite::{Limits, SqliteStore};
+use _tantor::base::clock::WallTime;
 use _tantor::core::history::StreamPosition;
 use _tantor::ports::store::{Change, Committed, Saved, SavedClient, Store, StoreError};
 use _tantor::settings::channel_kind::ChannelKind;
@@ -18,11 +19,11 @@ pub const LIMITS: Limits = Limits {
     file_bytes: 1 << 30,
     queue_bytes: 64 << 20,
     keys: 1000,
-    key_ttl: u64::MAX,
+    key_ttl: Duration::MAX,
 };
 
 /// Expires in the year 2106.
-pub const LATE: u64 = 1 << 52;
+pub const LATE: WallTime = WallTime::from_micros(1 << 52);
 
 pub fn sqlite(folder: &Path) -> SqliteStore {
     SqliteStore::new(&folder.join("tantor.db"), LIMITS)
@@ -79,7 +80,7 @@ pub fn publish_text(
     let change = Change::Published {
         stream: key(channel),
         position: StreamPosition { epoch: 0, offset },
-        at: offset,
+        at: WallTime::from_micros(offset),
         expires: LATE,
         is_durable: false,
         frame: &frame(text),
@@ -113,10 +114,9 @@ pub fn client(id: &str) -> SavedClient {
         root: [7; 16],
         rotation: 3,
         previous: Some(2),
-        expires: u64::MAX,
-        joined: 1,
-        last_ping: 2,
-        is_connected: true,
+        expires: None,
+        joined: WallTime::from_micros(1),
+        last_ping: WallTime::from_micros(2),
         user_data: Some(bytes::Bytes::from_static(b"{\"x\":1}")),
     }
 }
@@ -128,7 +128,7 @@ pub fn joined(client: &str, channel: &str, at: u64) -> Change<'static> {
     Change::Joined {
         client: client.into(),
         channel: channel.into(),
-        at,
+        at: WallTime::from_micros(at),
     }
 }
 

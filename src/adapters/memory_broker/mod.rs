@@ -7,7 +7,7 @@ mod stream;
 pub use budget::HistoryLimits;
 
 use crate::base::capacity::shrink_map;
-use crate::base::clock::monotonic_micros;
+use crate::base::clock::SteadyTime;
 use crate::base::sync::{Mutex, Rank};
 use crate::core::history::{Bytes, History};
 use crate::ports::broker::{Broker, Closing, Evicted, HistorySize, Stream};
@@ -130,7 +130,7 @@ impl Broker for MemoryBroker {
             return true;
         };
         let mut state = stream.state.lock();
-        stream.trim(&mut state, monotonic_micros());
+        stream.trim(&mut state, SteadyTime::now());
         if closing == Closing::IfEmpty && !stream.is_empty(&state) {
             return false;
         }
@@ -152,7 +152,7 @@ impl Broker for MemoryBroker {
     }
 
     fn expire(&self) {
-        let now = monotonic_micros();
+        let now = SteadyTime::now();
         // a store without room needs to know of everything that is gone
         let is_degraded = self.shared.store.health().is_degraded;
         for stream in self.shared.all() {
@@ -241,7 +241,7 @@ impl Neighbours for Shared {
 mod tests {
     use super::*;
     use crate::adapters::memory_store::MemoryStore;
-    use crate::base::clock::{CLOCK_SET_BY, now_micros};
+    use crate::base::clock::{CLOCK_SET_BY, WallTime};
     use crate::base::priority::SlowConsumer;
     use crate::ports::store::SavedPublication;
     use crate::wire::frame::EncodedFrame;
@@ -302,7 +302,7 @@ mod tests {
         let broker = broker();
         let publication = |offset, age: Duration| SavedPublication {
             offset,
-            at: now_micros() - age.as_micros() as u64,
+            at: WallTime::now() - age,
             is_durable: false,
             frame: EncodedFrame::text(b"{}"),
         };

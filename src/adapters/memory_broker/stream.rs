@@ -1,7 +1,7 @@
 //! One channel's stream in memory: a lock, a counter and a ring.
 
 use super::budget::{Budget, Reserved, charge};
-use crate::base::clock::{monotonic_micros, now_micros};
+use crate::base::clock::{SteadyTime, WallTime};
 use crate::base::random::random_u64;
 use crate::base::sync::{Mutex, Rank};
 use crate::core::history::{Bytes, History, Kept, StreamPosition, weight};
@@ -94,7 +94,7 @@ impl Stream for MemoryStream {
             }
             return Ok(());
         }
-        let at = monotonic_micros();
+        let at = SteadyTime::now();
         // before subscribers see the publication, and until the publication counts in the history
         let reserved = if self.saves && committed.is_some() {
             let reserved = self.reserve(&mut state, &frame, at);
@@ -149,7 +149,7 @@ impl Stream for MemoryStream {
         };
         let position = state.next();
         let encoded = encode(Some(position));
-        let at = monotonic_micros();
+        let at = SteadyTime::now();
         let reserved = match self.reserve(&mut state, &encoded.frame, at) {
             Ok(reserved) => reserved,
             Err(error) => {
@@ -201,7 +201,7 @@ impl Stream for MemoryStream {
 
     fn read(&self, look: &mut dyn FnMut(&History)) {
         let mut state = self.state.lock();
-        self.trim(&mut state, monotonic_micros());
+        self.trim(&mut state, SteadyTime::now());
         // A position that is given out, even offset 0, has to be known after a restart. While the save queue is half
         // full, a read does not announce the stream; its first publication does.
         if self.saves && (state.in_store == InStore::Announced || !self.store.is_busy()) {
@@ -256,7 +256,7 @@ impl MemoryStream {
         let mut state = self.state.lock();
         self.budget
             .recount(Bytes::default(), charge(&state.history));
-        self.trim(&mut state, monotonic_micros());
+        self.trim(&mut state, SteadyTime::now());
         if was_durable && !self.settings.durable {
             self.announce_and_wait(&mut state);
         }
@@ -289,11 +289,11 @@ impl MemoryStream {
         let restored = restored(saved, self.settings.durable);
         self.change(&mut state, |history| *history = restored);
         state.trimmed = state.history.emptied_through();
-        self.trim(&mut state, monotonic_micros());
+        self.trim(&mut state, SteadyTime::now());
     }
 
     /// Removes what the channel's own settings keep no longer.
-    pub fn trim(&self, state: &mut StreamState, now: u64) {
+    pub fn trim(&self, state: &mut StreamState, now: SteadyTime) {
         let (size, oldest) = self.bounds(now);
         self.change(state, |history| history.trim(size, oldest));
         self.tell_trimmed(
@@ -346,14 +346,13 @@ impl MemoryStream {
     }
 
     /// How many publications are kept, and from when on.
-    fn bounds(&self, now: u64) -> (usize, u64) {
+    fn bounds(&self, now: SteadyTime) -> (usize, SteadyTime) {
         let size = if self.keeps {
             self.settings.history_size
         } else {
             0
         };
-        let ttl = self.settings.message_ttl.as_micros() as u64;
-        (size, now.saturating_sub(ttl))
+        (size, now - self.settings.message_ttl)
     }
 
     /// Changes the history, and counts what that changes in the budget.
@@ -375,7 +374,7 @@ impl MemoryStream {
         &self,
         state: &mut StreamState,
         frame: &EncodedFrame,
-        now: u64,
+        now: SteadyTime,
     ) -> Result<Reserved, StoreError> {
         let saving = self.saving.load(Ordering::Acquire);
         let displaced = |history: &History| history.displaced(self.settings.history_size, saving);
@@ -402,12 +401,12 @@ impl MemoryStream {
     ) -> EncodedFrame {
         // a store that is full refuses the announcement, and then the publication, which is counted and told
         self.announce(state);
-        let at = now_micros();
+        let at = WallTime::now();
         let change = Change::Published {
             stream: self.key,
             position,
             at,
-            expires: at.saturating_add(self.settings.message_ttl.as_micros() as u64),
+            expires: at + self.settings.message_ttl,
             is_durable,
             frame: &frame,
             used_key,
@@ -475,12 +474,12 @@ impl StreamState {
 
 /// The history that was saved; `is_durable` says whether the channel is durable now.
 pub(super) fn restored(saved: SavedStream, is_durable: bool) -> History {
-    let (now, steady_now) = (now_micros(), monotonic_micros());
+    let (now, steady_now) = (WallTime::now(), SteadyTime::now());
     let is_durable = is_durable || saved.durable;
     let kept = saved.publications.into_iter().map(|publication| Kept {
         offset: publication.offset,
         // only here does the wall clock say how old a publication is
-        at: steady_now.saturating_sub(now.saturating_sub(publication.at)),
+        at: steady_now - now.since(publication.at),
         is_durable: is_durable || publication.is_durable,
         frame: publication.frame,
     });

@@ -1,5 +1,6 @@
 //! Changes as they wait to be saved: copies of what they need, with their messages in the bytes of a batch.
 
+use crate::base::clock::WallTime;
 use crate::ports::store::{Change, Committed, SavedClient, StreamKey, UsedKey};
 use crate::settings::channel_kind::ChannelKind;
 use std::sync::Arc;
@@ -23,8 +24,8 @@ pub(super) enum Item {
     Published {
         stream: StreamKey,
         offset: u64,
-        at: u64,
-        expires: u64,
+        at: WallTime,
+        expires: WallTime,
         is_durable: bool,
         message: Span,
         used_key: Option<Box<UsedKey>>,
@@ -48,7 +49,7 @@ pub(super) enum Item {
         client: Arc<str>,
         number: u64,
         message_id: u64,
-        expires: u64,
+        expires: WallTime,
         is_emergency: bool,
         message: Span,
         used_key: Option<Box<UsedKey>>,
@@ -63,7 +64,7 @@ pub(super) enum Item {
     Joined {
         client: Arc<str>,
         channel: Arc<str>,
-        at: u64,
+        at: WallTime,
     },
     Left {
         client: Arc<str>,

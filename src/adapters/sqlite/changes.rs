@@ -2,6 +2,7 @@
 
 use super::batch::{Batch, Item};
 use super::file::DatabaseFile;
+use super::schema::NEVER;
 use crate::base::fork::Whole;
 use crate::ports::store::{SavedClient, StreamKey};
 use crate::settings::channel_kind::ChannelKind;
@@ -191,8 +192,8 @@ impl DatabaseFile {
                     .execute(params![
                         row,
                         offset.cast_signed(),
-                        at.cast_signed(),
-                        expires.cast_signed(),
+                        at,
+                        expires,
                         text(batch.text(*message)),
                         is_durable
                     ])
@@ -236,7 +237,7 @@ impl DatabaseFile {
                     &**client,
                     number.cast_signed(),
                     message_id.cast_signed(),
-                    expires.cast_signed(),
+                    expires,
                     is_emergency,
                     text(batch.text(*message))
                 ])
@@ -250,7 +251,7 @@ impl DatabaseFile {
             } => self
                 .connection
                 .prepare_cached("INSERT OR IGNORE INTO memberships VALUES (?1, ?2, ?3)")?
-                .execute(params![&**client, &**channel, at.cast_signed()])
+                .execute(params![&**client, &**channel, at])
                 .map(drop),
             Item::Left { client, channel } => self
                 .connection
@@ -310,10 +311,10 @@ impl DatabaseFile {
                 &*client.id,
                 &client.root[..],
                 client.rotation.cast_signed(),
-                i64::try_from(client.expires).unwrap_or(i64::MAX),
-                client.joined.cast_signed(),
-                client.last_ping.cast_signed(),
-                client.is_connected,
+                client.expires.unwrap_or(NEVER),
+                client.joined,
+                client.last_ping,
+                client.expires.is_none(),
                 client.user_data.as_deref().map(text),
                 client.previous.map(u64::cast_signed)
             ])

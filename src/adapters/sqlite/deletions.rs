@@ -125,6 +125,7 @@ fn keep_remains(entry: &mut Entry) -> bool {
 mod tests {
     use super::super::batch::Span;
     use super::*;
+    use crate::base::clock::WallTime;
     use crate::ports::store::{Fate, KeyResult, SavedClient, UsedKey};
     use proptest::prelude::*;
     use std::collections::BTreeSet;
@@ -157,6 +158,9 @@ mod tests {
         ]
     }
 
+    /// The time of everything here: nothing looks at it.
+    const NOW: WallTime = WallTime::from_micros(1);
+
     fn name(number: u64) -> Arc<str> {
         number.to_string().into()
     }
@@ -169,8 +173,8 @@ mod tests {
                     client: None,
                     target: "a".into(),
                     key: number.to_string().into(),
-                    expires: 0,
-                    result: KeyResult::Sent(crate::wire::messages::Stamp { id: 0, micros: 0 }),
+                    expires: NOW,
+                    result: KeyResult::Sent(crate::wire::messages::Stamp { id: 0, at: NOW }),
                     fate: Fate::default(),
                 })
             })
@@ -179,8 +183,8 @@ mod tests {
             Step::Publish { stream, key } => Item::Published {
                 stream,
                 offset: number,
-                at: 0,
-                expires: 0,
+                at: NOW,
+                expires: NOW,
                 is_durable: false,
                 message: Span::default(),
                 used_key: used_key(key),
@@ -194,7 +198,7 @@ mod tests {
                 client: name(client),
                 number,
                 message_id: 0,
-                expires: 0,
+                expires: NOW,
                 is_emergency: false,
                 message: Span::default(),
                 used_key: None,
@@ -209,10 +213,9 @@ mod tests {
                     root: [0; 16],
                     rotation: 0,
                     previous: None,
-                    expires: 0,
-                    joined: 0,
-                    last_ping: 0,
-                    is_connected: false,
+                    expires: Some(NOW),
+                    joined: NOW,
+                    last_ping: NOW,
                     user_data: None,
                 }),
             },
@@ -220,7 +223,7 @@ mod tests {
             Step::Join { client, channel } => Item::Joined {
                 client: name(client),
                 channel: name(channel),
-                at: 0,
+                at: NOW,
             },
             Step::Leave { client, channel } => Item::Left {
                 client: name(client),

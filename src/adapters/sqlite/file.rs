@@ -35,7 +35,7 @@ pub(super) struct DatabaseFile {
     /// Idempotency keys that are kept of one kind.
     pub(super) max_keys: usize,
     /// Microseconds for which they are known.
-    pub(super) key_ttl: u64,
+    pub(super) key_ttl: Duration,
     /// `database_bytes`, for messages.
     max_bytes: u64,
     page_size: u64,

@@ -2,8 +2,8 @@
 
 use super::file::DatabaseFile;
 use super::load::unsigned;
-use super::schema::{KEY_KINDS, KeyCounts};
-use crate::base::clock::now_micros;
+use super::schema::{KEY_KINDS, KeyCounts, NEVER};
+use crate::base::clock::WallTime;
 use crate::base::fork::Whole;
 use crate::core::history::StreamPosition;
 use crate::ports::store::{Fate, KeyResult, UsedKey};
@@ -53,12 +53,12 @@ impl DatabaseFile {
                 as_sql(kind),
                 scope,
                 &*used.key,
-                i64::try_from(used.expires).unwrap_or(i64::MAX),
+                used.expires,
                 position.map(|position| position.epoch.cast_signed()),
                 position.map(|position| position.offset.cast_signed()),
                 recipients.map(as_sql),
                 stamp.map(|stamp| stamp.id.cast_signed()),
-                stamp.map(|stamp| stamp.micros.cast_signed()),
+                stamp.map(|stamp| stamp.at),
             ])?;
         self.key_counts[kind] = (self.key_counts[kind] + 1).saturating_sub(known);
         let surplus = SURPLUS.max(self.max_keys / 16);
@@ -67,7 +67,7 @@ impl DatabaseFile {
                 self.forget_client_keys(client, self.key_counts[kind] - self.max_keys)?;
             }
             let left = self.key_counts[kind].saturating_sub(self.max_keys);
-            self.forget_keys(kind, i64::MAX, left)?;
+            self.forget_keys(kind, NEVER, left)?;
         }
         Ok(())
     }
@@ -78,7 +78,7 @@ impl DatabaseFile {
         for kind in 0..KEY_KINDS {
             if self.key_counts[kind] > 0 {
                 let _whole = Whole::new();
-                has_more |= self.forget_keys(kind, now_micros().cast_signed(), budget)? == budget;
+                has_more |= self.forget_keys(kind, WallTime::now(), budget)? == budget;
             }
         }
         Ok(has_more)
@@ -87,10 +87,10 @@ impl DatabaseFile {
     /// Those that have not expired, the oldest of each kind first.
     pub(super) fn read_keys(&mut self) -> rusqlite::Result<Vec<UsedKey>> {
         // what was used when they were known for longer would outlive what is used now
-        let latest = now_micros().saturating_add(self.key_ttl);
+        let latest = WallTime::now() + self.key_ttl;
         self.connection.execute(
             "UPDATE idempotency_keys SET expires = ?1 WHERE expires > ?1",
-            [i64::try_from(latest).unwrap_or(i64::MAX)],
+            [latest],
         )?;
         let mut select = self
             .connection
@@ -164,8 +164,13 @@ impl DatabaseFile {
         Ok(())
     }
 
-    /// Deletes the oldest keys of a kind, up to `count` of them, that expire at `through` or before.
-    fn forget_keys(&mut self, kind: usize, through: i64, count: usize) -> rusqlite::Result<usize> {
+    /// Deletes the oldest keys of a kind, up to `count` of them, of those that expire at `through` or before.
+    fn forget_keys(
+        &mut self,
+        kind: usize,
+        through: WallTime,
+        count: usize,
+    ) -> rusqlite::Result<usize> {
         let forgotten = self
             .connection
             .prepare_cached(
@@ -197,7 +202,7 @@ fn used_key(row: &Row<'_>) -> rusqlite::Result<UsedKey> {
     let result = if kind == as_sql(SENT) {
         KeyResult::Sent(Stamp {
             id: unsigned(row, 7)?,
-            micros: unsigned(row, 8)?,
+            at: row.get(8)?,
         })
     } else {
         KeyResult::Published {
@@ -217,7 +222,7 @@ fn used_key(row: &Row<'_>) -> rusqlite::Result<UsedKey> {
         client,
         target: target.into(),
         key: row.get::<_, String>(2)?.into(),
-        expires: unsigned(row, 3)?,
+        expires: row.get(3)?,
         result,
         fate: Fate::default(),
     })

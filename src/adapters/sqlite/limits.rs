@@ -1,5 +1,7 @@
 //! Bounds of the database.
 
+use std::time::Duration;
+
 /// The bounds of the file, and of the queue before it.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -7,7 +9,8 @@ pub struct Limits {
     pub file_bytes: u64,
     /// Bytes of changes that may wait to be saved.
     pub queue_bytes: usize,
-    /// Idempotency keys of one kind, and microseconds for which they are known.
+    /// Idempotency keys of one kind.
     pub keys: usize,
-    pub key_ttl: u64,
+    /// How long idempotency keys are known.
+    pub key_ttl: Duration,
 }

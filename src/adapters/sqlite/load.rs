@@ -1,7 +1,7 @@
 //! What a file has saved.
 
 use super::file::DatabaseFile;
-use crate::base::clock::now_micros;
+use crate::base::clock::WallTime;
 use crate::ports::store::{
     Saved, SavedClient, SavedMail, SavedPublication, SavedStream, StoreError,
 };
@@ -36,7 +36,7 @@ impl DatabaseFile {
     }
 
     fn let_go_of_expired(&self) -> rusqlite::Result<()> {
-        let now = now_micros().cast_signed();
+        let now = WallTime::now();
         for table in ["publications", "mail", "clients", "idempotency_keys"] {
             self.connection.execute(
                 &format!("DELETE FROM {table} WHERE expires <= ?1"),
@@ -67,7 +67,7 @@ impl DatabaseFile {
                 .or_default()
                 .push(SavedPublication {
                     offset: unsigned(row, 1)?,
-                    at: unsigned(row, 2)?,
+                    at: row.get(2)?,
                     frame: frame(row, 3)?,
                     is_durable: row.get(4)?,
                 });
@@ -108,10 +108,9 @@ impl DatabaseFile {
                 id: shared(row, 0)?,
                 root: row.get(1)?,
                 rotation: unsigned(row, 2)?,
-                expires: unsigned(row, 3)?,
-                joined: unsigned(row, 4)?,
-                last_ping: unsigned(row, 5)?,
-                is_connected: row.get(6)?,
+                expires: if row.get(6)? { None } else { row.get(3)? },
+                joined: row.get(4)?,
+                last_ping: row.get(5)?,
                 user_data: row
                     .get::<_, Option<String>>(7)?
                     .map(|text| text.into_bytes().into()),
@@ -143,7 +142,7 @@ impl DatabaseFile {
                 client: shared(row, 0)?,
                 number: unsigned(row, 1)?,
                 message: unsigned(row, 2)?,
-                expires: unsigned(row, 3)?,
+                expires: row.get(3)?,
                 is_emergency: row.get(4)?,
                 frame: frame(row, 5)?,
             })

@@ -243,6 +243,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::clock::WallTime;
     use crate::ports::store::SavedClient;
 
     const LONG: Duration = Duration::from_secs(20);
@@ -256,7 +257,7 @@ mod tests {
             client: "a".into(),
             number: 0,
             message: 0,
-            expires: 0,
+            expires: WallTime::now(),
             is_emergency: false,
             frame: crate::wire::frame::EncodedFrame::text(&vec![b'x'; size]),
             used_key: None,
@@ -306,10 +307,9 @@ mod tests {
                 root: [0; 16],
                 rotation,
                 previous: None,
-                expires: 0,
-                joined: 0,
-                last_ping: 0,
-                is_connected: false,
+                expires: Some(WallTime::now()),
+                joined: WallTime::now(),
+                last_ping: WallTime::now(),
                 user_data: Some(bytes::Bytes::from_static(text.as_bytes())),
             }),
         };

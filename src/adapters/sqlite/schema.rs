@@ -1,4 +1,24 @@
-//! The file's schema, one step for each version of it.
+//! The file's schema, one step for each version of it, and how times are stored.
+
+use crate::base::clock::WallTime;
+use rusqlite::ToSql;
+use rusqlite::types::{FromSql, FromSqlResult, ToSqlOutput, ValueRef};
+
+/// The time at which a row expires that does not expire.
+pub(super) const NEVER: WallTime = WallTime::from_micros(i64::MAX.cast_unsigned());
+
+impl ToSql for WallTime {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(i64::try_from(self.as_micros()).unwrap_or(i64::MAX).into())
+    }
+}
+
+impl FromSql for WallTime {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        let micros = i64::column_result(value)?;
+        Ok(WallTime::from_micros(micros.cast_unsigned()))
+    }
+}
 
 /// Kinds of idempotency keys. The rows of each kind have a bound of their own, so that the keys of clients cannot displace
 /// those of the application.
