@@ -3,7 +3,7 @@
 use crate::base::sync::{Mutex, Rank};
 use std::cell::Cell;
 use std::marker::PhantomData;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 static FORKS: AtomicU32 = AtomicU32::new(0);
@@ -105,6 +105,41 @@ impl InWork {
 impl Drop for Worker<'_> {
     fn drop(&mut self) {
         self.0.workers.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// The process that has something open or running, if any: this process, or one that this process is a fork of. Forks
+/// copy the value.
+#[derive(Debug, Default)]
+pub struct OwningProcess(
+    /// 0 for none, else 1 more than the `generation` of the process.
+    AtomicU64,
+);
+
+impl OwningProcess {
+    /// Makes this process the owner.
+    pub fn claim(&self) {
+        self.0.store(Self::this(), Ordering::Release);
+    }
+
+    /// Makes no process the owner. Returns true if there was one.
+    pub fn release(&self) -> bool {
+        self.0.swap(0, Ordering::AcqRel) != 0
+    }
+
+    /// True if this process or an ancestor is the owner.
+    pub fn is_some(&self) -> bool {
+        self.0.load(Ordering::Acquire) != 0
+    }
+
+    /// True if the owner is a process that this process is a fork of.
+    pub fn is_ancestor(&self) -> bool {
+        let owner = self.0.load(Ordering::Acquire);
+        owner != 0 && owner != Self::this()
+    }
+
+    fn this() -> u64 {
+        u64::from(generation()) + 1
     }
 }
 
@@ -269,6 +304,19 @@ mod tests {
     use std::sync::mpsc;
 
     const PATIENCE: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn an_owner_is_none_or_this_process_or_an_ancestor() {
+        let owner = OwningProcess::default();
+        assert!(!owner.is_some() && !owner.is_ancestor());
+        owner.claim();
+        assert!(owner.is_some() && !owner.is_ancestor());
+        // as a fork has it that was made by another process
+        owner.0.store(OwningProcess::this() + 1, Ordering::Release);
+        assert!(owner.is_some() && owner.is_ancestor());
+        assert!(owner.release() && !owner.release());
+        assert!(!owner.is_some() && !owner.is_ancestor());
+    }
 
     #[test]
     fn a_fork_waits_for_what_is_under_way_and_holds_up_what_is_not() {

@@ -3,9 +3,30 @@
 use crate::base::capacity::shrink_map;
 use smallvec::SmallVec;
 use std::collections::HashMap;
+use std::num::NonZeroU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A channel's number in this process; never used again.
-pub type ChannelKey = u64;
+/// A channel's number in this process; never used again. An `Option` of it takes no more room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ChannelKey(NonZeroU64);
+
+impl ChannelKey {
+    /// The key of the channel that was made after `index` others.
+    pub const fn nth(index: u64) -> Self {
+        Self(NonZeroU64::MIN.saturating_add(index))
+    }
+}
+
+/// Gives out the keys of a process, in order.
+#[derive(Debug, Default)]
+pub struct ChannelKeys(AtomicU64);
+
+impl ChannelKeys {
+    pub fn next(&self) -> ChannelKey {
+        ChannelKey::nth(self.0.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
 /// A connection's place in its shard.
 pub type Slot = u32;
 
@@ -87,8 +108,9 @@ mod tests {
         #[test]
         fn agrees_with_a_plain_model(steps in prop::collection::vec((0_u8..5, 0_u32..8, 0_u64..5), 0..200)) {
             let mut hub = Hub::default();
-            let mut model: BTreeMap<u64, BTreeSet<u32>> = BTreeMap::new();
-            for (action, slot, channel) in steps {
+            let mut model: BTreeMap<ChannelKey, BTreeSet<u32>> = BTreeMap::new();
+            for (action, slot, index) in steps {
+                let channel = ChannelKey::nth(index);
                 match action {
                     0..=2 => {
                         hub.subscribe(slot, channel);
@@ -103,7 +125,7 @@ mod tests {
                         for slots in model.values_mut() { slots.remove(&slot); }
                     }
                 }
-                for channel in 0..5 {
+                for channel in (0..5).map(ChannelKey::nth) {
                     let mut seen = hub.subscribers(channel).to_vec();
                     seen.sort_unstable();
                     let wanted: Vec<u32> = model.get(&channel).into_iter().flatten().copied().collect();

@@ -10,6 +10,7 @@ use crate::wire::frame::{self, EncodedFrame};
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::io::IoSlice;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 /// Where in the order a chunk goes; the highest first.
@@ -28,10 +29,10 @@ pub struct Chunk {
     lane: Lane,
     /// What becomes of it when too much waits.
     policy: SlowConsumer,
-    /// The channel it was published on; 0 for none.
-    channel: ChannelKey,
+    /// The channel it was published on.
+    channel: Option<ChannelKey>,
     /// Its offset there, if it is kept: of a run, the last.
-    offset: u64,
+    offset: Option<NonZeroU64>,
     receipt: Option<Arc<Receipt>>,
 }
 
@@ -42,8 +43,8 @@ impl Chunk {
             frames: 1,
             lane,
             policy: SlowConsumer::Disconnect,
-            channel: 0,
-            offset: 0,
+            channel: None,
+            offset: None,
             receipt: None,
         }
     }
@@ -58,8 +59,8 @@ impl Chunk {
         Self {
             frames,
             policy,
-            channel,
-            offset: offset.unwrap_or(0),
+            channel: Some(channel),
+            offset: offset.and_then(NonZeroU64::new),
             ..Self::new(bytes, Lane::Waiting(priority))
         }
     }
@@ -89,13 +90,14 @@ impl From<EncodedFrame> for Chunk {
     }
 }
 
-/// Publications of one channel that were dropped from a queue.
+/// Frames of one channel, or of none, that were dropped from a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shed {
-    pub channel: ChannelKey,
+    /// `None` for frames that were published on no channel.
+    pub channel: Option<ChannelKey>,
     pub frames: usize,
-    /// The last that was dropped of those that are kept; 0 for none.
-    pub offset: u64,
+    /// The last offset that was dropped; `None` where none of the publications is kept.
+    pub offset: Option<NonZeroU64>,
     pub policy: SlowConsumer,
 }
 
@@ -138,8 +140,7 @@ impl Outbound {
         self.frames.wrapping_sub(frames).cast_signed()
     }
 
-    /// Drops all that waits but emergencies and the frame that is half written; returns what was dropped, by channel
-    /// (0 for what was on none).
+    /// Drops all that waits but emergencies and the frame that is half written; returns what was dropped, by channel.
     pub fn clear_waiting(&mut self) -> Vec<Shed> {
         self.split_first();
         self.drop_waiting(|_| true)
@@ -173,7 +174,9 @@ impl Outbound {
     /// Drops what waits of a channel, for something newer.
     pub fn conflate(&mut self, channel: ChannelKey) -> Vec<Shed> {
         self.split_first();
-        self.drop_waiting(|chunk| chunk.channel == channel && chunk.policy == SlowConsumer::Latest)
+        self.drop_waiting(|chunk| {
+            chunk.channel == Some(channel) && chunk.policy == SlowConsumer::Latest
+        })
     }
 
     /// True when something waits that `conflate` would drop.
@@ -182,7 +185,7 @@ impl Outbound {
         self.chunks
             .iter()
             .skip(begun)
-            .any(|chunk| chunk.channel == channel && chunk.policy == SlowConsumer::Latest)
+            .any(|chunk| chunk.channel == Some(channel) && chunk.policy == SlowConsumer::Latest)
     }
 
     /// Emergencies that were not written whole.
@@ -408,20 +411,20 @@ mod tests {
     }
 
     fn run_of(bytes: Vec<u8>, frames: u32) -> Chunk {
-        let source = (0, None, SlowConsumer::Disconnect);
+        let source = (ChannelKey::nth(0), None, SlowConsumer::Disconnect);
         Chunk::published(bytes.into(), frames, Priority::Normal, source)
     }
 
-    fn published(content: &str, channel: ChannelKey, offset: u64, policy: SlowConsumer) -> Chunk {
-        let source = (channel, Some(offset), policy);
+    fn published(content: &str, channel: u64, offset: u64, policy: SlowConsumer) -> Chunk {
+        let source = (ChannelKey::nth(channel), Some(offset), policy);
         Chunk::published(text(content).bytes().clone(), 1, Priority::Normal, source)
     }
 
-    fn dropped(channel: ChannelKey, frames: usize, offset: u64, policy: SlowConsumer) -> Shed {
+    fn dropped(channel: u64, frames: usize, offset: u64, policy: SlowConsumer) -> Shed {
         Shed {
-            channel,
+            channel: Some(ChannelKey::nth(channel)),
             frames,
-            offset,
+            offset: NonZeroU64::new(offset),
             policy,
         }
     }
@@ -563,7 +566,7 @@ mod tests {
             ("fire", Priority::Emergency),
             ("normal", Priority::Normal),
         ] {
-            let source = (1, Some(1), SlowConsumer::DropOldest);
+            let source = (ChannelKey::nth(1), Some(1), SlowConsumer::DropOldest);
             let bytes = text(content).bytes().clone();
             queue.push(Chunk::published(bytes, 1, priority, source));
         }

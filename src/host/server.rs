@@ -4,7 +4,7 @@ use crate::adapters::memory_broker::{HistoryLimits, MemoryBroker};
 use crate::adapters::memory_store::MemoryStore;
 use crate::adapters::sqlite::{Limits, SqliteStore};
 use crate::base::error::Error;
-use crate::base::fork::{InWork, Whole};
+use crate::base::fork::{InWork, OwningProcess, Whole};
 use crate::base::sync::{Condvar, Mutex, Rank};
 use crate::core::events::{EventQueue, LogLevel};
 use crate::net::listener::{self, Endpoint, Listeners};
@@ -19,7 +19,7 @@ use arc_swap::ArcSwapOption;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
@@ -40,11 +40,9 @@ pub struct Server {
     endpoints: ArcSwapOption<Vec<Endpoint>>,
     start_in_work: InWork,
     ended: Condvar,
-    /// The fork generation it was started in, or `NOT_STARTED`.
-    started_in: AtomicU32,
+    /// The process whose threads serve it.
+    started_by: OwningProcess,
 }
-
-const NOT_STARTED: u32 = u32::MAX;
 
 /// What the shards of a run tell of their end.
 struct Shards {
@@ -106,21 +104,24 @@ impl Server {
     pub fn new(config: Config) -> Result<Arc<Self>, Error> {
         crate::base::random::check_source()?;
         let store = store_of(&config);
+        Ok(Self::over(config, store))
+    }
+
+    fn over(config: Config, store: Arc<dyn Store>) -> Arc<Self> {
         let limits = HistoryLimits {
             history_bytes: config.history_bytes,
             durable_bytes: config.durable_bytes,
         };
         let broker = MemoryBroker::new(Arc::clone(&store), limits);
         let node = Arc::new(Node::new(Arc::new(config), Arc::new(broker), store));
-        let started_in = AtomicU32::new(NOT_STARTED);
-        Ok(Arc::new(Self {
+        Arc::new(Self {
             node,
             running: Mutex::new(Rank::Running, None),
             endpoints: ArcSwapOption::empty(),
             start_in_work: InWork::default(),
             ended: Condvar::new(),
-            started_in,
-        }))
+            started_by: OwningProcess::default(),
+        })
     }
 
     pub fn node(&self) -> &Arc<Node> {
@@ -150,13 +151,12 @@ impl Server {
         self.node.close_store(timeout);
     }
 
-    /// True in a child of the process that started it, or opened its storage: nothing of it may be used there, as locks may be held by
-    /// threads that the child does not have.
+    /// True in a child of the process that started the server, or opened its storage. The child must use nothing of the
+    /// server, because locks may be held by threads that the child does not have.
     pub fn is_inherited(&self) -> bool {
-        let started_in = self.started_in.load(Ordering::Relaxed);
-        let was_started =
-            started_in != NOT_STARTED && started_in != crate::base::fork::generation();
-        was_started || self.start_in_work.was_cut() || self.node.has_inherited_store()
+        self.started_by.is_ancestor()
+            || self.start_in_work.was_cut()
+            || self.node.has_inherited_store()
     }
 
     /// Binds and starts the shards; returns once connections are accepted. False when it is started already.
@@ -171,8 +171,7 @@ impl Server {
         let was_restored = self.node.is_restored();
         match self.start_all(timeout) {
             Ok(started) => {
-                self.started_in
-                    .store(crate::base::fork::generation(), Ordering::Relaxed);
+                self.started_by.claim();
                 self.tell_of_start(&started.endpoints);
                 self.endpoints.store(Some(Arc::clone(&started.endpoints)));
                 *running = Some(started);
@@ -422,7 +421,7 @@ impl Server {
             let mut running = self.running.lock();
             *running = None;
             self.endpoints.store(None);
-            self.started_in.store(NOT_STARTED, Ordering::Relaxed);
+            self.started_by.release();
         }
         self.ended.notify_all();
         let _ = tell_ended.send(true);

@@ -288,7 +288,12 @@ mod tests {
     #[test]
     fn publishers_wait_for_what_is_in_flight_and_for_those_behind() {
         let config = crate::settings::config::Config::default();
-        let channel = Channel::new(1, "a", ChannelKind::Public, config.of_channel("a"));
+        let channel = Channel::new(
+            ChannelKey::nth(0),
+            "a",
+            ChannelKind::Public,
+            config.of_channel("a"),
+        );
         let channel = Arc::new(channel);
         let mut first = InFlight::new(&channel, 60);
         assert!(!channel.is_full(60));

@@ -15,7 +15,6 @@ use crate::ports::broker::Closing;
 use crate::settings::channel_kind::ChannelKind;
 use crate::wire::messages::{self, Publication};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 impl Node {
     /// Puts a client on a channel, whether it is connected or not.
@@ -227,7 +226,7 @@ impl Node {
         if let Some(channel) = channels.get(name) {
             return Arc::clone(channel);
         }
-        let key = self.next_channel.fetch_add(1, Ordering::Relaxed);
+        let key = self.channel_keys.next();
         let settings = self.config.of_channel(name);
         let channel = Arc::new(Channel::new(key, name, kind(), settings));
         channels.insert(Arc::clone(&channel.name), Arc::clone(&channel));

@@ -32,12 +32,12 @@ pub use session::{Connected, Greeting};
 
 use crate::base::clock::{LastTime, WallTime};
 use crate::base::error::{Disconnect, Error, Refusal};
-use crate::base::fork::InWork;
+use crate::base::fork::{InWork, OwningProcess};
 use crate::base::names;
 use crate::base::priority::Priority;
 use crate::base::sync::{Mutex, Rank, RwLock};
 use crate::core::events::{Detail, Event, EventQueue, LogLevel};
-use crate::core::hub::ChannelKey;
+use crate::core::hub::{ChannelKey, ChannelKeys};
 use crate::core::outbound::Shed;
 use crate::core::receipt::Receipts;
 use crate::ports::broker::{Broker, Stream};
@@ -55,7 +55,7 @@ use mailroom::Mailed;
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 pub struct Node {
@@ -64,8 +64,8 @@ pub struct Node {
     pub counters: Counters,
     broker: Arc<dyn Broker>,
     store: Arc<dyn Store>,
-    /// The fork generation in which what was saved was taken in, or `NOT_RESTORED`; until `close_store`.
-    restored_in: AtomicU32,
+    /// The process that opened the store and took in what was saved; none after `close_store`.
+    store_opened_by: OwningProcess,
     /// Held by whoever opens or closes the store.
     restoring: Mutex<()>,
     store_in_work: InWork,
@@ -111,12 +111,10 @@ pub struct Node {
     noticed: Mutex<Vec<Arc<Channel>>>,
     doors: ArcSwap<Vec<Arc<Door>>>,
     draining: AtomicBool,
-    next_channel: AtomicU64,
+    channel_keys: ChannelKeys,
     next_message: AtomicU64,
     message_seed: u64,
 }
-
-const NOT_RESTORED: u32 = u32::MAX;
 
 /// How long a publisher of the application waits for a full inbox before it goes on all the same.
 const MAX_HOLD: Duration = Duration::from_secs(5);
@@ -143,7 +141,7 @@ impl Node {
             counters: Counters::default(),
             broker,
             store,
-            restored_in: AtomicU32::new(NOT_RESTORED),
+            store_opened_by: OwningProcess::default(),
             restoring: Mutex::new(Rank::Restore, ()),
             store_in_work: InWork::default(),
             channels: RwLock::new(Rank::Channels, HashMap::new()),
@@ -173,7 +171,7 @@ impl Node {
             noticed: Mutex::default(),
             doors: ArcSwap::default(),
             draining: AtomicBool::new(false),
-            next_channel: AtomicU64::new(1),
+            channel_keys: ChannelKeys::default(),
             next_message: AtomicU64::new(0),
             message_seed: crate::base::random::random_u64(),
             config,
@@ -188,12 +186,12 @@ impl Node {
     ///
     /// Errors: the storage cannot be opened.
     pub fn restore(&self) -> Result<(), Error> {
-        if self.restored_in.load(Ordering::Acquire) != NOT_RESTORED {
+        if self.is_restored() {
             return Ok(());
         }
         let _worker = self.store_in_work.begin();
         let _only_one = self.restoring.lock();
-        if self.restored_in.load(Ordering::Acquire) != NOT_RESTORED {
+        if self.is_restored() {
             return Ok(());
         }
         let saved = self.store.open().map_err(|error| Error::Storage(error.0))?;
@@ -210,23 +208,19 @@ impl Node {
         self.restore_clients(saved.clients, saved.memberships);
         self.restore_mail(saved.mail);
         self.restore_keys(saved.used_keys);
-        self.restored_in
-            .store(crate::base::fork::generation(), Ordering::Release);
+        self.store_opened_by.claim();
         Ok(())
     }
 
     /// True while the storage is open.
     pub fn is_restored(&self) -> bool {
-        self.restored_in.load(Ordering::Acquire) != NOT_RESTORED
+        self.store_opened_by.is_some()
     }
 
-    /// True in a child of the process that opened the storage, or was about to: its writer is a thread that the child does
-    /// not have.
+    /// True in a child of the process that opened the storage, or was about to: the storage's writer is a thread that the
+    /// child does not have.
     pub fn has_inherited_store(&self) -> bool {
-        let restored_in = self.restored_in.load(Ordering::Relaxed);
-        let was_opened = self.store.is_durable()
-            && restored_in != NOT_RESTORED
-            && restored_in != crate::base::fork::generation();
+        let was_opened = self.store.is_durable() && self.store_opened_by.is_ancestor();
         was_opened || self.store_in_work.was_cut()
     }
 
@@ -234,7 +228,7 @@ impl Node {
     pub fn close_store(&self, within: Duration) {
         let _worker = self.store_in_work.begin();
         let _only_one = self.restoring.lock();
-        if self.restored_in.swap(NOT_RESTORED, Ordering::AcqRel) != NOT_RESTORED {
+        if self.store_opened_by.release() {
             self.store.close(within);
         }
     }
@@ -295,8 +289,8 @@ impl Node {
                 if let Some(epoch) = channel.epoch() {
                     messages::write_json(out, "epoch", messages::epoch_text(epoch));
                 }
-                if shed.offset > 0 {
-                    messages::write_json(out, "offset", shed.offset);
+                if let Some(offset) = shed.offset {
+                    messages::write_json(out, "offset", offset);
                 }
                 messages::write_json(out, "dropped", shed.frames);
                 messages::write_json(out, "reason", shed.policy.name());

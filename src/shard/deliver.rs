@@ -248,7 +248,7 @@ impl Shard {
         let mark = self.mark();
         if let Some(connection) = self.connections.get_mut(slot as usize)
             && connection.outbound.weight() > mark
-            && matches!(connection.phase, Phase::Open(_))
+            && matches!(connection.phase, Phase::Open { .. })
         {
             Self::fall_behind(connection, channel);
         }
@@ -284,7 +284,7 @@ impl Shard {
     /// Counts what a slow consumer's queue has lost, by channel.
     pub(super) fn count_shed(&mut self, reason: &'static str, dropped: &[Shed]) {
         for shed in dropped {
-            let channel = self.channel_of(shed.channel);
+            let channel = shed.channel.and_then(|key| self.channel_of(key));
             self.node
                 .count_shed(reason, channel.as_deref(), shed.frames);
         }
@@ -309,14 +309,14 @@ impl Shard {
             return;
         };
         let dropped = std::mem::take(&mut connection.shed);
-        let Phase::Open(client) = &connection.phase else {
+        let Phase::Open { client, .. } = &connection.phase else {
             return;
         };
         if !client.wants_gaps() {
             return;
         }
         for shed in dropped {
-            if let Some(channel) = self.channel_of(shed.channel) {
+            if let Some(channel) = shed.channel.and_then(|key| self.channel_of(key)) {
                 let frame = self.node.gap(&channel, &shed);
                 // before what of the channel still waits
                 self.queue(slot, Chunk::direct(&frame, Priority::High, None));
@@ -330,7 +330,7 @@ impl Shard {
         let limit = self.config.max_pending_bytes;
         for (slot, connection) in &mut self.connections {
             // Later connections got the emergency as mail, or not at all.
-            if connection.emergencies < number && matches!(connection.phase, Phase::Open(_)) {
+            if connection.emergencies < number && matches!(connection.phase, Phase::Open { .. }) {
                 let added = connection.outbound.push(chunk.clone());
                 self.queued_frames = self.queued_frames.wrapping_add_signed(added);
                 self.queued_bytes += chunk.bytes.len();
@@ -352,7 +352,7 @@ impl Shard {
         let open: Vec<Slot> = self
             .connections
             .iter()
-            .filter(|(_, connection)| matches!(connection.phase, Phase::Open(_)))
+            .filter(|(_, connection)| matches!(connection.phase, Phase::Open { .. }))
             .map(|(slot, _)| slot as Slot)
             .collect();
         for slot in open {
@@ -367,7 +367,7 @@ impl Shard {
             .get(place.slot as usize)
             .is_some_and(|connection| {
                 connection.generation == place.generation
-                    && matches!(connection.phase, Phase::Open(_))
+                    && matches!(connection.phase, Phase::Open { .. })
             })
     }
 }

@@ -49,8 +49,6 @@ pub(super) struct Connection {
     pub(super) may_return: bool,
     /// In ticks.
     pub(super) last_seen: u64,
-    /// In ticks.
-    pub(super) next_ping: u64,
     /// The number of its latest entry in the wheel.
     watch: u32,
     pub(super) in_line: InLine,
@@ -76,16 +74,14 @@ pub(super) struct Watch {
 
 pub(super) enum Phase {
     /// The request head so far, and the tick by which it has to be whole.
-    Handshake {
-        head: Vec<u8>,
-        deadline: u64,
+    Handshake { head: Vec<u8>, deadline: u64 },
+    Open {
+        client: Arc<Client>,
+        /// The tick of the next heartbeat.
+        next_ping: u64,
     },
-    Open(Arc<Client>),
     /// A last word is queued; then the socket is shut, and dropped when the peer has shut its side too.
-    Closing {
-        deadline: u64,
-        is_shut: bool,
-    },
+    Closing { deadline: u64, is_shut: bool },
 }
 
 impl Shard {
@@ -125,7 +121,6 @@ impl Shard {
             emergencies: 0,
             may_return: false,
             last_seen: self.wheel.now(),
-            next_ping: u64::MAX,
             watch: 0,
             in_line: InLine::No,
             stall: None,
@@ -175,7 +170,7 @@ impl Shard {
         };
         match result {
             // what it sent before it went still counts: the read comes to the end after it
-            Err(()) if matches!(connection.phase, Phase::Open(_)) => {
+            Err(()) if matches!(connection.phase, Phase::Open { .. }) => {
                 if !std::mem::replace(&mut connection.takes_nothing, true) {
                     connection.readiness.set();
                 }
@@ -207,7 +202,7 @@ impl Shard {
         if connection.generation != watch.generation || connection.watch != watch.number {
             return;
         }
-        let next_look = match &connection.phase {
+        let next_look = match &mut connection.phase {
             Phase::Handshake { deadline, .. } if now >= *deadline => {
                 self.last_word(slot, handshake::refusal_response(Refused::TimedOut));
                 return;
@@ -224,17 +219,19 @@ impl Shard {
             }
             Phase::Handshake { deadline, .. } | Phase::Closing { deadline, .. } => *deadline,
             // one that is held back may well have sent
-            Phase::Open(_) if !connection.is_held_back && now >= connection.last_seen + timeout => {
+            Phase::Open { .. }
+                if !connection.is_held_back && now >= connection.last_seen + timeout =>
+            {
                 self.end(slot, Disconnect::HeartbeatTimeout);
                 return;
             }
-            Phase::Open(_) => {
+            Phase::Open { next_ping, .. } => {
                 if connection.is_held_back {
                     connection.last_seen = now;
                 }
                 let deadline = connection.last_seen + timeout;
-                if now >= connection.next_ping {
-                    connection.next_ping = now + interval;
+                if now >= *next_ping {
+                    *next_ping = now + interval;
                     let frame = heartbeat
                         .get_or_insert_with(|| self.node.heartbeat())
                         .clone();
@@ -243,7 +240,7 @@ impl Shard {
                     self.check_slow(slot);
                     (now + interval).min(deadline)
                 } else {
-                    connection.next_ping.min(deadline)
+                    (*next_ping).min(deadline)
                 }
             }
         };
@@ -300,7 +297,7 @@ impl Shard {
         match connection.phase {
             Phase::Handshake { .. } => {}
             Phase::Closing { .. } => self.closing_count -= 1,
-            Phase::Open(client) => {
+            Phase::Open { client, .. } => {
                 self.open_count -= 1;
                 let unwritten = connection.outbound.unwritten_emergencies();
                 let place = self.place(slot, connection.generation);
@@ -342,7 +339,7 @@ impl Shard {
         let Some(connection) = self.connections.get_mut(slot as usize) else {
             return;
         };
-        if !matches!(connection.phase, Phase::Open(_)) {
+        if !matches!(connection.phase, Phase::Open { .. }) {
             return;
         }
         let phase = std::mem::replace(
@@ -369,7 +366,7 @@ impl Shard {
         self.queue(slot, Chunk::last_words(frame.bytes().clone()));
         self.hub.remove(slot);
         self.watch(slot, deadline);
-        if let Phase::Open(client) = phase {
+        if let Phase::Open { client, .. } = phase {
             let place = self.place(slot, generation);
             self.disconnected(&client, place, disconnect, unwritten);
         }
@@ -419,7 +416,7 @@ impl Connection {
     fn report_waiting(&mut self) {
         let bytes = self.outbound.bytes();
         if bytes != self.reported_bytes
-            && let Phase::Open(client) = &self.phase
+            && let Phase::Open { client, .. } = &self.phase
         {
             client.set_queued_bytes(bytes);
             self.reported_bytes = bytes;

@@ -43,7 +43,7 @@ impl Shard {
         let grown = held > connection.unfinished.counted;
         self.unfinished_bytes = self.unfinished_bytes + held - connection.unfinished.counted;
         connection.unfinished.counted = held;
-        if matches!(connection.phase, Phase::Open(_)) && connection.reader.is_midway() {
+        if matches!(connection.phase, Phase::Open { .. }) && connection.reader.is_midway() {
             let unfinished = &mut connection.unfinished;
             unfinished.arrived += arrived as u64;
             unfinished.since.get_or_insert(now);
@@ -135,7 +135,7 @@ impl Shard {
                 self.node.counters.handshakes_shed.add(1);
                 self.last_word(slot, handshake::refusal_response(Refused::Full));
             }
-            Phase::Open(_) => self.end(slot, disconnect),
+            Phase::Open { .. } => self.end(slot, disconnect),
             Phase::Closing { .. } => {}
         }
     }
@@ -146,7 +146,7 @@ impl Connection {
     fn held_input(&self) -> usize {
         match &self.phase {
             Phase::Handshake { head, .. } => head.capacity(),
-            Phase::Open(_) => self.reader.held(),
+            Phase::Open { .. } => self.reader.held(),
             Phase::Closing { .. } => 0,
         }
     }

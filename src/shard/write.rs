@@ -174,7 +174,7 @@ impl Shard {
                 return;
             };
             let slot = slot as Slot;
-            if !matches!(connection.phase, Phase::Open(_)) {
+            if !matches!(connection.phase, Phase::Open { .. }) {
                 // its last word does not leave either
                 self.drop_connection(slot, Disconnect::SlowConsumer);
                 continue;

@@ -1,10 +1,12 @@
 //! The outbound queue against a model: frames in lanes, whatever is pushed, written and dropped in whatever order.
 
 use _tantor::base::priority::{Priority, SlowConsumer};
+use _tantor::core::hub::ChannelKey;
 use _tantor::core::outbound::{Chunk, Outbound, Shed};
 use _tantor::wire::frame::{EncodedFrame, frame_end, read_header};
 use proptest::prelude::*;
 use std::io::IoSlice;
+use std::num::NonZeroU64;
 
 const LANES: [Priority; 4] = [
     Priority::Emergency,
@@ -126,18 +128,28 @@ fn write(queue: &mut Outbound, count: usize, wire: &mut Vec<u8>) -> usize {
     bytes.len()
 }
 
+/// The key of a channel: in the property test, of the one with a policy.
+fn key(channel: usize) -> ChannelKey {
+    ChannelKey::nth(channel as u64)
+}
+
 /// What a queue says that it dropped, against what the model says.
 fn check_dropped(told: &[Shed], dropped: &[Frame]) -> Result<(), TestCaseError> {
     let frames: usize = told.iter().map(|shed| shed.frames).sum();
     prop_assert_eq!(frames, dropped.len());
     for shed in told {
-        let policy = POLICIES[shed.channel as usize - 1];
-        let of_channel = dropped.iter().filter(|frame| frame.policy == policy);
-        prop_assert_eq!(shed.policy, policy);
+        let channels = POLICIES.iter().enumerate();
+        let mut channels = channels.map(|(number, policy)| (key(number), *policy));
+        prop_assert!(
+            channels.any(|channel| (shed.channel, shed.policy) == (Some(channel.0), channel.1))
+        );
+        let of_channel = dropped.iter().filter(|frame| frame.policy == shed.policy);
         prop_assert_eq!(shed.frames, of_channel.clone().count());
         prop_assert_eq!(
-            Some(shed.offset),
-            of_channel.map(|frame| frame.offset).max()
+            shed.offset,
+            of_channel
+                .filter_map(|frame| NonZeroU64::new(frame.offset))
+                .max()
         );
     }
     Ok(())
@@ -167,7 +179,7 @@ fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
                         offset,
                     });
                 }
-                let source = (policy as u64 + 1, Some(offset), POLICIES[policy]);
+                let source = (key(policy), Some(offset), POLICIES[policy]);
                 let chunk = Chunk::published(bytes.into(), frames, LANES[lane], source);
                 counted = counted.wrapping_add_signed(queue.push(chunk));
                 prop_assert_eq!(counted, queue.frames());
@@ -188,11 +200,11 @@ fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
                 }
             }
             Step::Conflate => {
-                let told = queue.conflate(3);
+                let told = queue.conflate(key(2));
                 let goes = |frame: &Frame| frame.policy == SlowConsumer::Latest;
                 check_dropped(&told, &model.drop(usize::MAX, goes))?;
                 prop_assert!(
-                    !queue.has_older(3)
+                    !queue.has_older(key(2))
                         || model
                             .frames
                             .iter()
@@ -222,8 +234,8 @@ fn frame(content: &str) -> Vec<u8> {
     EncodedFrame::text(content.as_bytes()).bytes().to_vec()
 }
 
-fn publication(content: &str, channel: u64, offset: u64, policy: SlowConsumer) -> Chunk {
-    let source = (channel, Some(offset), policy);
+fn publication(content: &str, channel: usize, offset: u64, policy: SlowConsumer) -> Chunk {
+    let source = (key(channel), Some(offset), policy);
     Chunk::published(frame(content).into(), 1, Priority::Normal, source)
 }
 
@@ -233,18 +245,18 @@ fn only_the_newest_of_a_channel_that_is_conflated_waits_but_for_what_is_begun() 
     let mut wire = Vec::new();
     queue.push(publication("one", 1, 1, SlowConsumer::Latest));
     write(&mut queue, 2, &mut wire);
-    assert!(!queue.has_older(1) && queue.conflate(1).is_empty());
+    assert!(!queue.has_older(key(1)) && queue.conflate(key(1)).is_empty());
     queue.push(publication("two", 1, 2, SlowConsumer::Latest));
     queue.push(publication("notice", 1, 0, SlowConsumer::DropOldest));
     queue.push(publication("other", 2, 5, SlowConsumer::Latest));
-    assert!(queue.has_older(1));
+    assert!(queue.has_older(key(1)));
     let dropped = Shed {
-        channel: 1,
+        channel: Some(key(1)),
         frames: 1,
-        offset: 2,
+        offset: NonZeroU64::new(2),
         policy: SlowConsumer::Latest,
     };
-    assert_eq!(queue.conflate(1), [dropped]);
+    assert_eq!(queue.conflate(key(1)), [dropped]);
     queue.push(publication("three", 1, 3, SlowConsumer::Latest));
     write(&mut queue, 1000, &mut wire);
     assert_eq!(payloads(&wire), ["one", "notice", "other", "three"]);
@@ -254,7 +266,7 @@ fn only_the_newest_of_a_channel_that_is_conflated_waits_but_for_what_is_begun() 
 fn frames_are_counted_right_when_a_run_that_is_half_written_is_overtaken() {
     let mut queue = Outbound::default();
     let run: Vec<u8> = (0..10).flat_map(|_| frame("run")).collect();
-    let source = (1, Some(10), SlowConsumer::Disconnect);
+    let source = (key(1), Some(10), SlowConsumer::Disconnect);
     let mut waiting = queue.push(Chunk::published(run.into(), 10, Priority::Normal, source));
     write(&mut queue, 3 * frame("run").len() + 1, &mut Vec::new());
     let urgent = EncodedFrame::text(b"fire");

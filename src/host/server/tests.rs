@@ -1,6 +1,7 @@
 //! A server with real sockets.
 
 use super::*;
+use crate::ports::store::{Change, Committed, Health, Saved, StoreError};
 use crate::settings::config::Value;
 use std::net::TcpStream;
 use tokio_tungstenite::tungstenite::{self, Message, WebSocket};
@@ -18,17 +19,51 @@ fn read_to(socket: &mut WebSocket<TcpStream>, wanted: &str) {
     while !matches!(socket.read().unwrap(), Message::Text(text) if text.contains(wanted)) {}
 }
 
+/// A store that saves nothing, and that panics when something is published on the channel "faulty".
+struct FaultyStore;
+
+impl Store for FaultyStore {
+    fn open(&self) -> Result<Saved, StoreError> {
+        Ok(Saved::default())
+    }
+
+    fn save(&self, _: Change<'_>, _: Option<Committed>) -> bool {
+        true
+    }
+
+    fn note_published(&self, channel: &str) -> bool {
+        assert_ne!(channel, "faulty", "as the test wants");
+        true
+    }
+
+    fn is_busy(&self) -> bool {
+        false
+    }
+
+    fn health(&self) -> Health {
+        Health::default()
+    }
+
+    fn is_durable(&self) -> bool {
+        true
+    }
+
+    fn close(&self, _: Duration) {}
+}
+
 #[test]
 fn a_panic_closes_one_connection() {
     let values = [
         ("port".to_owned(), Value::Integer(0)),
         ("shards".to_owned(), Value::Integer(1)),
     ];
-    let server = Server::new(Config::from_values(&values).unwrap()).unwrap();
+    let config = Config::from_values(&values).unwrap();
+    let server = Server::over(config, Arc::new(FaultyStore));
     server.start(None).unwrap();
     let (mut healthy, mut failing) = (connect(&server), connect(&server));
     read_to(&mut failing, "user_joined");
-    failing.send(Message::text("panic")).unwrap();
+    let publication = r#"{"action":"broadcast","channel":"faulty","event":"news","data":1}"#;
+    failing.send(Message::text(publication)).unwrap();
     let closed = loop {
         if let Message::Close(frame) = failing.read().unwrap() {
             break frame.unwrap();
