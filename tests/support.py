@@ -53,15 +53,27 @@ def eventually(condition: Callable[[], T], message: str | Callable[[], object], 
     return value
 
 
-def free_port() -> int:
-    """A port of the loopback interface that nobody listened on a moment ago.
+# Each keeps a port's number for this process; see `free_port`.
+_RESERVATIONS: list[socket.socket] = []
 
-    It is below those that systems give to outgoing connections, which could take it before it is used.
+
+def free_port() -> int:
+    """A port of the loopback interface on which nobody listens, and which no other test process is given.
+
+    The port is below the ports that systems give to outgoing connections. A UDP socket with the same number reserves
+    the port until this process ends: TCP ports are not affected by it, and other test processes cannot bind it.
     """
     while True:
         port = 20_000 + secrets.randbelow(12_000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
+        reservation = socket.socket(type=socket.SOCK_DGRAM)
+        try:
+            reservation.bind(("127.0.0.1", port))
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", port))
+        except OSError:
+            reservation.close()
+        else:
+            _RESERVATIONS.append(reservation)
             return port
 
 

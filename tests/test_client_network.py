@@ -417,8 +417,8 @@ def refusing() -> Iterator[Callable[[str], Refusing]]:
 
 async def test_retry_after_is_waited_for(refusing: Callable[[str], Refusing]) -> None:
     busy = refusing("HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n")
-    with pytest.raises(ConnectTimeoutError, match=r"no connection to ws://127\.0\.0\.1:\d+/ within 1\.5 s.*503"):
-        await Watched(busy.port, connect_timeout=1.5).client.open()
+    with pytest.raises(ConnectTimeoutError, match=r"no connection to ws://127\.0\.0\.1:\d+/ within 1\.9 s.*503"):
+        await Watched(busy.port, connect_timeout=1.9).client.open()
     assert len(busy.asked) == 2
     assert busy.asked[1] - busy.asked[0] >= 1
 
