@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 import venv
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ class Environment:
     """A virtual environment with Tantor in it."""
 
     def __init__(self, folder: Path) -> None:
-        venv.create(folder, with_pip=True)
+        venv.create(folder)
         self.python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
         self.site_packages = Path(self.run("import sysconfig; print(sysconfig.get_path('purelib'))").stdout.strip())
         wheel = os.environ.get("TANTOR_WHEEL")
@@ -32,7 +33,8 @@ class Environment:
             (self.site_packages / "tantor-under-test.pth").write_text(f"{packages}\n")
 
     def pip(self, *arguments: str) -> None:
-        command = [self.python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments]
+        ours = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", self.python]
+        command = [*ours, "install", "--quiet", *arguments]
         result = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
         if "No matching distribution" in result.stderr or "Could not find a version" in result.stderr:
             missing(f"a package registry that has {arguments[-1]}")

@@ -147,7 +147,7 @@ def test_join_leave_and_presence(connected: "Page", server: Tantor, connect: Con
     other.action("join_channel", channel="den")
     connected.get_by_text("2 in den", exact=True).wait_for()
     assert set(connected.locator("#people li").all_inner_texts()) == {client_id(connected), other.client_id}
-    other.close()
+    other.say_goodbye()
     connected.get_by_text("1 in den", exact=True).wait_for()
     connected.get_by_role("button", name="Leave").click()
     eventually(lambda: server.get_presence("den")["online"] == 0, "the page having left")

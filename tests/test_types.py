@@ -28,24 +28,30 @@ if (found := get_tantor()) is not None:
 """
 
 
-def check(tmp_path: Path, source: str) -> str:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which mypy keeps what it knows of the packages, for the next check."""
+    return tmp_path_factory.mktemp("checked")
+
+
+def check(folder: Path, source: str) -> str:
     if importlib.util.find_spec("mypy") is None:
         missing("mypy")
-    path = tmp_path / "application.py"
+    path = folder / "application.py"
     path.write_text(source, encoding="utf-8")
-    command = [sys.executable, "-m", "mypy", "--check-untyped-defs", "--cache-dir", str(tmp_path / "cache"), str(path)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    command = [sys.executable, "-m", "mypy", "--check-untyped-defs", "--cache-dir", str(folder / "cache"), str(path)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode in (0, 1), done
     return done.stdout
 
 
-def test_the_flask_example_of_the_readme_has_no_errors(tmp_path: Path) -> None:
+def test_the_flask_example_of_the_readme_has_no_errors(folder: Path) -> None:
     readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-    assert "Success" in check(tmp_path, read_blocks(readme)["In a Flask app"].source)
+    assert "Success" in check(folder, read_blocks(readme)["In a Flask app"].source)
 
 
-def test_calls_have_the_types_that_they_should(tmp_path: Path) -> None:
-    assert "Success" in check(tmp_path, CALLS)
+def test_calls_have_the_types_that_they_should(folder: Path) -> None:
+    assert "Success" in check(folder, CALLS)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +63,7 @@ def test_calls_have_the_types_that_they_should(tmp_path: Path) -> None:
         ('Tantor().create_channel("c", "secret")', "create_channel"),
     ],
 )
-def test_what_cannot_be_is_an_error_of_the_checker(tmp_path: Path, call: str, says: str) -> None:
-    said = check(tmp_path, f"from tantor import Tantor\n{call}\n")
+def test_what_cannot_be_is_an_error_of_the_checker(folder: Path, call: str, says: str) -> None:
+    said = check(folder, f"from tantor import Tantor\n{call}\n")
     assert "error" in said
     assert says in said
