@@ -107,9 +107,11 @@ def test_in_node_with_its_own_websocket() -> None:
     node(*flag, "--test", "--test-reporter", "spec", "client.test.mjs", timeout=110, TEST_WEBSOCKET="global")
 
 
-@pytest.mark.timeout(2 * FAULT_SECONDS + 240)
-def test_in_node_under_faults() -> None:
-    node("--test", "--test-reporter", "spec", "faults.test.mjs", timeout=2 * FAULT_SECONDS + 220)
+@pytest.mark.timeout(FAULT_SECONDS + 180)
+@pytest.mark.parametrize("file", ["faults.test.mjs", "kills.test.mjs"])
+def test_in_node_under_faults(file: str) -> None:
+    assert (NODE / file).is_file()
+    node("--test", "--test-reporter", "spec", file, timeout=FAULT_SECONDS + 160)
 
 
 @pytest.mark.timeout(300)
@@ -121,7 +123,7 @@ def test_in_firefox() -> None:
 
 
 def test_every_file_of_node_tests_is_run() -> None:
-    run = {"session.test.mjs", "recovery.test.mjs", "client.test.mjs", "faults.test.mjs", "firefox.test.mjs"}
+    run = {f"{name}.test.mjs" for name in ("session", "recovery", "client", "faults", "kills", "firefox")}
     assert {Path(file).name for file in NODE.glob("*.test.*")} == run
 
 

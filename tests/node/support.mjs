@@ -61,3 +61,21 @@ export function connect(t, port, options = {}) {
 export function upTo(last, first = 1) {
   return Array.from({ length: last - first + 1 }, (_, index) => first + index);
 }
+
+// Crowds of clients that live through faults.
+
+export const FAULT_SECONDS = Number(process.env.TANTOR_FAULT_SECONDS ?? 15);
+export const CLIENTS = 100;
+const QUICK = { heartbeatSlack: 500, probeTimeout: 1000, connectTimeout: 2000, minDelay: 50, maxDelay: 1000 };
+
+/** Clients on the channel `storm`, each with the numbers that it was shown. */
+export async function crowd(t, port) {
+  const clients = Array.from({ length: CLIENTS }, () => Object.assign(connect(t, port, QUICK), { numbers: [] }));
+  await Promise.all(clients.map(client => client.join("storm", ({ event, data }) => event === "n" && void client.numbers.push(data))));
+  return clients;
+}
+
+/** How often these clients have connected, in all. */
+export function connects(clients) {
+  return clients.reduce((sum, { told }) => sum + told.welcome.length, 0);
+}
