@@ -26,10 +26,26 @@ CHROMIUM_ARGUMENTS = [
     "--disable-sync",
 ]
 
+# Tests of these files share what is expensive to make: one process runs the whole file.
+SHARING_FILES = {"tests/test_data.py", "tests/test_dropin.py", "tests/test_types.py"}
+
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # so it is in a job that a shell runs in the background, and scripts that are to be interrupted inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `-n`: whoever is free runs the next test, or the next of the files that stay together."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduler(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return file if file in SHARING_FILES else nodeid
+
+    return Scheduler(config, log)
 
 
 @pytest.fixture(autouse=True)

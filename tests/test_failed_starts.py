@@ -59,6 +59,7 @@ print("failures", failures)
 """
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(not hasattr(os, "setuid") or os.getuid() != 0, reason="only root can become another user")
 def test_a_start_that_can_have_no_more_threads_undoes_all_that_was_started(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)

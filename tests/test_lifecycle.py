@@ -127,6 +127,7 @@ def test_start_beside_a_background_server_waits_for_its_end(
     serving.result(15)
 
 
+@pytest.mark.alone
 def test_a_loop_stays_free_while_it_serves() -> None:
     async def run() -> None:
         server = quick()
