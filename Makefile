@@ -29,7 +29,7 @@ demo: announced $(VENV)/installed  ## Run the example chat and print its address
 announced:
 	@test -e dist/built || echo "Building Tantor first. The first time this takes some minutes."
 
-test: $(VENV)/installed $(VENV)/test-tools  ## Lint, and test Rust and Python (REQUIRE_ALL=1: nothing is skipped)
+test: $(VENV)/test-tools  ## Build, lint, and test Rust and Python (REQUIRE_ALL=1: nothing is skipped)
 	scripts/test
 
 bench: $(VENV)/installed $(VENV)/test-tools  ## Measure the promises of benches/README.md
