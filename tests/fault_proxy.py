@@ -54,7 +54,7 @@ class FaultProxy:
         self._host = host
         self._links: list[Link] = []
         self._later = Conditions()
-        self._listening: asyncio.Task[None] | None = None
+        self._listening: socket.socket | None = None
         self._accept_again: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         # it keeps the port while connections are refused
@@ -92,10 +92,7 @@ class FaultProxy:
 
         async def refuse() -> None:
             self._forget_timer()
-            if self._listening is not None:
-                self._listening.cancel()
-                await asyncio.wait([self._listening])
-                self._listening = None
+            self._stop_listening()
             if seconds is not None:
                 self._accept_again = self._loop.call_later(seconds, self._listen)
 
@@ -160,9 +157,7 @@ class FaultProxy:
 
         async def end() -> None:
             self._forget_timer()
-            if self._listening is not None:
-                self._listening.cancel()
-                await asyncio.wait([self._listening])
+            self._stop_listening()
             for link in list(self._links):
                 await link.end(RESET)
             for task in self._tasks:
@@ -187,18 +182,27 @@ class FaultProxy:
 
     def _listen(self) -> None:
         if self._listening is None:
-            listener = self._bind(self.port)
-            listener.listen(1024)
-            self._listening = self._loop.create_task(self._accept_from(listener))
+            self._listening = self._bind(self.port)
+            self._listening.listen(1024)
+            self._loop.add_reader(self._listening, self._accept_from, self._listening)
 
-    async def _accept_from(self, listener: socket.socket) -> None:
-        with listener:
-            while True:
-                client, _ = await self._loop.sock_accept(listener)
-                self.accepted += 1
-                task = self._loop.create_task(self._connect(self.accepted, client))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+    def _stop_listening(self) -> None:
+        if self._listening is not None:
+            self._loop.remove_reader(self._listening)
+            self._listening.close()
+            self._listening = None
+
+    def _accept_from(self, listener: socket.socket) -> None:
+        # no task waits here: if it were cancelled, a connection that it has accepted would be lost
+        try:
+            client, _ = listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        self.accepted += 1
+        task = self._loop.create_task(self._connect(self.accepted, client))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: client.close())  # also of a task that is cancelled before it begins
 
     async def _connect(self, number: int, client: socket.socket) -> None:
         server = socket.socket()

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 from flask import Flask, Response, render_template_string, request
-from support import Script, Site, WebSocketClient, accepts_connections, eventually, free_port, run_python
+from support import Script, Site, WebSocketClient, accepts_connections, eventually, free_port, http_request, run_python
 from tantor import SettingError, Tantor, get_tantor, init_tantor
 from tantor.flask import blueprint, js_blueprint
 
@@ -430,7 +430,8 @@ def test_under_the_reloader_it_is_served_once_by_the_child(tmp_path: Path) -> No
             started += family(script.process.pid)
             assert first != script.process.pid
             assert listeners(script.process.pid, port) == {first}
-            eventually(lambda: accepts_connections(page_port), lambda: script.output)
+            # The parent listens on this port. The child answers once the reloader has taken its first look at the file.
+            http_request(page_port, "GET / HTTP/1.0\r\n\r\n", timeout=30)
             with WebSocketClient(port).greet():
                 source.write_text(RELOADED + "# changed\n")
                 eventually(lambda: script.output.count("serving in") == 2, lambda: script.output, timeout=30)
