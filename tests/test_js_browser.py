@@ -554,4 +554,6 @@ def test_many_clients_in_one_page_while_the_server_is_killed(page: "Page", tmp_p
         assert kills >= 2
         for numbers in page.evaluate("clients.map(({numbers}) => numbers)"):
             assert numbers == list(range(numbers[0], numbers[-1] + 1))
-        assert page.evaluate("clients.flatMap(({told}) => told.gap)") == []
+        # A kill loses a session that is not yet committed. Its client is told so, and misses no number all the same.
+        gaps = page.evaluate("clients.flatMap(({told}) => told.gap)")
+        assert [gap for gap in gaps if gap["reason"] != "new_client"] == []

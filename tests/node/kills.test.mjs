@@ -27,6 +27,7 @@ test(`${CLIENTS} clients, ${FAULT_SECONDS} s, the server killed and started agai
   assert.ok(kills >= 2 && last > saved, `${kills} kills, the last of ${last} and ${saved}`);
   for (const { numbers, told } of clients) {
     assert.deepEqual(numbers, upTo(numbers.at(-1), numbers[0]), "each once, in order");
-    assert.deepEqual(told.gap, []);
+    // A kill loses a session that is not yet committed. Its client is told so, and misses no number all the same.
+    assert.deepEqual(told.gap.filter(({ reason }) => reason !== "new_client"), []);
   }
 });
