@@ -13,6 +13,7 @@ use std::time::Duration;
 #[derive(Clone, Debug)]
 pub struct Event {
     pub name: Arc<str>,
+    /// When it happened.
     pub at: WallTime,
     pub client_id: Option<Arc<str>>,
     pub channel: Option<Arc<str>>,

@@ -17,6 +17,7 @@ pub struct StreamPosition {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kept {
     pub offset: u64,
+    /// When it was published.
     pub at: SteadyTime,
     /// The publisher was told that it is saved, or will be: only the channel's own size and age may remove it.
     pub is_durable: bool,

@@ -109,7 +109,7 @@ impl Node {
             name: Arc::clone(&channel.name),
             kind: channel.kind,
             subscribers,
-            created_at: channel.created.seconds(),
+            created_at: channel.created,
         })
     }
 
@@ -141,8 +141,8 @@ impl Node {
         state.place?;
         Some(ConnectionInfo {
             client_id: Arc::clone(&client.id),
-            joined_at: client.joined.seconds(),
-            last_ping: client.last_ping().seconds(),
+            joined_at: client.joined,
+            last_ping: client.last_ping(),
             channels: state
                 .channels
                 .iter()

@@ -3,6 +3,7 @@
 
 use super::completion::Completion;
 use super::stats::Stats;
+use crate::base::clock::WallTime;
 use crate::base::error::Error;
 use crate::base::priority::Priority;
 use crate::core::history::{Page, StreamPosition};
@@ -183,22 +184,22 @@ pub struct HistoryPage {
     pub is_cut: bool,
 }
 
-/// A channel as the application sees it. Times are seconds since 1970.
+/// A channel as the application sees it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ChannelInfo {
     pub name: Arc<str>,
     pub kind: ChannelKind,
     /// Ids in the order in which the subscribers came.
     pub subscribers: Vec<Arc<str>>,
-    pub created_at: f64,
+    pub created_at: WallTime,
 }
 
-/// A connected client as the application sees it. Times are seconds since 1970.
+/// A connected client as the application sees it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ConnectionInfo {
     pub client_id: Arc<str>,
-    pub joined_at: f64,
-    pub last_ping: f64,
+    pub joined_at: WallTime,
+    pub last_ping: WallTime,
     pub channels: Vec<Arc<str>>,
 }
 

@@ -514,7 +514,7 @@ impl Messenger {
                 info.name.to_string(),
                 info.kind.name().to_owned(),
                 texts(&info.subscribers),
-                info.created_at,
+                info.created_at.seconds(),
             )
         }))
     }
@@ -573,8 +573,8 @@ impl Messenger {
         Ok(content_of!(info, Reply::Connection)?.map(|info| {
             (
                 info.client_id.to_string(),
-                info.joined_at,
-                info.last_ping,
+                info.joined_at.seconds(),
+                info.last_ping.seconds(),
                 texts(&info.channels),
             )
         }))

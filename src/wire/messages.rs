@@ -26,6 +26,7 @@ const BUILT_IN_EVENTS: &[&str] = &[
 pub struct Stamp {
     /// Shown as `msg_` and 16 hexadecimal digits.
     pub id: u64,
+    /// When the message was made.
     pub at: WallTime,
 }
 

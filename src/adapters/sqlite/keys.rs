@@ -164,7 +164,7 @@ impl DatabaseFile {
         Ok(())
     }
 
-    /// Deletes the oldest keys of a kind, up to `count` of them, of those that expire at `through` or before.
+    /// Deletes the oldest keys of a kind, up to `count` of those that expire at `through` or before.
     fn forget_keys(
         &mut self,
         kind: usize,
