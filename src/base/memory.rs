@@ -1,21 +1,33 @@
-//! Memory that was let go, given back to the system.
+//! Gives freed memory back to the system.
 
 use crate::base::clock::{LastTime, SteadyTime};
 use std::time::Duration;
 
+/// Fewer freed bytes are not worth the time that `give_back` takes.
+const MUCH_FREED: usize = 4 << 20;
+
+/// The shortest time between two walks of the heap, in the whole process.
 const INTERVAL: Duration = Duration::from_secs(5);
 
-/// Returns true at most once per `INTERVAL` for the whole process: `give_back` walks the heap, which takes its time.
-pub(super) fn may_give_back() -> bool {
+/// Gives freed memory back when `freed`, the bytes that were freed since the last time, is large. To be called by the
+/// thread that freed the memory; resets `freed` when it does anything.
+pub fn give_back_if_due(freed: &mut usize) {
+    if *freed > MUCH_FREED && is_due() {
+        *freed = 0;
+        give_back();
+    }
+}
+
+/// True once in an interval, for one thread of the process: `give_back` walks the heap.
+fn is_due() -> bool {
     static LAST: LastTime = LastTime::never();
     LAST.set_if_due(SteadyTime::now(), INTERVAL)
 }
 
-/// Gives what the allocator keeps of freed buffers back to the system: glibc's would keep it for good once large
-/// messages have come and gone. To be called by the thread that freed them.
-pub(super) fn give_back() {
+/// glibc would keep the memory of freed buffers for good once large messages have come and gone.
+fn give_back() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: what is freed was allocated in the same breath, and malloc_trim takes no pointer; both may be called at
+    // SAFETY: the freed block was allocated by the call beside, and malloc_trim takes no pointer; both may be called at
     // any time from any thread.
     unsafe {
         libc::free(std::hint::black_box(libc::malloc(SHRINKS_ARENA)));
@@ -23,7 +35,7 @@ pub(super) fn give_back() {
     }
 }
 
-/// A block of this size, when it is freed, has glibc cut off the free end of this thread's arena. `malloc_trim` leaves
-/// that end alone in all arenas but the first, and itself joins to it what borders on it.
+/// When a block of this size is freed, glibc cuts off the free end of this thread's arena. `malloc_trim` leaves this end
+/// alone in all arenas but the first.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 const SHRINKS_ARENA: usize = 72 << 10;

@@ -1,5 +1,6 @@
 //! The composition root: puts node, broker and store together, binds, starts the shards, drains and ends.
 
+use super::housekeeping::keep_house;
 use crate::adapters::memory_broker::{HistoryLimits, MemoryBroker};
 use crate::adapters::memory_store::MemoryStore;
 use crate::adapters::sqlite::{Limits, SqliteStore};
@@ -14,7 +15,7 @@ use crate::ports::store::Store;
 use crate::settings::config::Config;
 use crate::settings::database::Database;
 use crate::settings::socket_limits::SocketLimits;
-use crate::shard::{Acceptor, Shard};
+use crate::shard::{Acceptor, Shard, tick_of};
 use arc_swap::ArcSwapOption;
 use std::io;
 use std::net::SocketAddr;
@@ -397,19 +398,25 @@ impl Server {
             close(acceptor);
             return;
         }
+        let until_ended = async {
+            tokio::select! {
+                () = acceptor.run() => {}
+                _ = stopped.recv_async() => {}
+            }
+            self.node.drain();
+            tokio::select! {
+                // requests are answered until the last client has gone
+                () = acceptor.run() => {}
+                () = shards.all_drained() => {}
+            }
+            close(acceptor);
+            self.finish_shards();
+            shards.all_ended().await;
+        };
         tokio::select! {
-            () = acceptor.run() => {}
-            _ = stopped.recv_async() => {}
+            () = until_ended => {}
+            never = keep_house(&self.node, tick_of(&self.node.config)) => match never {},
         }
-        self.node.drain();
-        tokio::select! {
-            // requests are answered until the last client has gone
-            () = acceptor.run() => {}
-            () = shards.all_drained() => {}
-        }
-        close(acceptor);
-        self.finish_shards();
-        shards.all_ended().await;
         self.node.detach();
         self.node.close_store(MAX_STORE_WAIT);
         self.node

@@ -9,7 +9,6 @@
 mod acceptor;
 mod deliver;
 mod hold;
-mod memory;
 mod newcomers;
 mod receive;
 mod socket;
@@ -21,6 +20,7 @@ mod write;
 pub use acceptor::Acceptor;
 
 use crate::base::error::Disconnect;
+use crate::base::memory;
 use crate::core::events::LogLevel;
 use crate::core::hub::{ChannelKey, Hub, Slot};
 use crate::core::wheel::Wheel;
@@ -61,9 +61,6 @@ const TURN_READ_WORK: usize = 400_000;
 
 /// Ticks that the wheel reaches ahead.
 const WHEEL_REACH: usize = 64;
-
-/// So many freed bytes between two ticks are worth the time that giving them back takes.
-const MUCH_FREED: usize = 4 << 20;
 
 /// A connection whose close frame was written is given this long to close its side.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -337,9 +334,6 @@ impl Shard {
     }
 
     fn on_tick(&mut self) {
-        if self.index == 0 {
-            self.freed += self.node.tick();
-        }
         let now = (self.started.elapsed().as_nanos() / self.tick.as_nanos()) as u64;
         // a process that was stopped for a while heard nobody in that time; that is nobody's silence
         let missed = now.saturating_sub(self.wheel.now() + MAX_LATE_TICKS);
@@ -362,10 +356,7 @@ impl Shard {
         {
             self.drop_all();
         }
-        if self.freed > MUCH_FREED && memory::may_give_back() {
-            self.freed = 0;
-            memory::give_back();
-        }
+        memory::give_back_if_due(&mut self.freed);
         // a look at what is held back, should nobody have woken this shard for it
         self.release_held_back();
     }
@@ -395,8 +386,8 @@ impl Shard {
     }
 }
 
-/// Fine enough for the shortest of the times that the wheel watches.
-fn tick_of(config: &Config) -> Duration {
+/// Returns the time between two ticks: fine enough for the shortest of the times that the settings have watched.
+pub fn tick_of(config: &Config) -> Duration {
     let slack = config
         .heartbeat_timeout
         .saturating_sub(config.heartbeat_interval);
