@@ -239,6 +239,30 @@ def test_exit_while_calls_of_other_threads_are_under_way() -> None:
         """)
 
 
+def test_exit_in_the_middle_of_the_warning_that_nobody_is_connected() -> None:
+    # CPython before 3.14 ends a thread that runs Python code then, and this code was called by Rust
+    source = """
+import logging, os, threading, time
+from tantor import Tantor
+
+def slowly(record):  # in a filter, because the end waits for handlers
+    has_begun.set()
+    end = time.monotonic() + 0.3
+    while time.monotonic() < end:
+        pass
+    os.write(1, b"warned\\n")
+
+has_begun = threading.Event()
+logging.getLogger("tantor.server").addFilter(slowly)
+tantor = Tantor(port=0)
+threading.Thread(target=tantor.broadcast, args=("jungle", "news"), daemon=True).start()
+has_begun.wait()
+"""
+    for _ in range(5):
+        done = run_python(source, environment={"WITH_WARNINGS": "1"}, timeout=30)
+        assert (done.returncode, done.stdout) == (0, "warned\n"), done.stderr
+
+
 def test_exit_in_the_middle_of_an_async_handler(tmp_path: Path) -> None:
     source = """
         import asyncio, threading

@@ -293,6 +293,7 @@ class Tantor(_tantor.Messenger):
         global _has_warned
         if not _has_warned and not self.is_running:
             _has_warned = True
+            _prepare_process()  # the end of the interpreter waits for the warning
             logging.getLogger("tantor.server").warning(
                 "%r is not started, so nobody is connected to it: what this process sends reaches no client. "
                 "Start it with start_background(), or send from the process that serves",

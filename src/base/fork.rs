@@ -188,7 +188,8 @@ static IS_LOST: AtomicBool = AtomicBool::new(false);
 /// Threads of servers that may yet call into Python.
 static THREADS: AtomicUsize = AtomicUsize::new(0);
 
-/// A server's own thread, counted until it has ended: before that, the interpreter must not end.
+/// A server's own thread until it has ended, or a thread in a call that runs Python code: before the end of either, the
+/// interpreter must not end.
 #[derive(Debug)]
 pub struct CountedThread(());
 

@@ -7,6 +7,7 @@ use super::configured::{Configured, Owned};
 use super::done::Done;
 use super::publishing::{outcome, own_fields, publish_options};
 use super::{bridge, errors, event_dicts, json, to_python};
+use crate::base::fork::CountedThread;
 use crate::host::server::Server;
 use crate::ports::calls::{Call, Reply};
 use crate::settings::config::{Config, SETTINGS};
@@ -328,6 +329,8 @@ impl Messenger {
         let published = content_of!(published, Reply::Published)?;
         if published.recipients == 0 && !IS_TOLD.load(Ordering::Relaxed) && !this.is_running()? {
             IS_TOLD.store(true, Ordering::Relaxed);
+            // the end of the interpreter waits: it would end this thread in the middle of Python code
+            let _counted = CountedThread::new();
             slf.call_method0("_warn_unless_running")?;
         }
         outcome(py, published.recipients.into_py_any(py)?, None, settled)
@@ -618,6 +621,12 @@ type ConnectionRow = (String, f64, f64, Vec<String>);
 
 /// This process has logged that what it publishes reaches nobody.
 static IS_TOLD: AtomicBool = AtomicBool::new(false);
+
+/// The process ends: from now on no call of this module runs Python code to warn. To be called with the interpreter
+/// held, as the warning begins with the interpreter held.
+pub fn warn_no_more() {
+    IS_TOLD.store(true, Ordering::Relaxed);
+}
 
 /// How often a wait looks for signals.
 const SIGNAL_INTERVAL: Duration = Duration::from_millis(100);

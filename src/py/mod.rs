@@ -72,6 +72,7 @@ fn nearest_setting(name: &str) -> Option<&'static str> {
 #[pyfunction]
 fn wait_for_threads(py: Python<'_>, timeout: f64) -> bool {
     let timeout = Duration::try_from_secs_f64(timeout).unwrap_or_default();
+    messenger::warn_no_more();
     py.detach(|| crate::base::fork::wait_for_threads(timeout))
 }
 
