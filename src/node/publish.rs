@@ -11,7 +11,7 @@ use crate::base::names;
 use crate::base::priority::Priority;
 use crate::core::events::Detail;
 use crate::core::history::StreamPosition;
-use crate::ports::broker::{Encoded, HandOverSaved, Refused};
+use crate::ports::broker::{OnSaved, Refused};
 use crate::ports::calls::{Emergency, PublishOptions, Published};
 use crate::ports::store::{Change, Committed, Fate, KeyResult, StoreError, UsedKey};
 use crate::wire::frame::EncodedFrame;
@@ -366,36 +366,36 @@ impl Node {
         loop {
             let channel = self.channel(new.channel);
             let stream = self.stream(&channel);
+            let mut encode =
+                |position: Option<StreamPosition>| self.encode_publication(&new.at(position));
             let done = if stream.is_durable() {
-                let mut hand_over = Some(self.hand_over_saved(
+                let mut on_saved = Some(self.hand_over_saved(
                     &channel,
                     (new.options.priority, new.data.len()),
                     committed.take(),
                 ));
                 let stream = Arc::clone(stream);
                 let done = stream.publish_saved(
+                    &mut encode,
                     &mut |position| {
-                        published.position = position;
+                        published.position = Some(position);
                         published.recipients = channel.members.lock().interest.total();
-                        Encoded {
-                            frame: self.encode_publication(&new.at(position)),
-                            used_key: self.used_key_of(new, fate, &published),
-                        }
+                        self.used_key_of(new, fate, &published)
                     },
-                    &mut hand_over,
+                    &mut on_saved,
                 );
                 if !done {
                     // the channel has ended: its successor may be another
                     self.counters.publications.add(1);
-                    if let Some(hand_over) = hand_over {
-                        hand_over(Err(StoreError("the channel was deleted".to_owned())));
+                    if let Some(on_saved) = on_saved {
+                        on_saved(Err(StoreError("the channel was deleted".to_owned())));
                     }
                     return published;
                 }
                 done
             } else {
                 let taken = stream.publish(
-                    &mut |position| self.encode_publication(&new.at(position)),
+                    &mut encode,
                     &mut |position, frame| {
                         published.position = position;
                         published.recipients = self.hand_over(
@@ -441,13 +441,13 @@ impl Node {
         published
     }
 
-    /// What is done with a publication of a durable channel when it is saved.
+    /// Completes a publication on a durable channel once the publication is saved or has failed.
     fn hand_over_saved(
         self: &Arc<Self>,
         channel: &Arc<Channel>,
         (priority, bytes): (Priority, usize),
         committed: Option<Committed>,
-    ) -> HandOverSaved {
+    ) -> OnSaved {
         let node = Arc::clone(self);
         let channel = InFlight::new(channel, bytes);
         Box::new(move |result| {

@@ -7,29 +7,13 @@ use crate::settings::channel_settings::ChannelSettings;
 use crate::wire::frame::EncodedFrame;
 use std::sync::Arc;
 
-/// A publication that was encoded at its position.
-pub struct Encoded {
-    pub frame: EncodedFrame,
-    /// What it was published under, to be saved with it.
-    pub used_key: Option<Box<UsedKey>>,
-}
-
-impl From<EncodedFrame> for Encoded {
-    fn from(frame: EncodedFrame) -> Self {
-        Self {
-            frame,
-            used_key: None,
-        }
-    }
-}
-
 /// Bytes that a channel takes besides its publications, about, with its places in the maps.
 pub const CHANNEL_SIZE: usize = 1024;
 
-/// Encodes a publication at its position (`None` when it is not kept), before the publication is handed over.
-pub type EncodeFrame<'a> = dyn FnMut(Option<StreamPosition>) -> EncodedFrame + 'a;
+/// Encodes a publication at its position (`None` when the channel keeps no publications).
+pub type Encode<'a> = dyn FnMut(Option<StreamPosition>) -> EncodedFrame + 'a;
 
-/// Hands an encoded publication to subscribers; gives the idempotency key to be saved with the publication.
+/// Hands an encoded publication to subscribers; returns the idempotency key to save with the publication.
 pub type HandOver<'a> =
     dyn FnMut(Option<StreamPosition>, &EncodedFrame) -> Option<Box<UsedKey>> + 'a;
 
@@ -42,12 +26,12 @@ pub enum Refused {
     NoRoom(StoreError),
 }
 
-/// Encodes a publication at its position.
-pub type Encode<'a> = dyn FnMut(Option<StreamPosition>) -> Encoded + 'a;
+/// Returns the idempotency key to save with a publication at this position.
+pub type KeyAt<'a> = dyn FnMut(StreamPosition) -> Option<Box<UsedKey>> + 'a;
 
-/// Hands a saved publication to subscribers, or hears that it could not be saved.
-pub type HandOverSaved =
-    Box<dyn FnOnce(Result<(StreamPosition, &EncodedFrame), StoreError>) + Send>;
+/// Completes a publication that is handed over after saving: hands the saved publication to subscribers, or receives the
+/// reason why the publication could not be saved.
+pub type OnSaved = Box<dyn FnOnce(Result<(StreamPosition, &EncodedFrame), StoreError>) + Send>;
 
 /// Which streams are closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,22 +115,22 @@ pub trait Stream: Send + Sync {
     /// publications of this channel; `encode` and `hand_over` must not publish on it.
     fn publish(
         &self,
-        encode: &mut EncodeFrame<'_>,
+        encode: &mut Encode<'_>,
         hand_over: &mut HandOver<'_>,
         committed: &mut Option<Committed>,
     ) -> Result<(), Refused>;
 
-    /// Gives a publication the next position at once, and hands it over when it is saved; from then on no budget removes
-    /// it from the history. `false`, with nothing done, when the channel was closed.
+    /// Gives a publication the next position at once, and calls `on_saved` when the publication is saved. No budget
+    /// removes the publication from the history after that. False, with nothing done, when the channel was closed.
     ///
-    /// Ordering: `hand_over` is called in the order of positions, on the store's thread, under this stream's lock.
-    /// Errors: `hand_over` is told, perhaps before this returns, that saving failed or that durable publications have no
-    /// more room; nothing was handed over then.
-    /// Blocking: as `publish`.
+    /// Ordering: `on_saved` is called in the order of positions, on the store's thread, under this stream's lock.
+    /// Errors: `on_saved` receives them, perhaps before this method returns: saving failed, or durable publications have
+    /// no more room. Nothing was handed over then. Blocking: as `publish`.
     fn publish_saved(
         self: Arc<Self>,
         encode: &mut Encode<'_>,
-        hand_over: &mut Option<HandOverSaved>,
+        key_at: &mut KeyAt<'_>,
+        on_saved: &mut Option<OnSaved>,
     ) -> bool;
 
     /// Hands over a notice, which takes no position and is not kept.

@@ -9,7 +9,7 @@ use _tantor::adapters::sqlite::{Limits, SqliteStore};
 use _tantor::base::priority::SlowConsumer;
 use _tantor::core::history::Page;
 use _tantor::core::history::StreamPosition;
-use _tantor::ports::broker::{Broker, Closing, HandOverSaved, HistorySize, Refused, Stream};
+use _tantor::ports::broker::{Broker, Closing, HistorySize, OnSaved, Refused, Stream};
 use _tantor::ports::store::{Change, Committed, Health, Saved, Store, StoreError};
 use _tantor::settings::channel_kind::ChannelKind;
 use _tantor::settings::channel_settings::ChannelSettings;
@@ -289,9 +289,10 @@ fn a_channel_whose_last_publication_could_not_be_saved_takes_the_next_and_ends()
     let stream = broker.open(&Arc::from("a"), ChannelKind::Public, settings);
     for _ in 0..2 {
         let (tell, told) = std::sync::mpsc::channel();
-        let mut hand_over: Option<HandOverSaved> =
+        let mut on_saved: Option<OnSaved> =
             Some(Box::new(move |result| tell.send(result.is_err()).unwrap()));
-        assert!(Arc::clone(&stream).publish_saved(&mut |_| frame().into(), &mut hand_over));
+        let stream = Arc::clone(&stream);
+        assert!(stream.publish_saved(&mut |_| frame(), &mut |_| None, &mut on_saved));
         assert!(told.try_recv().unwrap(), "it is refused");
     }
     assert!(broker.close("a", Closing::IfEmpty), "nothing is kept");

@@ -5,10 +5,8 @@ use crate::base::clock::{SteadyTime, WallTime};
 use crate::base::random::random_u64;
 use crate::base::sync::{Mutex, Rank};
 use crate::core::history::{Bytes, History, Kept, StreamPosition, weight};
-use crate::ports::broker::{
-    CHANNEL_SIZE, Encode, EncodeFrame, Encoded, HandOver, HandOverSaved, Refused, Stream,
-};
-use crate::ports::store::{Change, Committed, SavedStream, Store, StoreError, StreamKey};
+use crate::ports::broker::{CHANNEL_SIZE, Encode, HandOver, KeyAt, OnSaved, Refused, Stream};
+use crate::ports::store::{Change, Committed, SavedStream, Store, StoreError, StreamKey, UsedKey};
 use crate::settings::channel_kind::ChannelKind;
 use crate::settings::channel_settings::ChannelSettings;
 use crate::wire::frame::EncodedFrame;
@@ -74,7 +72,7 @@ pub(super) struct StreamState {
 impl Stream for MemoryStream {
     fn publish(
         &self,
-        encode: &mut EncodeFrame<'_>,
+        encode: &mut Encode<'_>,
         hand_over: &mut HandOver<'_>,
         committed: &mut Option<Committed>,
     ) -> Result<(), Refused> {
@@ -107,17 +105,11 @@ impl Stream for MemoryStream {
             state.is_noted = self.store.note_published(&self.channel);
         }
         let used_key = hand_over(Some(position), &frame);
-        let frame = if self.saves {
-            self.save(
-                &mut state,
-                position,
-                Encoded { frame, used_key },
-                reserved.is_some(),
-                committed.take(),
-            )
-        } else {
-            frame
-        };
+        if self.saves {
+            let is_durable = reserved.is_some();
+            let publication = (position, &frame, used_key);
+            self.save(&mut state, publication, is_durable, committed.take());
+        }
         let kept = Kept {
             offset: position.offset,
             at,
@@ -138,34 +130,36 @@ impl Stream for MemoryStream {
     fn publish_saved(
         self: Arc<Self>,
         encode: &mut Encode<'_>,
-        hand_over: &mut Option<HandOverSaved>,
+        key_at: &mut KeyAt<'_>,
+        on_saved: &mut Option<OnSaved>,
     ) -> bool {
         let mut state = self.state.lock();
         if state.is_closed {
             return false;
         }
-        let Some(hand_over) = hand_over.take() else {
+        let Some(on_saved) = on_saved.take() else {
             return true;
         };
         let position = state.next();
-        let encoded = encode(Some(position));
+        let frame = encode(Some(position));
+        let used_key = key_at(position);
         let at = SteadyTime::now();
-        let reserved = match self.reserve(&mut state, &encoded.frame, at) {
+        let reserved = match self.reserve(&mut state, &frame, at) {
             Ok(reserved) => reserved,
             Err(error) => {
                 drop(state);
-                hand_over(Err(error));
+                on_saved(Err(error));
                 return true;
             }
         };
         state.assigned = position.offset;
         let stream = Arc::clone(&self);
-        let saved = encoded.frame.clone();
+        let saved = frame.clone();
         let committed: Committed = Box::new(move |result| {
             let outcome = match result {
                 Ok(()) => {
                     let mut state = stream.state.lock();
-                    hand_over(Ok((position, &saved)));
+                    on_saved(Ok((position, &saved)));
                     let kept = Kept {
                         offset: position.offset,
                         at,
@@ -181,16 +175,17 @@ impl Stream for MemoryStream {
                     stream.finish_saving(reserved);
                     // the channel may have stayed for this publication alone
                     stream.note_emptied();
-                    Some((hand_over, error))
+                    Some((on_saved, error))
                 }
             };
             // without the lock: a store that is full or closed says so at once, to its caller, who holds it
-            if let Some((hand_over, error)) = outcome {
-                hand_over(Err(error));
+            if let Some((on_saved, error)) = outcome {
+                on_saved(Err(error));
             }
         });
         self.saving.fetch_add(1, Ordering::AcqRel);
-        self.save(&mut state, position, encoded, true, Some(committed));
+        let publication = (position, &frame, used_key);
+        self.save(&mut state, publication, true, Some(committed));
         true
     }
 
@@ -394,11 +389,10 @@ impl MemoryStream {
     fn save(
         &self,
         state: &mut StreamState,
-        position: StreamPosition,
-        Encoded { frame, used_key }: Encoded,
+        (position, frame, used_key): (StreamPosition, &EncodedFrame, Option<Box<UsedKey>>),
         is_durable: bool,
         committed: Option<Committed>,
-    ) -> EncodedFrame {
+    ) {
         // a store that is full refuses the announcement, and then the publication, which is counted and told
         self.announce(state);
         let at = WallTime::now();
@@ -408,11 +402,10 @@ impl MemoryStream {
             at,
             expires: at + self.settings.message_ttl,
             is_durable,
-            frame: &frame,
+            frame,
             used_key,
         };
         self.store.save(change, committed);
-        frame
     }
 
     /// Tells the store of this stream, once; false when the store has no room for that now.
