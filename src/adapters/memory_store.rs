@@ -1,6 +1,7 @@
 //! Nothing is saved: what the process knows ends with it.
 
 use crate::ports::store::{Change, Committed, Health, Saved, Store, StoreError};
+use crate::wire::frame::EncodedFrame;
 use std::time::Duration;
 
 #[derive(Debug, Default)]
@@ -11,7 +12,7 @@ impl Store for MemoryStore {
         Ok(Saved::default())
     }
 
-    fn save(&self, _change: Change<'_>, committed: Option<Committed>) -> bool {
+    fn save(&self, _change: Change<&EncodedFrame>, committed: Option<Committed>) -> bool {
         if let Some(committed) = committed {
             committed(Ok(()));
         }

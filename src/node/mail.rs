@@ -388,7 +388,7 @@ impl Node {
                 message: letter.message,
                 expires: WallTime::now() + letter.ttl,
                 is_emergency: letter.is_emergency,
-                frame: letter.frame.clone(),
+                frame: letter.frame,
                 used_key: letter.used_key,
             };
             self.store.save(change, committed);

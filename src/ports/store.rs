@@ -32,7 +32,7 @@ pub trait Store: Send + Sync {
     /// again, and counts what it gave up in `health`. Blocking: no; `committed` may hear of an error (and, of a store that
     /// saves nothing, of success) before this returns, under the caller's locks, else on the store's thread, where it
     /// must not block.
-    fn save(&self, change: Change<'_>, committed: Option<Committed>) -> bool;
+    fn save(&self, change: Change<&EncodedFrame>, committed: Option<Committed>) -> bool;
 
     /// Notes, for the next `open`, that something is about to be published on a stream that is not durable: only such
     /// streams have another epoch after an unclean end. False when the store is not open.
@@ -186,9 +186,10 @@ pub enum KeyResult {
     Sent(Stamp),
 }
 
-/// What changes. A store keeps its own copy of what it needs.
+/// A change to save. `F` is the message of a publication or of mail: its frame, or the place where a store has put the
+/// bytes of the frame.
 #[derive(Debug)]
-pub enum Change<'a> {
+pub enum Change<F> {
     /// On a stream that was opened under this key before.
     Published {
         stream: StreamKey,
@@ -197,7 +198,7 @@ pub enum Change<'a> {
         expires: WallTime,
         /// Its publisher is told once it is saved.
         is_durable: bool,
-        frame: &'a EncodedFrame,
+        frame: F,
         used_key: Option<Box<UsedKey>>,
     },
     /// From here on the key stands for this channel's stream.
@@ -222,7 +223,7 @@ pub enum Change<'a> {
         message: u64,
         expires: WallTime,
         is_emergency: bool,
-        frame: EncodedFrame,
+        frame: F,
         used_key: Option<Box<UsedKey>>,
     },
     Unmailed {
@@ -246,8 +247,86 @@ pub enum Change<'a> {
     ClientForgotten {
         id: Arc<str>,
     },
+    /// An idempotency key alone: its publication or message was deleted before it was saved.
+    KeyUsed {
+        used_key: Box<UsedKey>,
+    },
     /// Nothing: whoever waits for it hears when all before it is saved.
     Mark,
+}
+
+impl<F> Change<F> {
+    /// The same change, with its frame replaced.
+    pub fn map_frame<G>(self, replace: impl FnOnce(F) -> G) -> Change<G> {
+        match self {
+            Change::Published {
+                stream,
+                position,
+                at,
+                expires,
+                is_durable,
+                frame,
+                used_key,
+            } => Change::Published {
+                stream,
+                position,
+                at,
+                expires,
+                is_durable,
+                frame: replace(frame),
+                used_key,
+            },
+            Change::Mailed {
+                client,
+                number,
+                message,
+                expires,
+                is_emergency,
+                frame,
+                used_key,
+            } => Change::Mailed {
+                client,
+                number,
+                message,
+                expires,
+                is_emergency,
+                frame: replace(frame),
+                used_key,
+            },
+            Change::StreamOpened {
+                stream,
+                channel,
+                epoch,
+                kind,
+                durable,
+            } => Change::StreamOpened {
+                stream,
+                channel,
+                epoch,
+                kind,
+                durable,
+            },
+            Change::Joined {
+                client,
+                channel,
+                at,
+            } => Change::Joined {
+                client,
+                channel,
+                at,
+            },
+            Change::Trimmed { stream, through } => Change::Trimmed { stream, through },
+            Change::StreamForgotten { stream, channel } => {
+                Change::StreamForgotten { stream, channel }
+            }
+            Change::Unmailed { client, numbers } => Change::Unmailed { client, numbers },
+            Change::ClientSaved { client } => Change::ClientSaved { client },
+            Change::Left { client, channel } => Change::Left { client, channel },
+            Change::ClientForgotten { id } => Change::ClientForgotten { id },
+            Change::KeyUsed { used_key } => Change::KeyUsed { used_key },
+            Change::Mark => Change::Mark,
+        }
+    }
 }
 
 /// How a store is; counts are since it was made.

@@ -2,7 +2,7 @@
 
 use crate::peer::history_limits;
 use crate::sqlite::wait_until;
-use crate::stores::{LIMITS, PATIENCE, every_store, offsets, reopen, sqlite, waiting};
+use crate::stores::{LIMITS, PATIENCE, WaitedFor, every_store, offsets, reopen, sqlite, waiting};
 use _tantor::adapters::memory_broker::{HistoryLimits, MemoryBroker};
 use _tantor::adapters::memory_store::MemoryStore;
 use _tantor::adapters::sqlite::{Limits, SqliteStore};
@@ -10,7 +10,7 @@ use _tantor::base::priority::SlowConsumer;
 use _tantor::core::history::Page;
 use _tantor::core::history::StreamPosition;
 use _tantor::ports::broker::{Broker, Closing, HistorySize, OnSaved, Refused, Stream};
-use _tantor::ports::store::{Change, Committed, Health, Saved, Store, StoreError};
+use _tantor::ports::store::{Committed, Store, StoreError};
 use _tantor::settings::channel_kind::ChannelKind;
 use _tantor::settings::channel_settings::ChannelSettings;
 use _tantor::wire::frame::EncodedFrame;
@@ -177,40 +177,6 @@ fn what_has_expired_is_let_go() {
     assert_eq!(top(&*stream), 1);
 }
 
-/// Refuses whatever is waited for, at once.
-struct FullStore;
-
-impl Store for FullStore {
-    fn open(&self) -> Result<Saved, StoreError> {
-        Ok(Saved::default())
-    }
-
-    fn save(&self, _change: Change<'_>, committed: Option<Committed>) -> bool {
-        if let Some(committed) = committed {
-            committed(Err(StoreError("full".to_owned())));
-        }
-        false
-    }
-
-    fn is_busy(&self) -> bool {
-        false
-    }
-
-    fn note_published(&self, _: &str) -> bool {
-        true
-    }
-
-    fn health(&self) -> Health {
-        Health::default()
-    }
-
-    fn is_durable(&self) -> bool {
-        true
-    }
-
-    fn close(&self, _within: Duration) {}
-}
-
 #[test]
 fn a_durable_publication_that_has_no_room_is_not_handed_over_and_takes_no_position() {
     let folder = tempfile::tempdir().unwrap();
@@ -281,7 +247,13 @@ fn invented_channels_fill_no_more_than_the_queue_while_the_file_is_locked() {
 
 #[test]
 fn a_channel_whose_last_publication_could_not_be_saved_takes_the_next_and_ends() {
-    let broker = MemoryBroker::new(Arc::new(FullStore), history_limits(1 << 20));
+    let full = WaitedFor(|committed: Option<Committed>| {
+        if let Some(committed) = committed {
+            committed(Err(StoreError("full".to_owned())));
+        }
+        false
+    });
+    let broker = MemoryBroker::new(Arc::new(full), history_limits(1 << 20));
     let settings = ChannelSettings {
         durable: true,
         ..settings()

@@ -2,8 +2,8 @@
 
 use crate::sqlite::{query, wait_until};
 use crate::stores::{
-    LATE, LIMITS, PATIENCE, client, frame, key, mailed, offsets, opened, publish_and_wait,
-    publish_text, reopen, save, trimmed, waiting,
+    GivenChange, LATE, LIMITS, PATIENCE, client, key, lasting, mailed, offsets, opened,
+    publish_and_wait, publish_text, reopen, save, trimmed, waiting,
 };
 use _tantor::adapters::sqlite::{Limits, SqliteStore};
 use _tantor::core::history::StreamPosition;
@@ -40,10 +40,10 @@ fn used_key(number: u64) -> UsedKey {
     }
 }
 
-type Add = fn(u64) -> Change<'static>;
-type Free = fn(u64) -> Vec<Change<'static>>;
+type Add = fn(u64) -> GivenChange;
+type Free = fn(u64) -> Vec<GivenChange>;
 
-fn mail_of(number: u64) -> Change<'static> {
+fn mail_of(number: u64) -> GivenChange {
     let Change::Mailed {
         client,
         message,
@@ -60,7 +60,7 @@ fn mail_of(number: u64) -> Change<'static> {
         message,
         expires,
         is_emergency,
-        frame: frame(&"x".repeat(500)),
+        frame: lasting(&"x".repeat(500)),
         used_key: number.is_multiple_of(2).then(|| Box::new(used_key(number))),
     }
 }

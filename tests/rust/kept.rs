@@ -1,6 +1,7 @@
 //! Mailboxes and idempotency keys against models, and what the node keeps of messages to one client.
 
 use crate::peer::{emergency, history_limits};
+use crate::stores::WaitedFor;
 use _tantor::adapters::memory_broker::MemoryBroker;
 use _tantor::adapters::memory_store::MemoryStore;
 use _tantor::base::clock::SteadyTime;
@@ -11,7 +12,7 @@ use _tantor::core::mailbox::{Mail, Mailbox};
 use _tantor::node::idempotency::{Idempotency, Known, Limits, Scope};
 use _tantor::node::{Delivery, Door, Greeting, Node, Place};
 use _tantor::ports::calls::PublishOptions;
-use _tantor::ports::store::{Change, Committed, Health, Saved, Store, StoreError};
+use _tantor::ports::store::{Committed, Store, StoreError};
 use _tantor::settings::config::Config;
 use _tantor::wire::frame::EncodedFrame;
 use _tantor::wire::messages::Body;
@@ -174,49 +175,26 @@ proptest! {
     }
 }
 
-/// Saves when it is told to.
-#[derive(Default)]
-struct HeldStore {
-    held: Mutex<Vec<Committed>>,
+/// Callers that wait until a test completes them.
+type Held = Arc<Mutex<Vec<Committed>>>;
+
+/// A store that completes no change by itself, and the callers that wait for it.
+fn held_store() -> (Arc<dyn Store>, Held) {
+    let held = Held::default();
+    let waiting = Arc::clone(&held);
+    let store = WaitedFor(move |committed: Option<Committed>| {
+        waiting.lock().extend(committed);
+        true
+    });
+    (Arc::new(store), held)
 }
 
-impl HeldStore {
-    fn settle(&self, outcome: &Result<(), StoreError>) {
-        // no lock is held while a waiting caller is told
-        let held = std::mem::take(&mut *self.held.lock());
-        for committed in held {
-            committed(outcome.clone());
-        }
+fn settle(held: &Held, outcome: &Result<(), StoreError>) {
+    // no lock is held while a waiting caller is completed
+    let waiting = std::mem::take(&mut *held.lock());
+    for committed in waiting {
+        committed(outcome.clone());
     }
-}
-
-impl Store for HeldStore {
-    fn open(&self) -> Result<Saved, StoreError> {
-        Ok(Saved::default())
-    }
-
-    fn save(&self, _change: Change, committed: Option<Committed>) -> bool {
-        self.held.lock().extend(committed);
-        true
-    }
-
-    fn is_busy(&self) -> bool {
-        false
-    }
-
-    fn note_published(&self, _: &str) -> bool {
-        true
-    }
-
-    fn health(&self) -> Health {
-        Health::default()
-    }
-
-    fn is_durable(&self) -> bool {
-        true
-    }
-
-    fn close(&self, _within: Duration) {}
 }
 
 fn node_over(store: Arc<dyn Store>, config: Config) -> Arc<Node> {
@@ -249,13 +227,13 @@ fn counts(outcomes: &[AtomicUsize; 2]) -> [usize; 2] {
 
 #[test]
 fn a_repeat_of_a_durable_message_waits_until_the_first_is_saved() {
-    let store = Arc::new(HeldStore::default());
-    let node = node_over(Arc::clone(&store) as Arc<dyn Store>, Config::default());
+    let (store, held) = held_store();
+    let node = node_over(store, Config::default());
     let outcomes = Arc::default();
     let first = send_durably(&node, &outcomes, BODY);
     assert_eq!(send_durably(&node, &outcomes, BODY), first);
     assert_eq!(counts(&outcomes), [0, 0]);
-    store.settle(&Ok(()));
+    settle(&held, &Ok(()));
     assert_eq!(counts(&outcomes), [2, 0]);
     assert_eq!(send_durably(&node, &outcomes, BODY), first);
     assert_eq!(counts(&outcomes), [3, 0]);
@@ -264,11 +242,11 @@ fn a_repeat_of_a_durable_message_waits_until_the_first_is_saved() {
 
 #[test]
 fn a_durable_message_that_was_not_saved_may_be_sent_again() {
-    let store = Arc::new(HeldStore::default());
-    let node = node_over(Arc::clone(&store) as Arc<dyn Store>, Config::default());
+    let (store, held) = held_store();
+    let node = node_over(store, Config::default());
     let outcomes = Arc::default();
     let first = send_durably(&node, &outcomes, BODY);
-    store.settle(&Err(StoreError("full".to_owned())));
+    settle(&held, &Err(StoreError("full".to_owned())));
     assert_eq!(counts(&outcomes), [0, 1]);
     assert_ne!(send_durably(&node, &outcomes, BODY), first);
 }
@@ -279,7 +257,7 @@ fn a_durable_message_that_no_mailbox_can_hold_is_not_said_to_be_saved() {
         mailbox_bytes: 200,
         ..Config::default()
     };
-    let node = node_over(Arc::new(HeldStore::default()), config);
+    let node = node_over(held_store().0, config);
     let outcomes = Arc::default();
     let large = format!("\"{}\"", "x".repeat(500));
     send_durably(&node, &outcomes, Body::Message(large.as_bytes()));
@@ -308,7 +286,7 @@ fn durable_is_refused_where_nothing_is_kept() {
     ];
     for config in nothing_kept {
         let keeps_mail = !config.message_ttl.is_zero();
-        let node = node_over(Arc::new(HeldStore::default()), config);
+        let node = node_over(held_store().0, config);
         let mut commit = || -> Committed { Box::new(drop) };
         let published = node.broadcast("jungle", "news", b"1", &options, &mut commit);
         assert!(matches!(published, Err(Error::Argument(why)) if why.contains("history_size")));

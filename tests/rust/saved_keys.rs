@@ -1,7 +1,9 @@
 //! Idempotency keys in the SQLite file: there with what was published under them, and gone when they are old.
 
 use crate::sqlite::{killed, query, wait_until};
-use crate::stores::{LATE, LIMITS, PATIENCE, frame, key, opened, reopen, save, sqlite, trimmed};
+use crate::stores::{
+    GivenChange, LATE, LIMITS, PATIENCE, key, lasting, opened, reopen, save, sqlite, trimmed,
+};
 use _tantor::adapters::sqlite::{Limits, SqliteStore};
 use _tantor::base::clock::WallTime;
 use _tantor::core::history::StreamPosition;
@@ -53,26 +55,26 @@ fn sent(name: &str) -> UsedKey {
     }
 }
 
-fn publication<T>(offset: u64, used: UsedKey, act: impl FnOnce(Change<'_>) -> T) -> T {
-    act(Change::Published {
+fn publication(offset: u64, used: UsedKey) -> GivenChange {
+    Change::Published {
         stream: key("a"),
         position: StreamPosition { epoch: 1, offset },
         at: WallTime::from_micros(offset),
         expires: LATE,
         is_durable: false,
-        frame: &frame("{}"),
+        frame: lasting("{}"),
         used_key: Some(Box::new(used)),
-    })
+    }
 }
 
-fn letter(used: UsedKey) -> Change<'static> {
+fn letter(used: UsedKey) -> GivenChange {
     Change::Mailed {
         client: "client_1".into(),
         number: 0,
         message: u64::MAX - 1,
         expires: LATE,
         is_emergency: false,
-        frame: frame("{}"),
+        frame: lasting("{}"),
         used_key: Some(Box::new(used)),
     }
 }
@@ -89,8 +91,8 @@ fn keys_come_back_with_what_they_gave() {
         published("one", true, 2, LATE),
         sent("one"),
     ];
-    publication(1, keys[0].clone(), |change| store.save(change, None));
-    publication(2, keys[1].clone(), |change| store.save(change, None));
+    store.save(publication(1, keys[0].clone()), None);
+    store.save(publication(2, keys[1].clone()), None);
     store.save(letter(keys[2].clone()), None);
     assert_eq!(reopen(&store).used_keys, keys);
     // it outlives its publication
@@ -106,7 +108,7 @@ fn a_key_that_is_used_again_has_its_latest_result() {
     let store = opened_store(folder.path(), LIMITS);
     for offset in 1..=3 {
         let used = published("one", false, offset, late(offset));
-        publication(offset, used, |change| store.save(change, None));
+        store.save(publication(offset, used), None);
     }
     assert_eq!(
         reopen(&store).used_keys,
@@ -127,13 +129,12 @@ fn a_kill_leaves_a_key_and_its_publication_or_neither() {
         let publisher = scope.spawn(|| {
             for offset in 1..=900 {
                 let used = published(&format!("key {offset}"), true, offset, late(offset));
-                publication(offset, used, |change| {
-                    if offset % 30 == 0 {
-                        save(&store, change).unwrap();
-                    } else {
-                        store.save(change, None);
-                    }
-                });
+                let change = publication(offset, used);
+                if offset % 30 == 0 {
+                    save(&store, change).unwrap();
+                } else {
+                    store.save(change, None);
+                }
             }
         });
         while !publisher.is_finished() {
@@ -166,11 +167,11 @@ fn old_keys_go_while_the_file_is_open() {
     let soon = WallTime::now() + Duration::from_millis(100);
     for offset in 1..=5 {
         let used = published(&format!("short {offset}"), false, offset, soon);
-        publication(offset, used, |change| store.save(change, None));
+        store.save(publication(offset, used), None);
     }
     for offset in 6..=10 {
         let used = published(&format!("long {offset}"), true, offset, late(offset));
-        publication(offset, used, |change| store.save(change, None));
+        store.save(publication(offset, used), None);
     }
     save(&store, letter(sent("one"))).unwrap();
     let path = folder.path().join("tantor.db");
@@ -193,25 +194,19 @@ fn old_keys_go_while_the_file_is_open() {
 fn keys_of_one_kind_are_bounded_by_number() {
     let folder = tempfile::tempdir().unwrap();
     let store = opened_store(folder.path(), Limits { keys: 3, ..LIMITS });
-    publication(
-        1,
-        published("the application's", false, 1, LATE),
-        |change| {
-            store.save(change, None);
-        },
-    );
+    let first = published("the application's", false, 1, LATE);
+    store.save(publication(1, first), None);
     let path = folder.path().join("tantor.db");
     for offset in 2..=500 {
         let used = published(&format!("key {offset}"), true, offset, late(offset));
-        publication(offset, used, |change| {
-            if offset % 50 == 0 {
-                save(&store, change).unwrap();
-                let count: i64 = query(&path, "SELECT count(*) FROM idempotency_keys");
-                assert!((4..50).contains(&count), "{count} at {offset}");
-            } else {
-                store.save(change, None);
-            }
-        });
+        let change = publication(offset, used);
+        if offset % 50 == 0 {
+            save(&store, change).unwrap();
+            let count: i64 = query(&path, "SELECT count(*) FROM idempotency_keys");
+            assert!((4..50).contains(&count), "{count} at {offset}");
+        } else {
+            store.save(change, None);
+        }
     }
     let kept = reopen(&store).used_keys;
     assert_eq!(&*kept[0].key, "the application's");
@@ -230,7 +225,7 @@ fn a_client_has_only_its_own_saved_keys_deleted() {
         client: Some(client.into()),
         ..published(&format!("key {offset}"), true, offset, late(offset))
     };
-    let publish = |used, offset| publication(offset, used, |change| store.save(change, None));
+    let publish = |used, offset| store.save(publication(offset, used), None);
     publish(of_client("honest", 1), 1);
     publish(of_client("gone", 2), 2);
     for offset in 3..=500 {
@@ -253,7 +248,7 @@ fn keys_that_have_expired_are_not_opened() {
     let store = opened_store(folder.path(), LIMITS);
     for (offset, expires) in [(1, WallTime::from_micros(2)), (2, LATE)] {
         let used = published(&format!("key {offset}"), false, offset, expires);
-        publication(offset, used, |change| store.save(change, None));
+        store.save(publication(offset, used), None);
     }
     assert_eq!(
         reopen(&store).used_keys,
@@ -270,9 +265,7 @@ fn positions_are_told_in_the_epoch_that_the_stream_has_now() {
     store.open().unwrap();
     store.save(opened("a", 1, false), None);
     store.note_published("a");
-    publication(1, published("one", false, 1, LATE), |change| {
-        save(&store, change).unwrap();
-    });
+    save(&store, publication(1, published("one", false, 1, LATE))).unwrap();
     let (_copy, left) = killed(folder.path());
     let saved = left.open().unwrap();
     assert_ne!(saved.streams[0].epoch, 1);
@@ -306,7 +299,7 @@ fn keys_are_known_for_no_longer_than_keys_are_now() {
     let path = folder.path().join("tantor.db");
     let store = opened_store(folder.path(), LIMITS);
     let used = published("old", false, 1, LATE);
-    publication(1, used, |change| store.save(change, None));
+    store.save(publication(1, used), None);
     store.close(PATIENCE);
     let limits = Limits {
         key_ttl: MINUTE,

@@ -1,8 +1,9 @@
 //! The SQLite file: what it keeps, whose it is, and what becomes of it when things go wrong.
 
 use crate::stores::{
-    CHANNELS, LATE, LIMITS, PATIENCE, client, frame, joined, key, mailed, offsets, opened, publish,
-    publish_and_wait, publish_text, reopen, save, save_with_channels, sqlite, trimmed, waiting,
+    CHANNELS, LATE, LIMITS, PATIENCE, client, frame, joined, key, lasting, mailed, offsets, opened,
+    publish, publish_and_wait, publish_text, reopen, save, save_with_channels, sqlite, trimmed,
+    waiting,
 };
 use _tantor::adapters::sqlite::{Limits, SqliteStore};
 use _tantor::base::clock::WallTime;
@@ -203,7 +204,7 @@ fn what_has_expired_is_not_opened() {
         at: WallTime::from_micros(1),
         expires: WallTime::from_micros(2),
         is_durable: false,
-        frame: &frame("{}"),
+        frame: lasting("{}"),
         used_key: None,
     };
     store.save(expired, None);
@@ -542,7 +543,7 @@ fn the_views_have_the_columns_of_flask_tsk() {
             message: 2,
             expires: LATE,
             is_emergency: false,
-            frame: frame(direct),
+            frame: lasting(direct),
             used_key: None,
         },
         None,

@@ -4,7 +4,7 @@ use _tantor::adapters::memory_store::MemoryStore;
 use _tantor::adapters::sqlite::{Limits, SqliteStore};
 use _tantor::base::clock::WallTime;
 use _tantor::core::history::StreamPosition;
-use _tantor::ports::store::{Change, Committed, Saved, SavedClient, Store, StoreError};
+use _tantor::ports::store::{Change, Committed, Health, Saved, SavedClient, Store, StoreError};
 use _tantor::settings::channel_kind::ChannelKind;
 use _tantor::wire::frame::EncodedFrame;
 use proptest::prelude::*;
@@ -40,6 +40,45 @@ pub fn every_store() -> Vec<(&'static str, Arc<dyn Store>, tempfile::TempDir)> {
     ]
 }
 
+/// A durable store that keeps nothing: the function gets the caller that waits for each change, and says whether the
+/// change is taken.
+pub struct WaitedFor<F>(pub F);
+
+impl<F: Fn(Option<Committed>) -> bool + Send + Sync> Store for WaitedFor<F> {
+    fn open(&self) -> Result<Saved, StoreError> {
+        Ok(Saved::default())
+    }
+
+    fn save(&self, _: Change<&EncodedFrame>, committed: Option<Committed>) -> bool {
+        (self.0)(committed)
+    }
+
+    fn is_busy(&self) -> bool {
+        false
+    }
+
+    fn note_published(&self, _: &str) -> bool {
+        true
+    }
+
+    fn health(&self) -> Health {
+        Health::default()
+    }
+
+    fn is_durable(&self) -> bool {
+        true
+    }
+
+    fn close(&self, _: Duration) {}
+}
+
+/// A change with a frame that outlives the test.
+pub type GivenChange = Change<&'static EncodedFrame>;
+
+pub fn lasting(text: &str) -> &'static EncodedFrame {
+    Box::leak(Box::new(frame(text)))
+}
+
 pub fn frame(text: &str) -> EncodedFrame {
     EncodedFrame::text(text.as_bytes())
 }
@@ -49,7 +88,7 @@ pub fn key(channel: &str) -> u64 {
     channel.bytes().map(u64::from).sum()
 }
 
-pub fn opened(channel: &str, epoch: u64, durable: bool) -> Change<'static> {
+pub fn opened(channel: &str, epoch: u64, durable: bool) -> GivenChange {
     Change::StreamOpened {
         stream: key(channel),
         channel: channel.into(),
@@ -83,27 +122,27 @@ pub fn publish_text(
         at: WallTime::from_micros(offset),
         expires: LATE,
         is_durable: false,
-        frame: &frame(text),
+        frame: lasting(text),
         used_key: None,
     };
     store.save(change, committed);
 }
 
-pub fn trimmed(channel: &str, through: u64) -> Change<'static> {
+pub fn trimmed(channel: &str, through: u64) -> GivenChange {
     Change::Trimmed {
         stream: key(channel),
         through,
     }
 }
 
-pub fn mailed(client: &str, number: u64, is_emergency: bool) -> Change<'static> {
+pub fn mailed(client: &str, number: u64, is_emergency: bool) -> GivenChange {
     Change::Mailed {
         client: client.into(),
         number,
         message: u64::MAX - number,
         expires: LATE,
         is_emergency,
-        frame: frame(&format!("{{\"number\":{number}}}")),
+        frame: lasting(&format!("{{\"number\":{number}}}")),
         used_key: None,
     }
 }
@@ -124,7 +163,7 @@ pub fn client(id: &str) -> SavedClient {
 /// The channels of `client`, in the order in which it joined them.
 pub const CHANNELS: [&str; 2] = ["jungle", "a \"b\" é"];
 
-pub fn joined(client: &str, channel: &str, at: u64) -> Change<'static> {
+pub fn joined(client: &str, channel: &str, at: u64) -> GivenChange {
     Change::Joined {
         client: client.into(),
         channel: channel.into(),
@@ -148,7 +187,7 @@ pub fn waiting() -> (Committed, mpsc::Receiver<Result<(), StoreError>>) {
 }
 
 /// Saves a change and waits until it is, or could not be.
-pub fn save(store: &dyn Store, change: Change<'_>) -> Result<(), StoreError> {
+pub fn save(store: &dyn Store, change: GivenChange) -> Result<(), StoreError> {
     let (committed, told) = waiting();
     store.save(change, Some(committed));
     told.recv_timeout(PATIENCE).unwrap()

@@ -416,7 +416,7 @@ impl MemoryStream {
         state.in_store == InStore::Announced
     }
 
-    fn announcement(&self, state: &StreamState) -> Change<'static> {
+    fn announcement(&self, state: &StreamState) -> Change<&EncodedFrame> {
         Change::StreamOpened {
             stream: self.key,
             channel: Arc::clone(&self.channel),

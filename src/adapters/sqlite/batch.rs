@@ -1,9 +1,7 @@
 //! Changes as they wait to be saved: copies of what they need, with their messages in the bytes of a batch.
 
-use crate::base::clock::WallTime;
-use crate::ports::store::{Change, Committed, SavedClient, StreamKey, UsedKey};
-use crate::settings::channel_kind::ChannelKind;
-use std::sync::Arc;
+use crate::ports::store::{Change, Committed, UsedKey};
+use crate::wire::frame::EncodedFrame;
 
 /// Changes in their order, and the bytes that they are about.
 #[derive(Default)]
@@ -20,96 +18,45 @@ pub(super) struct Entry {
 }
 
 /// A change, with its message in the batch's bytes.
-pub(super) enum Item {
-    Published {
-        stream: StreamKey,
-        offset: u64,
-        at: WallTime,
-        expires: WallTime,
-        is_durable: bool,
-        message: Span,
-        used_key: Option<Box<UsedKey>>,
-    },
-    StreamOpened {
-        stream: StreamKey,
-        channel: Arc<str>,
-        epoch: u64,
-        kind: ChannelKind,
-        durable: bool,
-    },
-    Trimmed {
-        stream: StreamKey,
-        through: u64,
-    },
-    StreamForgotten {
-        stream: StreamKey,
-        channel: Arc<str>,
-    },
-    Mailed {
-        client: Arc<str>,
-        number: u64,
-        message_id: u64,
-        expires: WallTime,
-        is_emergency: bool,
-        message: Span,
-        used_key: Option<Box<UsedKey>>,
-    },
-    Unmailed {
-        client: Arc<str>,
-        numbers: Vec<u64>,
-    },
-    ClientSaved {
-        client: Box<SavedClient>,
-    },
-    Joined {
-        client: Arc<str>,
-        channel: Arc<str>,
-        at: WallTime,
-    },
-    Left {
-        client: Arc<str>,
-        channel: Arc<str>,
-    },
-    ClientForgotten {
-        id: Arc<str>,
-    },
-    /// What is left of a publication or of mail that was deleted before it was saved.
-    KeyUsed {
-        used_key: Box<UsedKey>,
-    },
-    Mark,
-}
+pub(super) type Item = Change<Span>;
 
-impl Item {
-    /// What it was published under.
-    pub fn used_key(&self) -> Option<&UsedKey> {
+impl<F> Change<F> {
+    /// The idempotency key to save with the change.
+    pub(super) fn used_key(&self) -> Option<&UsedKey> {
         match self {
-            Item::Published { used_key, .. } | Item::Mailed { used_key, .. } => used_key.as_deref(),
-            Item::KeyUsed { used_key } => Some(used_key),
+            Change::Published { used_key, .. } | Change::Mailed { used_key, .. } => {
+                used_key.as_deref()
+            }
+            Change::KeyUsed { used_key } => Some(used_key),
             _ => None,
         }
     }
 
-    /// True for what takes room in the file.
-    pub fn adds(&self) -> bool {
-        !self.deletes() && !matches!(self, Item::Mark)
+    /// True for changes that need room in the file.
+    pub(super) fn adds(&self) -> bool {
+        !self.deletes() && !matches!(self, Change::Mark)
     }
 
-    /// True for what makes room in the file.
-    pub fn deletes(&self) -> bool {
+    /// True for changes that free room in the file. Such changes are always queued.
+    pub(super) fn deletes(&self) -> bool {
         matches!(
             self,
-            Item::Trimmed { .. }
-                | Item::StreamForgotten { .. }
-                | Item::Unmailed { .. }
-                | Item::Left { .. }
-                | Item::ClientForgotten { .. }
+            Change::Trimmed { .. }
+                | Change::StreamForgotten { .. }
+                | Change::Unmailed { .. }
+                | Change::Left { .. }
+                | Change::ClientForgotten { .. }
         )
     }
 
-    /// True for what may be saved behind later changes that are no deletions.
-    pub fn may_be_passed(&self) -> bool {
-        matches!(self, Item::Published { .. } | Item::Mailed { .. })
+    /// True for changes that may be saved behind later ones that delete nothing.
+    pub(super) fn may_be_passed(&self) -> bool {
+        matches!(self, Change::Published { .. } | Change::Mailed { .. })
+    }
+
+    /// True for changes that clients cause when they come, join and go.
+    pub(super) fn is_of_session(&self) -> bool {
+        matches!(self, Change::ClientSaved { .. } | Change::Joined { .. })
     }
 }
 
@@ -144,104 +91,17 @@ impl Batch {
         }
     }
 
-    pub fn take_in(&mut self, change: Change<'_>) -> Item {
-        match change {
-            Change::Published {
-                stream,
-                position,
-                at,
-                expires,
-                is_durable,
-                frame,
-                used_key,
-            } => Item::Published {
-                stream,
-                offset: position.offset,
-                at,
-                expires,
-                is_durable,
-                message: self.copy(frame.payload()),
-                used_key,
-            },
-            Change::StreamOpened {
-                stream,
-                channel,
-                epoch,
-                kind,
-                durable,
-            } => Item::StreamOpened {
-                stream,
-                channel,
-                epoch,
-                kind,
-                durable,
-            },
-            Change::Trimmed { stream, through } => Item::Trimmed { stream, through },
-            Change::StreamForgotten { stream, channel } => {
-                Item::StreamForgotten { stream, channel }
-            }
-            Change::Mailed {
-                client,
-                number,
-                message,
-                expires,
-                is_emergency,
-                frame,
-                used_key,
-            } => Item::Mailed {
-                client,
-                number,
-                message_id: message,
-                expires,
-                is_emergency,
-                message: self.copy(frame.payload()),
-                used_key,
-            },
-            Change::Unmailed { client, numbers } => Item::Unmailed { client, numbers },
-            Change::ClientSaved { client } => Item::ClientSaved { client },
-            Change::Joined {
-                client,
-                channel,
-                at,
-            } => Item::Joined {
-                client,
-                channel,
-                at,
-            },
-            Change::Left { client, channel } => Item::Left { client, channel },
-            Change::ClientForgotten { id } => Item::ClientForgotten { id },
-            Change::Mark => Item::Mark,
-        }
+    /// Copies the message of a change into the batch's bytes.
+    pub fn take_in(&mut self, change: Change<&EncodedFrame>) -> Item {
+        change.map_frame(|frame| self.copy(frame.payload()))
     }
 }
 
-impl Change<'_> {
-    /// True for changes that need room in the store. Changes that free room are always queued.
-    pub(super) fn adds(&self) -> bool {
-        matches!(
-            self,
-            Change::Published { .. }
-                | Change::StreamOpened { .. }
-                | Change::Mailed { .. }
-                | Change::ClientSaved { .. }
-                | Change::Joined { .. }
-        )
-    }
-
-    /// True for what clients cause by coming, joining and going.
-    pub(super) fn is_of_session(&self) -> bool {
-        matches!(self, Change::ClientSaved { .. } | Change::Joined { .. })
-    }
-
-    /// Bytes of memory that it takes, about.
+impl Change<&EncodedFrame> {
+    /// The approximate number of bytes that the change takes in memory.
     pub(super) fn weight(&self) -> usize {
         let own = match self {
-            Change::Published {
-                frame, used_key, ..
-            } => frame.len() + key_weight(used_key.as_deref()),
-            Change::Mailed {
-                frame, used_key, ..
-            } => frame.len() + key_weight(used_key.as_deref()),
+            Change::Published { frame, .. } | Change::Mailed { frame, .. } => frame.len(),
             Change::ClientSaved { client } => {
                 size_of_val(&**client) + client.user_data.as_ref().map_or(0, bytes::Bytes::len)
             }
@@ -254,9 +114,9 @@ impl Change<'_> {
                 channel.len()
             }
             Change::ClientForgotten { id } => id.len(),
-            Change::Trimmed { .. } | Change::Mark => 0,
+            Change::Trimmed { .. } | Change::KeyUsed { .. } | Change::Mark => 0,
         };
-        own + size_of::<Entry>()
+        own + key_weight(self.used_key()) + size_of::<Entry>()
     }
 }
 

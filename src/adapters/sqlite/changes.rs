@@ -168,19 +168,20 @@ impl DatabaseFile {
         match item {
             Item::Published {
                 stream,
-                offset,
+                position,
                 at,
                 expires,
                 is_durable,
-                message,
+                frame,
                 used_key: _,
             } => {
                 let row = self.row_of(*stream)?;
-                tops.insert(row, *offset);
+                let offset = position.offset;
+                tops.insert(row, offset);
                 if self
                     .trims
                     .get(&row)
-                    .is_some_and(|through| through >= offset)
+                    .is_some_and(|through| *through >= offset)
                 {
                     return Ok(());
                 }
@@ -194,7 +195,7 @@ impl DatabaseFile {
                         offset.cast_signed(),
                         at,
                         expires,
-                        text(batch.text(*message)),
+                        text(batch.text(*frame)),
                         is_durable
                     ])
                     .map(drop)
@@ -225,10 +226,10 @@ impl DatabaseFile {
             Item::Mailed {
                 client,
                 number,
-                message_id,
+                message,
                 expires,
                 is_emergency,
-                message,
+                frame,
                 used_key: _,
             } => self
                 .connection
@@ -236,10 +237,10 @@ impl DatabaseFile {
                 .execute(params![
                     &**client,
                     number.cast_signed(),
-                    message_id.cast_signed(),
+                    message.cast_signed(),
                     expires,
                     is_emergency,
-                    text(batch.text(*message))
+                    text(batch.text(*frame))
                 ])
                 .map(drop),
             Item::Unmailed { client, numbers } => self.delete_mail(client, numbers),

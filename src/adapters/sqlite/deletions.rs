@@ -80,12 +80,14 @@ impl Deleted {
 
     fn has(&self, item: &Item) -> bool {
         match item {
-            Item::Published { stream, offset, .. } => {
+            Item::Published {
+                stream, position, ..
+            } => {
                 self.streams.contains(stream)
                     || self
                         .trims
                         .get(stream)
-                        .is_some_and(|through| through >= offset)
+                        .is_some_and(|through| *through >= position.offset)
             }
             Item::StreamOpened { stream, .. } => self.streams.contains(stream),
             Item::Mailed { client, number, .. } => {
@@ -103,7 +105,7 @@ impl Deleted {
     }
 }
 
-/// Of an addition that is deleted, an idempotency key and a caller who waits stay; false when there is neither.
+/// Reduces an addition that is deleted to its idempotency key and the caller that waits; false when it has neither.
 fn keep_remains(entry: &mut Entry) -> bool {
     match std::mem::replace(&mut entry.item, Item::Mark) {
         Item::Published {
@@ -126,6 +128,7 @@ mod tests {
     use super::super::batch::Span;
     use super::*;
     use crate::base::clock::WallTime;
+    use crate::core::history::StreamPosition;
     use crate::ports::store::{Fate, KeyResult, SavedClient, UsedKey};
     use proptest::prelude::*;
     use std::collections::BTreeSet;
@@ -182,11 +185,14 @@ mod tests {
         match step {
             Step::Publish { stream, key } => Item::Published {
                 stream,
-                offset: number,
+                position: StreamPosition {
+                    epoch: 1,
+                    offset: number,
+                },
                 at: NOW,
                 expires: NOW,
                 is_durable: false,
-                message: Span::default(),
+                frame: Span::default(),
                 used_key: used_key(key),
             },
             Step::Trim { stream, through } => Item::Trimmed { stream, through },
@@ -197,10 +203,10 @@ mod tests {
             Step::Mail { client } => Item::Mailed {
                 client: name(client),
                 number,
-                message_id: 0,
+                message: 0,
                 expires: NOW,
                 is_emergency: false,
-                message: Span::default(),
+                frame: Span::default(),
                 used_key: None,
             },
             Step::Unmail { client, number } => Item::Unmailed {
@@ -240,8 +246,10 @@ mod tests {
                 rows.insert(("key", used.key.to_string(), 0));
             }
             match &entry.item {
-                Item::Published { stream, offset, .. } => {
-                    rows.insert(("publication", stream.to_string(), *offset));
+                Item::Published {
+                    stream, position, ..
+                } => {
+                    rows.insert(("publication", stream.to_string(), position.offset));
                 }
                 Item::Trimmed { stream, through } => {
                     let stream = stream.to_string();

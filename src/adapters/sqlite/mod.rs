@@ -26,6 +26,7 @@ pub use limits::Limits;
 use crate::base::fork::{self, Whole};
 use crate::base::sync::{Mutex, Rank};
 use crate::ports::store::{Change, Committed, Health, Saved, Store, StoreError};
+use crate::wire::frame::EncodedFrame;
 use commits::CommitsFile;
 use file::DatabaseFile;
 use gauges::Gauges;
@@ -121,7 +122,7 @@ impl Store for SqliteStore {
         Ok(saved)
     }
 
-    fn save(&self, change: Change<'_>, committed: Option<Committed>) -> bool {
+    fn save(&self, change: Change<&EncodedFrame>, committed: Option<Committed>) -> bool {
         let is_lost_if_refused = !matches!(change, Change::StreamOpened { .. });
         let Err(committed) = self.queue.push(change, committed) else {
             return true;

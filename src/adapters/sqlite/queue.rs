@@ -4,6 +4,7 @@
 use super::batch::{Batch, Entry, Item};
 use crate::base::sync::{Condvar, Mutex};
 use crate::ports::store::{Change, Committed};
+use crate::wire::frame::EncodedFrame;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -93,7 +94,7 @@ impl Queue {
     /// that adds.
     pub fn push(
         &self,
-        change: Change<'_>,
+        change: Change<&EncodedFrame>,
         committed: Option<Committed>,
     ) -> Result<(), Option<Committed>> {
         let weight = change.weight();
@@ -105,9 +106,7 @@ impl Queue {
         };
         let mut state = self.state.lock();
         if !state.is_open || (change.adds() && state.weight + weight > limit) {
-            if let Change::Published { used_key, .. } | Change::Mailed { used_key, .. } = change
-                && let Some(used) = used_key
-            {
+            if let Some(used) = change.used_key() {
                 used.fate.lose();
             }
             return Err(committed);
@@ -248,20 +247,22 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(20);
 
-    fn forgotten(name: &str) -> Change<'static> {
+    fn forgotten(name: &str) -> Change<&'static EncodedFrame> {
         Change::ClientForgotten { id: name.into() }
     }
 
-    fn mailed(size: usize) -> Change<'static> {
-        Change::Mailed {
+    /// Pushes a message of this size; false when the queue refuses the message.
+    fn push_mail(queue: &Queue, size: usize) -> bool {
+        let change = Change::Mailed {
             client: "a".into(),
             number: 0,
             message: 0,
             expires: WallTime::now(),
             is_emergency: false,
-            frame: crate::wire::frame::EncodedFrame::text(&vec![b'x'; size]),
+            frame: &EncodedFrame::text(&vec![b'x'; size]),
             used_key: None,
-        }
+        };
+        queue.push(change, None).is_ok()
     }
 
     fn taken(queue: &Queue) -> Option<Batch> {
@@ -276,23 +277,20 @@ mod tests {
         let queue = Queue::new(1000);
         assert!(queue.push(forgotten("a"), None).is_err(), "it is closed");
         queue.open();
-        assert!(queue.push(mailed(600), None).is_ok());
-        assert!(queue.push(mailed(600), None).is_err());
+        assert!(push_mail(&queue, 600));
+        assert!(!push_mail(&queue, 600));
         assert!(queue.push(forgotten("a"), None).is_ok());
         let batch = taken(&queue).unwrap();
-        let Item::Mailed { message, .. } = batch.entries[0].item else {
+        let Item::Mailed { frame, .. } = batch.entries[0].item else {
             panic!("another comes first")
         };
-        assert_eq!(batch.text(message), vec![b'x'; 600]);
-        assert!(
-            queue.push(mailed(600), None).is_err(),
-            "what is being saved still counts"
-        );
+        assert_eq!(batch.text(frame), vec![b'x'; 600]);
+        assert!(!push_mail(&queue, 600), "what is being saved still counts");
         let weight = batch.entries.iter().map(|entry| entry.weight).sum();
         queue.release(batch.entries.len(), weight);
         queue.recycle(batch);
         assert_eq!(queue.size(), (0, 0));
-        assert!(queue.push(mailed(600), None).is_ok());
+        assert!(push_mail(&queue, 600));
         queue.close();
         assert!(queue.push(forgotten("b"), None).is_err());
         assert_eq!(taken(&queue).unwrap().entries.len(), 1);

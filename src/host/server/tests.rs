@@ -3,6 +3,7 @@
 use super::*;
 use crate::ports::store::{Change, Committed, Health, Saved, StoreError};
 use crate::settings::config::Value;
+use crate::wire::frame::EncodedFrame;
 use std::net::TcpStream;
 use tokio_tungstenite::tungstenite::{self, Message, WebSocket};
 
@@ -27,7 +28,7 @@ impl Store for FaultyStore {
         Ok(Saved::default())
     }
 
-    fn save(&self, _: Change<'_>, _: Option<Committed>) -> bool {
+    fn save(&self, _: Change<&EncodedFrame>, _: Option<Committed>) -> bool {
         true
     }
 
