@@ -1,16 +1,52 @@
 """What clients have to live through: steady publishing, faults at random, a server that is killed and started again."""
 
+import contextlib
 import random
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
 
 from fault_proxy import BOTH, RESET, TO_CLIENT, TO_SERVER, FaultProxy, Link
 from support import free_port
 from tantor import Tantor
+
+
+@contextlib.contextmanager
+def publishing(server: Tantor, channel: str, threads: int = 8, pause: float = 0.001) -> Iterator[Callable[[], int]]:
+    """Publishes from threads until the function that it gives is called, which returns the number of publications."""
+    done = threading.Event()
+    counts = [0] * threads
+    errors: list[BaseException] = []
+
+    def work(thread: int) -> None:
+        try:
+            while not done.is_set():
+                server.broadcast(channel, "n", [thread, counts[thread]])
+                counts[thread] += 1
+                done.wait(pause)
+        except BaseException as error:
+            errors.append(error)
+            raise
+
+    workers = [threading.Thread(target=work, args=(thread,)) for thread in range(threads)]
+    for worker in workers:
+        worker.start()
+
+    def end() -> int:
+        done.set()
+        for worker in workers:
+            worker.join(30)
+        assert not errors, errors
+        return sum(counts)
+
+    try:
+        yield end
+    finally:
+        end()
 
 
 class Publisher(threading.Thread):

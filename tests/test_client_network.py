@@ -100,29 +100,29 @@ async def test_a_black_hole_is_noticed_by_its_silence(server: Tantor, proxy: Fau
     assert one.gaps == []
 
 
+async def misses_nothing_after(one: Watched, server: Tantor, harm: Callable[[], object]) -> None:
+    """What harms the connection costs the client no publication: neither while it is away nor after."""
+    await one.client.join("news")
+    harm()
+    publish(server, range(5))
+    await one.reconnected()
+    publish(server, range(5, 10))
+    assert await one.numbers(10) == list(range(10))
+
+
 async def test_a_server_that_hears_nothing_any_more_ends_the_connection(
     make_server: Callable[..., Tantor],
 ) -> None:
     server = make_server(heartbeat_interval=HEARTBEAT, heartbeat_timeout=1, history_size=10_000)
     with FaultProxy(server.port) as proxy:
         async with Watched(proxy.port) as one:
-            await one.client.join("news")
-            proxy.drop(TO_SERVER)
-            publish(server, range(5))
-            await one.reconnected()
-            publish(server, range(5, 10))
-            assert await one.numbers(10) == list(range(10))
+            await misses_nothing_after(one, server, lambda: proxy.drop(TO_SERVER))
 
 
 @pytest.mark.parametrize("direction", [TO_CLIENT, TO_SERVER])
 async def test_half_a_connection_is_none(server: Tantor, proxy: FaultProxy, direction: str) -> None:
     async with Watched(proxy.port, heartbeat_slack=0.2) as one:
-        await one.client.join("news")
-        proxy.half_close(direction)
-        publish(server, range(5))
-        await one.reconnected()
-        publish(server, range(5, 10))
-        assert await one.numbers(10) == list(range(10))
+        await misses_nothing_after(one, server, lambda: proxy.half_close(direction))
     assert one.gaps == []
 
 

@@ -89,6 +89,11 @@ def channel(page: "Page", name: str) -> "Locator":
     return page.get_by_role("navigation").get_by_role("button").filter(has_text=re.compile(rf"^{name}"))
 
 
+def join(page: "Page", name: str) -> None:
+    page.get_by_label("Join another channel").fill(name)
+    page.get_by_label("Join another channel").press("Enter")
+
+
 def test_it_prints_its_address_and_ends_on_ctrl_c(chat: Chat) -> None:
     assert chat.said.startswith(f"http://127.0.0.1:{chat.port} ")
     assert str(chat.tantor_port) in chat.said
@@ -121,8 +126,7 @@ def test_channels_are_joined_counted_and_left(open_tab: OpenTab) -> None:
     ada = open_tab("Ada")
     bob = open_tab("Bob")
     for tab in (ada, bob):
-        tab.get_by_label("Join another channel").fill("river")
-        tab.get_by_label("Join another channel").press("Enter")
+        join(tab, "river")
     online(ada, "Bob").wait_for()
     channel(ada, "jungle").click()
     say(bob, "the water rises")
@@ -246,8 +250,7 @@ def test_a_connection_that_breaks_leaves_who_types_alone(chat: Chat, open_tab: O
 
 def test_a_channel_that_is_refused_has_no_composer(open_tab: OpenTab) -> None:
     ada = open_tab("Ada")
-    ada.get_by_label("Join another channel").fill("system")
-    ada.get_by_label("Join another channel").press("Enter")
+    join(ada, "system")
     ada.get_by_text("This channel cannot be joined: ").wait_for()
     assert ada.get_by_label("Message", exact=True).is_disabled()
     assert ada.get_by_role("button", name="Send").is_disabled()
@@ -255,8 +258,7 @@ def test_a_channel_that_is_refused_has_no_composer(open_tab: OpenTab) -> None:
     assert channel(ada, "system").count() == 0
     say(ada, "in the jungle")
     said(ada, "in the jungle").wait_for()
-    ada.get_by_label("Join another channel").fill("system")
-    ada.get_by_label("Join another channel").press("Enter")
+    join(ada, "system")
     ada.get_by_text("This channel cannot be joined: ").wait_for()
     ada.reload()
     ada.get_by_text("Connected", exact=True).wait_for()
@@ -267,8 +269,7 @@ def test_the_channels_of_a_tab_outlive_a_reload(open_tab: OpenTab) -> None:
     ada = open_tab("Ada")
     channel(ada, "treehouse").click()
     ada.get_by_role("button", name="Leave").click()
-    ada.get_by_label("Join another channel").fill("river")
-    ada.get_by_label("Join another channel").press("Enter")
+    join(ada, "river")
     say(ada, "the water rises")
     said(ada, "the water rises").wait_for()
     ada.reload()
@@ -303,8 +304,7 @@ def test_it_fits_a_phone(open_tab: OpenTab) -> None:
     ada.set_viewport_size({"width": 390, "height": 780})
     names = ["the-upper-river", "the-lower-river", "the-far-side-of-the-mountain"]
     for name in names:
-        ada.get_by_label("Join another channel").fill(name)
-        ada.get_by_label("Join another channel").press("Enter")
+        join(ada, name)
     heading = ada.locator("#channel-name")
     for name in ("jungle", *names):
         channel(ada, name).click()

@@ -61,12 +61,18 @@ def test_start_in_a_thread_and_stop_from_another(thread_pool: concurrent.futures
     assert not accepts_connections(server.port)
 
 
+async def start_task(server: Tantor) -> "asyncio.Task[None]":
+    """Starts a server as a task; returns the task once the server runs."""
+    task = asyncio.create_task(server.start())
+    while not server.is_running:
+        await asyncio.wait({task}, timeout=0.005)
+    return task
+
+
 def test_start_as_a_task_on_the_applications_loop() -> None:
     async def run() -> None:
         server = quick()
-        task = asyncio.create_task(server.start())
-        while not server.is_running:
-            await asyncio.wait({task}, timeout=0.005)
+        task = await start_task(server)
         assert await asyncio.to_thread(serves, server)
         await server.stop()
         await asyncio.wait_for(task, 10)
@@ -78,9 +84,7 @@ def test_start_as_a_task_on_the_applications_loop() -> None:
 def test_cancelling_start_stops_the_server() -> None:
     async def run() -> None:
         server = quick()
-        task = asyncio.create_task(server.start())
-        while not server.is_running:
-            await asyncio.wait({task}, timeout=0.005)
+        task = await start_task(server)
         port = server.port
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -131,9 +135,7 @@ def test_start_beside_a_background_server_waits_for_its_end(
 def test_a_loop_stays_free_while_it_serves() -> None:
     async def run() -> None:
         server = quick()
-        task = asyncio.create_task(server.start())
-        while not server.is_running:
-            await asyncio.wait({task}, timeout=0.005)
+        task = await start_task(server)
         turns = 0
         flood = asyncio.create_task(asyncio.to_thread(publish_for, server, 0.5))
         while not flood.done():

@@ -4,11 +4,11 @@ import contextlib
 import itertools
 import json
 import random
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from storms import publishing
 from support import ClosedError, WebSocketClient, eventually
 from tantor import Tantor
 
@@ -382,40 +382,6 @@ def test_a_refused_join_leaves_the_others_as_they_are(make_server: MakeServer, c
 
 
 # Gapless
-
-
-@contextlib.contextmanager
-def publishing(server: Tantor, channel: str, threads: int = 8, pause: float = 0.001) -> Iterator[Callable[[], int]]:
-    """Publishes from threads all the while; what it gives ends that and tells how many were published."""
-    done = threading.Event()
-    counts = [0] * threads
-    errors: list[BaseException] = []
-
-    def work(thread: int) -> None:
-        try:
-            while not done.is_set():
-                server.broadcast(channel, "n", [thread, counts[thread]])
-                counts[thread] += 1
-                done.wait(pause)
-        except BaseException as error:
-            errors.append(error)
-            raise
-
-    workers = [threading.Thread(target=work, args=(thread,)) for thread in range(threads)]
-    for worker in workers:
-        worker.start()
-
-    def end() -> int:
-        done.set()
-        for worker in workers:
-            worker.join(30)
-        assert not errors, errors
-        return sum(counts)
-
-    try:
-        yield end
-    finally:
-        end()
 
 
 def check_each_once(seen: list[dict[str, Any]], last: int) -> None:

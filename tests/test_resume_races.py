@@ -4,10 +4,10 @@ import contextlib
 import random
 import socket
 import threading
-from collections.abc import Callable, Iterator
 from typing import Any
 
 from resuming import Connect, MakeServer, lost, named, path
+from storms import publishing
 from support import CLOSE, PING, TEXT, ClosedError, WebSocketClient, encode_frame, eventually, handshake_request
 from tantor import Tantor
 
@@ -119,32 +119,6 @@ def test_a_full_server_lets_a_client_take_the_place_of_its_own_connection(
 # Storms
 
 
-@contextlib.contextmanager
-def publishing(server: Tantor, channel: str, threads: int) -> Iterator[Callable[[], None]]:
-    done = threading.Event()
-
-    def work(thread: int) -> None:
-        number = 0
-        while not done.is_set():
-            server.broadcast(channel, "n", [thread, number])
-            number += 1
-            done.wait(0.002)
-
-    workers = [threading.Thread(target=work, args=(thread,)) for thread in range(threads)]
-    for worker in workers:
-        worker.start()
-
-    def end() -> None:
-        done.set()
-        for worker in workers:
-            worker.join(30)
-
-    try:
-        yield end
-    finally:
-        end()
-
-
 class Returning:
     """A client that holds live messages back until it has recovered, and drops by offset what comes twice."""
 
@@ -212,7 +186,7 @@ def test_clients_that_are_cut_at_random_miss_nothing_under_publishing_threads(ma
     watcher = WebSocketClient(server.port).greet()
     watcher.ask("join_channel", channel="den")
     watcher.settle(server)
-    with publishing(server, "den", threads=4) as end:
+    with publishing(server, "den", threads=4, pause=0.002) as end:
         threads = [threading.Thread(target=live, args=(client, seed)) for seed, client in enumerate(clients)]
         for thread in threads:
             thread.start()

@@ -13,7 +13,6 @@ from client_support import DEADLINE, Watched, publish, soon
 from support import WebSocketClient
 from tantor import Tantor
 from tantor.client import Gap, send
-from tantor.client import connect as connect_client
 from tantor.client.session import Answered, Failed, Session
 from tantor.client.settings import ClientSettings
 from tantor.json_messages import UnreadableMessage, read_message
@@ -231,15 +230,3 @@ async def test_a_script_gets_its_answer_behind_what_cannot_be_read() -> None:
         port = next(iter(other.sockets)).getsockname()[1]
         reply = await asyncio.to_thread(send, f"ws://127.0.0.1:{port}", "news", "number", timeout=DEADLINE)
         assert reply["recipients"] == 1
-
-
-@pytest.mark.asyncio
-async def test_a_server_that_is_no_tantor_still_ends_the_first_connect() -> None:
-    async def behave(connection: ServerConnection) -> None:
-        await connection.send("hello")
-        await connection.wait_closed()
-
-    async with serve(behave, "127.0.0.1", 0) as other:
-        port = next(iter(other.sockets)).getsockname()[1]
-        with pytest.raises(ConnectionError, match="does not speak as a Tantor does"):
-            await connect_client(f"ws://127.0.0.1:{port}").open()

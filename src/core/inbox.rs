@@ -51,18 +51,7 @@ impl<T: Weigh> Inbox<T> {
     /// Queues an item; after `close` it is dropped, and false.
     pub fn push(&self, item: T) -> bool {
         let weight = item.weight();
-        let mut items = self.items.lock();
-        if items.closed {
-            return false;
-        }
-        let was_empty = items.queue.is_empty();
-        items.queue.push(item);
-        self.bytes.fetch_add(weight, Ordering::Relaxed);
-        drop(items);
-        if was_empty {
-            self.waker.wake();
-        }
-        true
+        self.add(weight, |queue| queue.push(item))
     }
 
     /// Queues items together; after `close` they are dropped.
@@ -71,17 +60,24 @@ impl<T: Weigh> Inbox<T> {
             return;
         }
         let weight = new.iter().map(Weigh::weight).sum();
+        self.add(weight, |queue| queue.extend(new));
+    }
+
+    /// Lets `add` put items of this weight into the queue, and wakes the shard if the queue was empty. False, with
+    /// nothing done, after `close`.
+    fn add(&self, weight: usize, add: impl FnOnce(&mut Vec<T>)) -> bool {
         let mut items = self.items.lock();
         if items.closed {
-            return;
+            return false;
         }
         let was_empty = items.queue.is_empty();
-        items.queue.extend(new);
+        add(&mut items.queue);
         self.bytes.fetch_add(weight, Ordering::Relaxed);
         drop(items);
         if was_empty {
             self.waker.wake();
         }
+        true
     }
 
     /// Moves all that waits into `taken`, which must be empty. The bytes count until `settle`.

@@ -8,17 +8,23 @@ use _tantor::ports::broker::CHANNEL_SIZE;
 use _tantor::settings::config::Config;
 use std::sync::Arc;
 
+/// A node that keeps no history and saves nothing.
+fn node(config: Config) -> Arc<Node> {
+    let broker = MemoryBroker::new(Arc::new(MemoryStore), history_limits(0));
+    Arc::new(Node::new(
+        Arc::new(config),
+        Arc::new(broker),
+        Arc::new(MemoryStore),
+    ))
+}
+
 #[test]
 fn no_more_connect_than_may_from_any_number_of_threads() {
-    let config = Arc::new(Config {
+    let config = Config {
         max_connections: 3,
         ..Config::default()
-    });
-    let node = Arc::new(Node::new(
-        config,
-        Arc::new(MemoryBroker::new(Arc::new(MemoryStore), history_limits(0))),
-        Arc::new(MemoryStore),
-    ));
+    };
+    let node = node(config);
     let node = &node;
     let connected: usize = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..8)
@@ -44,15 +50,11 @@ fn no_more_connect_than_may_from_any_number_of_threads() {
 
 #[test]
 fn one_encode_and_one_push_a_shard_for_ten_thousand_subscribers() {
-    let config = Arc::new(Config {
+    let config = Config {
         notice_limit: 0,
         ..Config::default()
-    });
-    let node = Arc::new(Node::new(
-        config,
-        Arc::new(MemoryBroker::new(Arc::new(MemoryStore), history_limits(0))),
-        Arc::new(MemoryStore),
-    ));
+    };
+    let node = node(config);
     let doors: Vec<_> = (0..4).map(|_| Arc::new(Door::new(usize::MAX))).collect();
     node.attach(doors.clone());
     for number in 0..10_000_u32 {

@@ -1,6 +1,6 @@
 //! The frame reader against tungstenite's, on bytes cut anywhere.
 
-use crate::peer::masked;
+use crate::peer::{encode_frame, masked};
 use _tantor::wire::frame_reader::{Reader, Received};
 use proptest::prelude::*;
 use std::io::{self, Read, Write};
@@ -113,30 +113,12 @@ fn any_frame() -> impl Strategy<Value = Vec<u8>> {
         1 => Just(0x88),
         1 => any::<u8>(),
     ];
-    (first, payload, prop::bool::weighted(0.97), any::<[u8; 4]>()).prop_map(
-        |(first, payload, is_masked, mask)| {
-            let bit = if is_masked { 0x80 } else { 0 };
-            let mut frame = vec![first];
-            if payload.len() < 126 {
-                frame.push(bit | u8::try_from(payload.len()).unwrap());
-            } else {
-                frame.push(bit | 0x7E);
-                frame.extend(u16::try_from(payload.len()).unwrap().to_be_bytes());
-            }
-            if is_masked {
-                frame.extend(mask);
-                frame.extend(
-                    payload
-                        .iter()
-                        .enumerate()
-                        .map(|(index, byte)| byte ^ mask[index % 4]),
-                );
-            } else {
-                frame.extend(payload);
-            }
-            frame
-        },
+    (
+        first,
+        payload,
+        prop::option::weighted(0.97, any::<[u8; 4]>()),
     )
+        .prop_map(|(first, payload, mask)| encode_frame(first, &payload, mask))
 }
 
 /// A text frame of which `sent` bytes of the payload have come, and the rest will not.

@@ -202,25 +202,31 @@ impl Peer {
 
 /// A frame as a client sends it, with a mask that is not all zeros.
 pub fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
-    let mask = [0x12, 0x34, 0x56, 0x78];
+    encode_frame(first, payload, Some([0x12, 0x34, 0x56, 0x78]))
+}
+
+/// A frame with any first byte. A client must give a mask.
+pub fn encode_frame(first: u8, payload: &[u8], mask: Option<[u8; 4]>) -> Vec<u8> {
+    let bit = if mask.is_some() { 0x80 } else { 0 };
     let mut frame = vec![first];
     match payload.len() {
-        length @ 0..=125 => frame.push(0x80 | u8::try_from(length).unwrap()),
+        length @ 0..=125 => frame.push(bit | u8::try_from(length).unwrap()),
         length @ 126..=65_535 => {
-            frame.push(0x80 | 0x7E);
+            frame.push(bit | 0x7E);
             frame.extend(u16::try_from(length).unwrap().to_be_bytes());
         }
         length => {
-            frame.push(0x80 | 0x7F);
+            frame.push(bit | 0x7F);
             frame.extend((length as u64).to_be_bytes());
         }
     }
-    frame.extend(mask);
+    frame.extend(mask.iter().flatten());
+    let key = mask.unwrap_or_default();
     frame.extend(
         payload
             .iter()
-            .enumerate()
-            .map(|(index, byte)| byte ^ mask[index % 4]),
+            .zip(key.iter().cycle())
+            .map(|(byte, key)| byte ^ key),
     );
     frame
 }
