@@ -84,7 +84,12 @@ impl Shard {
             largest.inbox.wake();
             return;
         }
-        let wanted = self.unfinished_bytes.saturating_sub(total - limit);
+        // other shards may hold as much: this one keeps its even share, and so its smallest messages
+        let even_share = limit / doors.len().max(1);
+        let wanted = self
+            .unfinished_bytes
+            .saturating_sub(total - limit)
+            .max(even_share);
         let mut holders: Vec<(usize, Slot)> = self
             .connections
             .iter()
