@@ -506,8 +506,9 @@ impl Node {
         }
         self.weigh_away(&mut state);
         let left = self.remove_members(client, channels);
-        drop(state);
+        // with the client locked, so that no notice of its return goes out before the notices of its leave
         self.tell_left(client, left);
+        drop(state);
     }
 
     /// A client is off all channels, and gone if nothing else is known of it.
@@ -525,13 +526,14 @@ impl Node {
             let id = Arc::clone(&client.id);
             self.store.save(Change::ClientForgotten { id }, None);
         }
+        // with the client locked, as in `leave_all`
+        self.tell_left(client, left);
         drop(state);
         if is_gone {
             self.remove_client(&client.id);
         }
-        // nobody can repeat what a client has published that will not be back
+        // only the client itself could repeat its publications, and the client does not return
         self.clients_published_once.forget_client(&client.id);
-        self.tell_left(client, left);
     }
 
     fn remove_members(

@@ -11,6 +11,7 @@ mod kept;
 mod lanes;
 mod layers;
 mod messages;
+mod notices;
 mod oracle;
 mod order;
 mod peer;
