@@ -96,7 +96,7 @@ def test_its_declarations_are_true_of_it_and_take_what_they_should() -> None:
     node("node_modules/typescript/bin/tsc", "--project", ".", timeout=110, needs="typescript")
 
 
-@pytest.mark.parametrize("file", ["session.test.mjs", "recovery.test.mjs", "client.test.mjs"])
+@pytest.mark.parametrize("file", ["session.test.mjs", "recovery.test.mjs", "client.test.mjs", "pages.test.mjs"])
 def test_in_node(file: str) -> None:
     assert (NODE / file).is_file()
     node("--test", "--test-reporter", "spec", file, timeout=110)
@@ -123,7 +123,7 @@ def test_in_firefox() -> None:
 
 
 def test_every_file_of_node_tests_is_run() -> None:
-    run = {f"{name}.test.mjs" for name in ("session", "recovery", "client", "faults", "kills", "firefox")}
+    run = {f"{name}.test.mjs" for name in ("session", "recovery", "client", "pages", "faults", "kills", "firefox")}
     assert {Path(file).name for file in NODE.glob("*.test.*")} == run
 
 

@@ -28,9 +28,9 @@ const STABLE = 2000;
 const ERROR_GRACE = 100;
 // a timer that is this late says more about this machine than about the server
 const LATE = 1000;
-// from a step in the tab's history to `pagehide`: as long as the other document takes to come
+// a step in the tab's history saves the session early; if no `pagehide` follows within this time, the session leaves storage
 const EARLY = 10_000;
-// from `pageshow` of a page that one goes back to, to `pagehide` of the page that is left, at most
+// a page that is shown again waits so long for the page that it replaces to save the session
 const HANDOVER = 500;
 // what setTimeout takes
 const LONGEST_TIMER = 2 ** 31 - 1;
@@ -335,7 +335,7 @@ class Tantor {
     if (event === "server_shutdown" && channel === "system" && advice >= 0) this.#advice = advice;
     this.#pump();
     // positions have moved
-    if (this.#unsaving.isSet) this.#save();
+    if (this.#unsaving.isSet && this.#state !== "closed") this.#save();
   }
 
   /** Waits for silence. */
@@ -445,6 +445,7 @@ class Tantor {
     this.#retry.clear();
     this.#watch.clear();
     this.#acking.clear();
+    this.#unsave();
     for (const unhook of this.#unhook.splice(0)) unhook();
     this.#abandon(closing);
     this.#rooms.clear();
@@ -495,6 +496,11 @@ class Tantor {
   #suspend(mayReturn) {
     const { storage } = this.#options;
     if (this.#state === "closed" || (!storage && !mayReturn)) return;
+    if (this.#isSuspended) {
+      // left again before this page took up its session: the other page's session is newer, and stays in storage
+      this.#retry.clear();
+      return;
+    }
     this.#sendAcks();
     this.#isSuspended = true;
     this.#retry.clear();
@@ -516,6 +522,13 @@ class Tantor {
     if (this.#isSuspended || this.#state === "closed") return;
     this.#save();
     this.#unsaving.set(EARLY, () => void take(this.#options.storage, this.#url.href));
+  }
+
+  /** Takes the session out of storage, if `#saveEarly` put it there. */
+  #unsave() {
+    if (!this.#unsaving.isSet) return;
+    this.#unsaving.clear();
+    take(this.#options.storage, this.#url.href);
   }
 
   #save() {
