@@ -554,7 +554,7 @@ for number in range(24):
             os.write(write, b"x")
         else:
             return  # forked before: here it may be used like any other
-        for call in (lambda: t.is_running, lambda: t.broadcast("jungle", "news"), t.stats):
+        for call in (lambda: t.is_running, lambda: t.broadcast("jungle", "news"), t.stats, lambda: t.history("", 0)):
             try:
                 call()
             except ForkedError:

@@ -7,6 +7,8 @@ use crate::settings::config::{SETTINGS, Value};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyFloat, PyInt, PyString};
+use std::sync::Arc;
+use std::time::Duration;
 
 /// An argument that takes a str.
 ///
@@ -122,4 +124,17 @@ pub fn page(limit: i128, after: Option<i128>, before: Option<i128>) -> PyResult<
         after: offset("after", after)?,
         before: offset("before", before)?,
     })
+}
+
+/// A time that is no number of seconds to wait is none.
+pub fn seconds(timeout: f64) -> Duration {
+    Duration::try_from_secs_f64(timeout).unwrap_or(if timeout > 0.0 {
+        Duration::MAX
+    } else {
+        Duration::ZERO
+    })
+}
+
+pub fn texts(ids: &[Arc<str>]) -> Vec<String> {
+    ids.iter().map(|id| (**id).to_owned()).collect()
 }

@@ -1,6 +1,6 @@
 //! `Messenger`: a server and the calls on it, as Python sees them. `tantor.Tantor` is made of it.
 
-use super::arguments::{key, optional_text, page, setting_value, text, type_name};
+use super::arguments::{key, optional_text, page, seconds, setting_value, text, texts, type_name};
 use super::asking::{begin, content_of, reply};
 use super::commit::Settled;
 use super::configured::{Configured, Owned};
@@ -347,6 +347,7 @@ impl Messenger {
         after: Option<i128>,
         before: Option<i128>,
     ) -> PyResult<Done> {
+        self.owned()?;
         let channel = text("channel", channel)?;
         let page = page(limit, after, before)?;
         let page = content_of!(
@@ -374,6 +375,7 @@ impl Messenger {
         py: Python<'py>,
         message_id: &Bound<'py, PyAny>,
     ) -> PyResult<Option<Bound<'py, PyDict>>> {
+        self.owned()?;
         let message_id = text("message_id", message_id)?;
         let report = self.ask_holding(Call::Delivery { message_id })?;
         let Some(report) = content_of!(report, Reply::Delivery)? else {
@@ -391,6 +393,7 @@ impl Messenger {
     ///
     /// `ValueError` if `resume_ttl` is 0.
     fn resume_token(&self, client_id: &Bound<'_, PyAny>) -> PyResult<String> {
+        self.owned()?;
         let client = text("client_id", client_id)?;
         let token = self.ask(client_id.py(), Call::ResumeToken { client })?;
         content_of!(token, Reply::Token)
@@ -429,6 +432,7 @@ impl Messenger {
         channel: &Bound<'_, PyAny>,
     ) -> PyResult<Done> {
         let py = channel.py();
+        self.owned()?;
         let (client, channel) = (text("client_id", client_id)?, text("channel", channel)?);
         self.ask(py, Call::Subscribe { client, channel })?;
         Ok(Done::new(true.into_py_any(py)?))
@@ -441,6 +445,7 @@ impl Messenger {
         channel: &Bound<'_, PyAny>,
     ) -> PyResult<Done> {
         let py = channel.py();
+        self.owned()?;
         let (client, channel) = (text("client_id", client_id)?, text("channel", channel)?);
         self.ask(py, Call::Unsubscribe { client, channel })?;
         Ok(Done::new(true.into_py_any(py)?))
@@ -449,6 +454,7 @@ impl Messenger {
     /// To every connected client once, ahead of all that waits; gives how many, and has the `message_id`.
     fn emergency(&self, message: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
         let py = message.py();
+        self.owned()?;
         let message = text("message", message)?;
         let (sent, settled) = self.make(py, Call::Emergency { message })?;
         let sent = content_of!(sent, Reply::Alarmed)?;
@@ -463,6 +469,7 @@ impl Messenger {
         py: Python<'py>,
         channel: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyDict>> {
+        self.owned()?;
         let channel = optional_text("channel", channel)?;
         let dict = PyDict::new(py);
         // an empty name is none, as in the original
@@ -499,6 +506,7 @@ impl Messenger {
 
     #[pyo3(name = "_has_channel")]
     fn has_channel(&self, name: &Bound<'_, PyAny>) -> PyResult<bool> {
+        self.owned()?;
         let Some(name) = key(name) else {
             return Ok(false);
         };
@@ -508,6 +516,7 @@ impl Messenger {
     /// `(name, type, subscribers, created_at)`, or None.
     #[pyo3(name = "_channel_info")]
     fn channel_info(&self, name: &Bound<'_, PyAny>) -> PyResult<Option<ChannelRow>> {
+        self.owned()?;
         let Some(key) = key(name) else {
             return Ok(None);
         };
@@ -530,6 +539,7 @@ impl Messenger {
         kind: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<bool> {
         let py = name.py();
+        self.owned()?;
         let name = text("name", name)?;
         let kind = optional_text("kind", kind)?.unwrap_or("public");
         let is_new = self.ask(py, Call::CreateChannel { name, kind })?;
@@ -539,6 +549,7 @@ impl Messenger {
     /// Drop a channel, its history and its subscriptions; False when there is none of that name.
     fn delete_channel(&self, name: &Bound<'_, PyAny>) -> PyResult<bool> {
         let py = name.py();
+        self.owned()?;
         let name = text("name", name)?;
         let was_there = self.ask(py, Call::DeleteChannel { name })?;
         content_of!(was_there, Reply::Changed)
@@ -557,6 +568,7 @@ impl Messenger {
 
     #[pyo3(name = "_has_connection")]
     fn has_connection(&self, client_id: &Bound<'_, PyAny>) -> PyResult<bool> {
+        self.owned()?;
         let Some(client) = key(client_id) else {
             return Ok(false);
         };
@@ -569,6 +581,7 @@ impl Messenger {
     /// `(client_id, joined_at, last_ping, channels)`, times in Unix seconds; None when not connected.
     #[pyo3(name = "_connection_info")]
     fn connection_info(&self, client_id: &Bound<'_, PyAny>) -> PyResult<Option<ConnectionRow>> {
+        self.owned()?;
         let Some(client) = key(client_id) else {
             return Ok(None);
         };
@@ -630,16 +643,3 @@ pub fn warn_no_more() {
 
 /// How often a wait looks for signals.
 const SIGNAL_INTERVAL: Duration = Duration::from_millis(100);
-
-/// A time that is no number of seconds to wait is none.
-fn seconds(timeout: f64) -> Duration {
-    Duration::try_from_secs_f64(timeout).unwrap_or(if timeout > 0.0 {
-        Duration::MAX
-    } else {
-        Duration::ZERO
-    })
-}
-
-fn texts(ids: &[Arc<str>]) -> Vec<String> {
-    ids.iter().map(|id| (**id).to_owned()).collect()
-}
