@@ -75,7 +75,10 @@ impl Node {
     /// Returns the approximate memory that channels, clients, history and mail take, in bytes.
     pub(super) fn held_bytes(&self) -> usize {
         let history = self.broker.used();
-        self.channels.read().len() * CHANNEL_SIZE
+        // a channel that was deleted stays in memory for as long as it is queued here
+        let queued = self.empty_channels.lock().len();
+        let channels = self.channels.read().len().max(queued);
+        channels * CHANNEL_SIZE
             + self.clients.read().len() * CLIENT_SIZE
             + history.evictable
             + history.durable
