@@ -165,7 +165,7 @@ class Tantor {
     // a function of its own: two components may pass the same handler
     const own = (/** @type {any} */ message) => handler(message);
     if (!this.#session.has(channel)) {
-      // nobody awaits this join: a refusal is reported, but for one that the application's own call caused
+      // no caller awaits this join, so a refusal is reported, unless the application's own call caused the refusal
       this.#ask(settle => this.#session.join(channel, undefined, settle)).catch(error => {
         if (!EXPECTED.has(error.code)) this.#report(error);
       });
@@ -509,7 +509,7 @@ class Tantor {
     this.#unsaving.clear();
     this.#abandon(RETURNING);
     this.#session.lost(RETURNING);
-    // only now: a tab that is duplicated while this one lives must not take its place
+    // the session is saved only now: a duplicate of this tab would otherwise displace this page while it lives
     this.#save();
     this.#set("waiting", { reason: "the page is put away" });
   }

@@ -139,6 +139,7 @@ CREATE INDEX idempotency_keys_by_age ON idempotency_keys (kind, expires);
 /// Publications that no budget removes, of channels that are not durable too. Earlier versions did not note which.
 const DURABLE_PUBLICATIONS: &str =
     "ALTER TABLE publications ADD COLUMN durable INTEGER NOT NULL DEFAULT 0;";
+
 /// A row for each channel of a client, so that a join writes no list of all its channels. Other programs read the view
 /// with the SQLite that they have, which may know no `ORDER BY` in an aggregate.
 const MEMBERSHIPS: &str = "
