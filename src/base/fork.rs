@@ -29,12 +29,12 @@ const MAX_HOLD: Duration = Duration::from_millis(200);
 /// end it. What has locks of its own (SQLite), or is known to forks only once it is done (a database's lock, a
 /// listener), is begun, used and ended under one; servers' threads are started under one.
 #[derive(Debug)]
-pub struct Whole {
+pub struct ForkGuard {
     is_counted: bool,
     _of_one_thread: PhantomData<*const ()>,
 }
 
-impl Whole {
+impl ForkGuard {
     #[expect(
         clippy::new_without_default,
         reason = "making one waits; a default would hide it"
@@ -66,7 +66,7 @@ fn begin() {
     }
 }
 
-impl Drop for Whole {
+impl Drop for ForkGuard {
     fn drop(&mut self) {
         DEPTH.set(DEPTH.get() - 1);
         if self.is_counted {
@@ -78,16 +78,16 @@ impl Drop for Whole {
 /// Says of something with locks that it is being worked on: a child that is forked meanwhile finds them locked for good,
 /// and is not to touch it.
 #[derive(Debug, Default)]
-pub struct InWork {
+pub struct ForkSensitive {
     workers: AtomicUsize,
     generation: AtomicU32,
 }
 
 /// While it lives, the work goes on.
 #[derive(Debug)]
-pub struct Worker<'a>(&'a InWork);
+pub struct Worker<'a>(&'a ForkSensitive);
 
-impl InWork {
+impl ForkSensitive {
     /// To be called before the locks are taken.
     pub fn begin(&self) -> Worker<'_> {
         self.generation.store(generation(), Ordering::SeqCst);
@@ -248,14 +248,14 @@ pub fn in_child() {
     }
 }
 
-/// Has forks close a descriptor. To be called under a `Whole`, from before it is opened.
+/// Has forks close a descriptor. To be called under a `ForkGuard`, from before it is opened.
 pub fn note_opened(descriptor: Descriptor) {
     if !IS_LOST.load(Ordering::Relaxed) {
         PARENTS_OWN.lock().push(descriptor);
     }
 }
 
-/// Has forks close a descriptor no more. To be called under a `Whole`, until after it is closed: its number may be given
+/// Has forks close a descriptor no more. To be called under a `ForkGuard`, until after it is closed: its number may be given
 /// to another file.
 pub fn note_closing(descriptor: Descriptor) {
     if !IS_LOST.load(Ordering::Relaxed) {
@@ -265,9 +265,9 @@ pub fn note_closing(descriptor: Descriptor) {
 
 /// A descriptor that a child is to close, for as long as this value lives; as `note_opened` and `note_closing`.
 #[derive(Debug)]
-pub struct ParentsOwn(Option<Descriptor>);
+pub struct ClosedInChild(Option<Descriptor>);
 
-impl ParentsOwn {
+impl ClosedInChild {
     #[cfg(unix)]
     pub fn register(file: &impl std::os::fd::AsRawFd) -> Self {
         let descriptor = file.as_raw_fd();
@@ -281,7 +281,7 @@ impl ParentsOwn {
     }
 }
 
-impl Drop for ParentsOwn {
+impl Drop for ClosedInChild {
     fn drop(&mut self) {
         if let Some(descriptor) = self.0 {
             note_closing(descriptor);
@@ -321,7 +321,7 @@ mod tests {
 
     #[test]
     fn a_fork_waits_for_what_is_under_way_and_holds_up_what_is_not() {
-        let whole = Whole::new();
+        let whole = ForkGuard::new();
         let (tell, told) = mpsc::channel();
         let (go_on, may_go_on) = mpsc::channel::<()>();
         let forking = std::thread::spawn(move || {
@@ -329,17 +329,17 @@ mod tests {
             tell.send("forks").unwrap();
             may_go_on.recv().unwrap();
             // what is called before the fork is over, on the same thread
-            drop(Whole::new());
+            drop(ForkGuard::new());
             in_parent();
         });
         // a thread that is in the middle of something may begin more of it
-        drop(Whole::new());
+        drop(ForkGuard::new());
         assert!(told.recv_timeout(Duration::from_millis(50)).is_err());
         drop(whole);
         assert_eq!(told.recv_timeout(PATIENCE), Ok("forks"));
         let (tell, told) = mpsc::channel();
         let held_up = std::thread::spawn(move || {
-            drop(Whole::new());
+            drop(ForkGuard::new());
             tell.send("began").unwrap();
         });
         assert!(told.recv_timeout(Duration::from_millis(50)).is_err());
@@ -348,10 +348,10 @@ mod tests {
         forking.join().unwrap();
         held_up.join().unwrap();
         // whatever each of them waits for besides, neither waits for ever
-        let whole = Whole::new();
+        let whole = ForkGuard::new();
         std::thread::spawn(|| {
             before(Duration::from_millis(20), wait);
-            let began = std::thread::spawn(|| drop(Whole::new()));
+            let began = std::thread::spawn(|| drop(ForkGuard::new()));
             began.join().unwrap();
             in_parent();
         })

@@ -65,8 +65,8 @@ impl Hub {
             return;
         };
         if let Some(at) = places.iter().position(|(key, _)| *key == channel) {
-            let (_, place) = places.swap_remove(at);
-            self.take_out(channel, place);
+            let (_, connection_id) = places.swap_remove(at);
+            self.take_out(channel, connection_id);
         }
     }
 
@@ -75,20 +75,20 @@ impl Hub {
         let Some(places) = self.places.get_mut(slot as usize) else {
             return;
         };
-        for (channel, place) in std::mem::take(places) {
-            self.take_out(channel, place);
+        for (channel, connection_id) in std::mem::take(places) {
+            self.take_out(channel, connection_id);
         }
     }
 
-    fn take_out(&mut self, channel: ChannelKey, place: u32) {
+    fn take_out(&mut self, channel: ChannelKey, connection_id: u32) {
         let Some(subscribers) = self.channels.get_mut(&channel) else {
             return;
         };
-        subscribers.swap_remove(place as usize);
-        if let Some(moved) = subscribers.get(place as usize) {
+        subscribers.swap_remove(connection_id as usize);
+        if let Some(moved) = subscribers.get(connection_id as usize) {
             let places = &mut self.places[*moved as usize];
             if let Some(entry) = places.iter_mut().find(|(key, _)| *key == channel) {
-                entry.1 = place;
+                entry.1 = connection_id;
             }
         }
         if subscribers.is_empty() {

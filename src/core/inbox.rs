@@ -1,4 +1,4 @@
-//! The only door into a shard: a queue that any thread may push to, and that one thread empties.
+//! The queue of deliveries to a shard: any thread may push, one thread takes.
 
 use crate::base::sync::{Condvar, Mutex, Rank};
 use futures_util::task::AtomicWaker;
@@ -104,7 +104,7 @@ impl<T: Weigh> Inbox<T> {
     }
 
     /// Wakes nobody until the next `register`: the owner is awake and will look.
-    pub fn sleepless(&self) {
+    pub fn disarm(&self) {
         self.waker.take();
     }
 

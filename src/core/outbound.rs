@@ -92,7 +92,7 @@ impl From<EncodedFrame> for Chunk {
 
 /// Frames of one channel, or of none, that were dropped from a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shed {
+pub struct Dropped {
     /// `None` for frames that were published on no channel.
     pub channel: Option<ChannelKey>,
     pub frames: usize,
@@ -141,14 +141,14 @@ impl Outbound {
     }
 
     /// Drops all that waits but emergencies and the frame that is half written; returns what was dropped, by channel.
-    pub fn clear_waiting(&mut self) -> Vec<Shed> {
+    pub fn clear_waiting(&mut self) -> Vec<Dropped> {
         self.split_first();
         self.drop_waiting(|_| true)
     }
 
     /// Drops publications of channels with `DropOldest`, until what waits behind the first weighs `limit` or less: the
     /// oldest of the lowest lane first. Of those with `Latest` there is no more than the newest (see `conflate`).
-    pub fn shed(&mut self, limit: usize) -> Vec<Shed> {
+    pub fn drop_oldest(&mut self, limit: usize) -> Vec<Dropped> {
         self.split_first();
         let mut dropped = Vec::new();
         for priority in [Priority::Low, Priority::Normal, Priority::High] {
@@ -172,7 +172,7 @@ impl Outbound {
     }
 
     /// Drops what waits of a channel, for something newer.
-    pub fn conflate(&mut self, channel: ChannelKey) -> Vec<Shed> {
+    pub fn conflate(&mut self, channel: ChannelKey) -> Vec<Dropped> {
         self.split_first();
         self.drop_waiting(|chunk| {
             chunk.channel == Some(channel) && chunk.policy == SlowConsumer::Latest
@@ -207,8 +207,8 @@ impl Outbound {
 
     /// Drops the chunks that `is_dropped` says, in their order; never emergencies, nor the first or the last words, nor
     /// the frame that is half written.
-    fn drop_waiting(&mut self, mut is_dropped: impl FnMut(&Chunk) -> bool) -> Vec<Shed> {
-        let mut dropped: Vec<Shed> = Vec::new();
+    fn drop_waiting(&mut self, mut is_dropped: impl FnMut(&Chunk) -> bool) -> Vec<Dropped> {
+        let mut dropped: Vec<Dropped> = Vec::new();
         let begun = usize::from(self.written > 0);
         let (mut bytes, mut frames, mut at) = (0, 0, 0);
         self.chunks.retain(|chunk| {
@@ -371,16 +371,16 @@ const CHUNK_OVERHEAD: usize = size_of::<Chunk>() + 32;
 const KEPT_CAPACITY: usize = 4;
 
 /// Notes that a chunk is dropped.
-fn note(dropped: &mut Vec<Shed>, chunk: &Chunk) {
+fn note(dropped: &mut Vec<Dropped>, chunk: &Chunk) {
     match dropped
         .iter_mut()
-        .find(|shed| shed.channel == chunk.channel)
+        .find(|dropped| dropped.channel == chunk.channel)
     {
-        Some(shed) => {
-            shed.frames += chunk.frames as usize;
-            shed.offset = shed.offset.max(chunk.offset);
+        Some(dropped) => {
+            dropped.frames += chunk.frames as usize;
+            dropped.offset = dropped.offset.max(chunk.offset);
         }
-        None => dropped.push(Shed {
+        None => dropped.push(Dropped {
             channel: chunk.channel,
             frames: chunk.frames as usize,
             offset: chunk.offset,
@@ -420,8 +420,8 @@ mod tests {
         Chunk::published(text(content).bytes().clone(), 1, Priority::Normal, source)
     }
 
-    fn dropped(channel: u64, frames: usize, offset: u64, policy: SlowConsumer) -> Shed {
-        Shed {
+    fn drops(channel: u64, frames: usize, offset: u64, policy: SlowConsumer) -> Dropped {
+        Dropped {
             channel: Some(ChannelKey::nth(channel)),
             frames,
             offset: NonZeroU64::new(offset),
@@ -498,7 +498,11 @@ mod tests {
         queue.push(text("two").into());
         let mut wire = Vec::new();
         write(&mut queue, 2, &mut wire);
-        let dropped: usize = queue.clear_waiting().iter().map(|shed| shed.frames).sum();
+        let dropped: usize = queue
+            .clear_waiting()
+            .iter()
+            .map(|dropped| dropped.frames)
+            .sum();
         assert_eq!(dropped, 1);
         queue.push(text("end").into());
         write(&mut queue, 1000, &mut wire);
@@ -537,7 +541,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_shed_follows_the_channels_policies() {
+    fn what_is_dropped_follows_the_channels_policies() {
         let mut queue = Outbound::default();
         queue.push(text("begun").into());
         let mut wire = Vec::new();
@@ -548,17 +552,17 @@ mod tests {
         }
         queue.push(urgent("fire"));
         let one = CHUNK_OVERHEAD + text("old").len();
-        let shed = queue.shed(queue.weight_behind() - one - 1);
-        assert_eq!(shed, [dropped(2, 2, 2, SlowConsumer::DropOldest)]);
-        let shed = queue.shed(0);
-        assert_eq!(shed, [dropped(2, 1, 3, SlowConsumer::DropOldest)]);
+        let dropped = queue.drop_oldest(queue.weight_behind() - one - 1);
+        assert_eq!(dropped, [drops(2, 2, 2, SlowConsumer::DropOldest)]);
+        let dropped = queue.drop_oldest(0);
+        assert_eq!(dropped, [drops(2, 1, 3, SlowConsumer::DropOldest)]);
         write(&mut queue, 1000, &mut wire);
         assert_eq!(payloads(&wire), ["begun", "fire", "kept", "kept", "kept"]);
         assert_eq!((queue.bytes(), queue.frames()), (0, 0));
     }
 
     #[test]
-    fn the_lowest_lane_is_shed_first_and_emergencies_never_are() {
+    fn the_lowest_lane_is_dropped_first_and_emergencies_never_are() {
         let mut queue = Outbound::default();
         for (content, priority) in [
             ("high", Priority::High),
@@ -575,7 +579,7 @@ mod tests {
             &["fire", "high"],
             &["fire"],
         ] {
-            assert_eq!(queue.shed(queue.weight_behind() - 1).len(), 1);
+            assert_eq!(queue.drop_oldest(queue.weight_behind() - 1).len(), 1);
             let waiting: Vec<u8> = queue
                 .chunks
                 .iter()
@@ -583,7 +587,7 @@ mod tests {
                 .collect();
             assert_eq!(payloads(&waiting), left);
         }
-        assert!(queue.shed(0).is_empty());
+        assert!(queue.drop_oldest(0).is_empty());
     }
 
     #[test]

@@ -5,11 +5,11 @@ use crate::adapters::memory_broker::{HistoryLimits, MemoryBroker};
 use crate::adapters::memory_store::MemoryStore;
 use crate::adapters::sqlite::{Limits, SqliteStore};
 use crate::base::error::Error;
-use crate::base::fork::{InWork, OwningProcess, Whole};
+use crate::base::fork::{ForkGuard, ForkSensitive, OwningProcess};
 use crate::base::sync::{Condvar, Mutex, Rank};
 use crate::core::events::{EventQueue, LogLevel};
 use crate::net::listener::{self, Endpoint, Listeners};
-use crate::node::{Delivery, Door, Node, NodeCalls};
+use crate::node::{Delivery, Node, NodeCalls, ShardHandle};
 use crate::ports::calls::Calls;
 use crate::ports::store::Store;
 use crate::settings::config::Config;
@@ -39,21 +39,21 @@ pub struct Server {
     /// What is listened on; `None` while the server does not run. Read without the lock of `running`, which a start holds
     /// for as long as it takes.
     endpoints: ArcSwapOption<Vec<Endpoint>>,
-    start_in_work: InWork,
+    start_in_work: ForkSensitive,
     ended: Condvar,
     /// The process whose threads serve it.
     started_by: OwningProcess,
 }
 
 /// What the shards of a run tell of their end.
-struct Shards {
+struct ShardThreads {
     drained: flume::Receiver<()>,
     /// Its other side is gone when the last shard is.
     ended: flume::Receiver<()>,
     count: usize,
 }
 
-impl Shards {
+impl ShardThreads {
     async fn all_drained(&self) {
         for _ in 0..self.count {
             if self.drained.recv_async().await.is_err() {
@@ -119,7 +119,7 @@ impl Server {
             node,
             running: Mutex::new(Rank::Running, None),
             endpoints: ArcSwapOption::empty(),
-            start_in_work: InWork::default(),
+            start_in_work: ForkSensitive::default(),
             ended: Condvar::new(),
             started_by: OwningProcess::default(),
         })
@@ -192,15 +192,15 @@ impl Server {
         let config = &self.node.config;
         self.node.restore()?;
         let addresses = listener::resolve(&config.host, config.port)?;
-        let _whole = Whole::new();
+        let _whole = ForkGuard::new();
         let listeners = Listeners::bind(&addresses, config.unix_socket_mode)?;
-        let doors: Vec<_> = (0..config.shards)
-            .map(|_| Arc::new(Door::new(config.inbox_bytes)))
+        let shards: Vec<_> = (0..config.shards)
+            .map(|_| Arc::new(ShardHandle::new(config.inbox_bytes)))
             .collect();
         self.node.set_socket_limits(SocketLimits::claim(config));
-        self.node.attach(doors.clone());
+        self.node.attach(shards.clone());
         self.node.events.open();
-        self.start_threads(listeners, &doors, timeout)
+        self.start_threads(listeners, &shards, timeout)
             .map_err(|error| {
                 self.node.drain();
                 self.finish_shards();
@@ -279,23 +279,23 @@ impl Server {
     fn start_threads(
         self: &Arc<Self>,
         listeners: Listeners,
-        doors: &[Arc<Door>],
+        shards: &[Arc<ShardHandle>],
         timeout: Option<Duration>,
     ) -> io::Result<Running> {
         let (stop, stopped) = flume::bounded(1);
         let (tell_drained, drained) = flume::unbounded();
         let (done, ended) = flume::bounded(1);
         let (tell_running, all_running) = flume::bounded::<()>(0);
-        let shards = Shards {
+        let threads = ShardThreads {
             drained,
             ended,
-            count: doors.len(),
+            count: shards.len(),
         };
-        for (index, door) in doors.iter().enumerate() {
+        for (index, handle) in shards.iter().enumerate() {
             let shard = Shard::new(
                 index,
                 Arc::clone(&self.node),
-                Arc::clone(door),
+                Arc::clone(handle),
                 tell_drained.clone(),
             );
             let (node, done) = (Arc::clone(&self.node), done.clone());
@@ -332,7 +332,7 @@ impl Server {
                         return;
                     }
                 };
-                runtime.block_on(server.serve(listeners, tell_ready, stopped, shards));
+                runtime.block_on(server.serve(listeners, tell_ready, stopped, threads));
                 // waits for what is being told to Python
                 drop(runtime);
                 drop(counted);
@@ -367,7 +367,7 @@ impl Server {
         listeners: Listeners,
         ready: flume::Sender<io::Result<(Vec<Endpoint>, Waiting)>>,
         stopped: flume::Receiver<()>,
-        shards: Shards,
+        threads: ShardThreads,
     ) {
         let (tell_ended, ended) = watch::channel(false);
         let guards = Arc::new(AtomicUsize::new(0));
@@ -377,7 +377,7 @@ impl Server {
             guards: Arc::clone(&guards),
         };
         let (claims, endpoints, sockets) = listeners.into_parts();
-        // whoever started this has a `Whole` until it is told
+        // whoever started this has a `ForkGuard` until it is told
         let acceptor = match Acceptor::new(sockets, &self.node) {
             Ok(acceptor) => acceptor,
             Err(error) => {
@@ -390,7 +390,7 @@ impl Server {
         let is_wanted = ready.send(Ok((endpoints, waiting))).is_ok();
         drop(ready);
         let close = |acceptor: Acceptor| {
-            let _whole = Whole::new();
+            let _whole = ForkGuard::new();
             drop(claims);
             acceptor.close();
         };
@@ -407,11 +407,11 @@ impl Server {
             tokio::select! {
                 // requests are answered until the last client has gone
                 () = acceptor.run() => {}
-                () = shards.all_drained() => {}
+                () = threads.all_drained() => {}
             }
             close(acceptor);
             self.finish_shards();
-            shards.all_ended().await;
+            threads.all_ended().await;
         };
         tokio::select! {
             () = until_ended => {}
@@ -439,8 +439,8 @@ impl Server {
     }
 
     fn finish_shards(&self) {
-        for door in self.node.doors().iter() {
-            door.inbox.push(Delivery::Finish);
+        for handle in self.node.shards().iter() {
+            handle.inbox.push(Delivery::Finish);
         }
     }
 

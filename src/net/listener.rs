@@ -1,7 +1,7 @@
 //! The sockets that connections come in by: one for each address of each host that is given.
 
 use crate::base::error::Error;
-use crate::base::fork::ParentsOwn;
+use crate::base::fork::ClosedInChild;
 #[cfg(unix)]
 use crate::net::unix_socket::{self, SocketFile};
 use crate::settings::hosts::{Host, Hosts, show_unix};
@@ -126,7 +126,7 @@ impl std::os::fd::AsRawFd for ListeningSocket {
     }
 }
 
-/// Sockets that listen, those of TCP all on one port. To be made and closed under a `Whole`.
+/// Sockets that listen, those of TCP all on one port. To be made and closed under a `ForkGuard`.
 pub struct Listeners {
     claims: Claims,
     endpoints: Vec<Endpoint>,
@@ -136,7 +136,7 @@ pub struct Listeners {
 /// What listening sockets hold besides themselves. To be dropped before the sockets.
 #[derive(Default)]
 pub struct Claims {
-    descriptors: Vec<ParentsOwn>,
+    descriptors: Vec<ClosedInChild>,
     #[cfg(unix)]
     files: Vec<SocketFile>,
 }
@@ -162,7 +162,9 @@ impl Listeners {
     }
 
     fn add(&mut self, socket: ListeningSocket, endpoint: Endpoint) {
-        self.claims.descriptors.push(ParentsOwn::register(&socket));
+        self.claims
+            .descriptors
+            .push(ClosedInChild::register(&socket));
         self.endpoints.push(endpoint);
         self.sockets.push(socket);
     }

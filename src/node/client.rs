@@ -1,7 +1,7 @@
 //! A client as the node knows it: connected, away, or subscribed by the application before it connects.
 
 use super::channel::Channel;
-use super::delivery::Place;
+use super::delivery::ConnectionId;
 use super::token::Session;
 use crate::base::clock::{AtomicWallTime, WallTime};
 use crate::base::sync::{Mutex, Rank};
@@ -31,7 +31,7 @@ pub struct Client {
     last_ping: AtomicWallTime,
     /// It has joined a channel with a `ref`, and so understands what plain pages do not.
     wants_gaps: AtomicBool,
-    /// The number of its latest connection (`Place::number`) once a frame has come on it; before that 0.
+    /// The number of its latest connection (`ConnectionId::number`) once a frame has come on it; before that 0.
     heard_on: AtomicU64,
     /// It has sent a frame, on any of its connections.
     has_spoken: AtomicBool,
@@ -45,7 +45,7 @@ pub struct Client {
 #[derive(Default)]
 pub struct ClientState {
     /// `None` while it is not connected.
-    pub place: Option<Place>,
+    pub connection_id: Option<ConnectionId>,
     pub channels: SmallVec<[Joined; 1]>,
     /// With what it may come back.
     pub session: Option<Session>,
@@ -82,9 +82,9 @@ pub struct Away {
 }
 
 impl Client {
-    pub fn new(id: Arc<str>, now: WallTime, place: Option<Place>) -> Self {
+    pub fn new(id: Arc<str>, now: WallTime, connection_id: Option<ConnectionId>) -> Self {
         let state = ClientState {
-            place,
+            connection_id,
             ..ClientState::default()
         };
         Self {
@@ -149,15 +149,16 @@ impl Client {
     /// A frame has come on a connection; false when another one has taken its place, so that it is not to be carried
     /// out. The first one shows that the welcome has arrived: earlier tokens are of no use to the client any more, and
     /// `changed` is called if there were any.
-    pub fn hear(&self, place: Place, changed: impl FnOnce(&ClientState)) -> bool {
-        if self.heard_on.load(Ordering::Relaxed) == place.number() {
+    pub fn hear(&self, connection_id: ConnectionId, changed: impl FnOnce(&ClientState)) -> bool {
+        if self.heard_on.load(Ordering::Relaxed) == connection_id.number() {
             return true;
         }
         let mut state = self.state.lock();
-        if state.place != Some(place) {
+        if state.connection_id != Some(connection_id) {
             return false;
         }
-        self.heard_on.store(place.number(), Ordering::Relaxed);
+        self.heard_on
+            .store(connection_id.number(), Ordering::Relaxed);
         self.note_spoken();
         if let Some(mailbox) = &mut state.mailbox {
             mailbox.confirm();
@@ -173,7 +174,7 @@ impl ClientState {
     /// A client that is not connected, will not be back, is on no channel and has no mail is nobody; true when that
     /// has just become so.
     pub fn end_if_idle(&mut self) -> bool {
-        let ends = self.place.is_none()
+        let ends = self.connection_id.is_none()
             && self.away.is_none()
             && self.channels.is_empty()
             && self.mailbox.is_none()

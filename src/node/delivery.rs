@@ -13,13 +13,13 @@ use std::sync::atomic::{AtomicBool, AtomicUsize};
 
 /// Where a connection is: its shard, its slot there, and which of the slot's connections it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct ConnectionId {
     pub shard: usize,
     pub slot: Slot,
     pub generation: u32,
 }
 
-impl Place {
+impl ConnectionId {
     /// One for each connection of the process; never 0.
     pub fn number(self) -> u64 {
         (self.shard as u64 + 1) << 32 | u64::from(self.generation)
@@ -28,7 +28,7 @@ impl Place {
 
 /// How a publication is delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Terms {
+pub struct DeliveryOptions {
     /// `None` for what is not kept.
     pub offset: Option<u64>,
     pub priority: Priority,
@@ -39,27 +39,24 @@ pub struct Terms {
 #[derive(Debug)]
 pub enum Delivery {
     /// A connected socket, whoever accepted it; `is_tuned` when it already has the options of a connection.
-    Adopt {
-        socket: Accepted,
-        is_tuned: bool,
-    },
+    Adopt { socket: Accepted, is_tuned: bool },
     Subscribe {
-        place: Place,
+        connection_id: ConnectionId,
         channel: ChannelKey,
     },
     Unsubscribe {
-        place: Place,
+        connection_id: ConnectionId,
         channel: ChannelKey,
     },
     /// To the local subscribers of a channel.
     Publish {
         channel: InFlight,
         frame: EncodedFrame,
-        terms: Terms,
+        delivery_options: DeliveryOptions,
     },
     /// To one connection.
     Direct {
-        place: Place,
+        connection_id: ConnectionId,
         frame: EncodedFrame,
         priority: Priority,
         /// Told when the socket has taken the frame.
@@ -67,14 +64,12 @@ pub enum Delivery {
     },
     /// Ends one connection, behind what was delivered to it before.
     Close {
-        place: Place,
+        connection_id: ConnectionId,
         disconnect: Disconnect,
         frame: EncodedFrame,
     },
     /// The peer has shut its side: the connection ends behind what was delivered to it before.
-    Ended {
-        place: Place,
-    },
+    Ended { connection_id: ConnectionId },
     /// To every connection that was there when it went out, before all that waits.
     Urgent {
         /// Of all emergencies; connections that came later know a number that is not below it.
@@ -108,7 +103,7 @@ impl Weigh for Delivery {
 
 /// A shard as the rest of the process sees it: its inbox, and gauges that it keeps up to date.
 #[derive(Debug)]
-pub struct Door {
+pub struct ShardHandle {
     pub inbox: Inbox<Delivery>,
     /// Frames that wait for sockets, after the last turn.
     pub queued_frames: AtomicUsize,
@@ -122,7 +117,7 @@ pub struct Door {
     pub has_backlog: AtomicBool,
 }
 
-impl Door {
+impl ShardHandle {
     pub fn new(inbox_bytes: usize) -> Self {
         Self {
             inbox: Inbox::new(inbox_bytes),

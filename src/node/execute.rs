@@ -2,7 +2,7 @@
 
 use super::channel::{Channel, Notice};
 use super::client::Client;
-use super::delivery::Place;
+use super::delivery::ConnectionId;
 use super::publish::NewPublication;
 use super::recovery::Asked;
 use super::{Node, encode};
@@ -20,9 +20,9 @@ use crate::wire::json_limits::JsonLimits;
 use crate::wire::messages::{self, Reference};
 use std::sync::Arc;
 
-/// The work that a client's frame caused. The client is read no further while too much of that work is unfinished.
+/// What a frame of a client has put in queues. The client is read no further while these queues are too full.
 #[derive(Debug, Default)]
-pub struct Work {
+pub struct Backpressure {
     /// Shards have something to deliver.
     pub published: bool,
     /// Python has an event to handle.
@@ -45,14 +45,14 @@ pub struct FanOut {
 #[derive(Clone, Copy)]
 pub(super) struct Asker<'a> {
     pub client: &'a Arc<Client>,
-    pub place: Place,
+    pub connection_id: ConnectionId,
     pub reference: Option<Reference<'a>>,
 }
 
 /// A client's publication that is being saved: it is answered when it is, and when it is known where it is.
 struct Answer {
     node: Arc<Node>,
-    place: Place,
+    connection_id: ConnectionId,
     reference: Option<String>,
     channel: String,
     state: Mutex<Outcome>,
@@ -64,10 +64,15 @@ type Outcome = (Option<Published>, Option<Result<(), StoreError>>);
 impl Node {
     /// Carries out what a client sent on a connection; refused commands are answered, not returned. What comes on a
     /// connection that was displaced is passed over.
-    pub fn execute(self: &Arc<Self>, client: &Arc<Client>, place: Place, text: &str) -> Work {
+    pub fn execute(
+        self: &Arc<Self>,
+        client: &Arc<Client>,
+        connection_id: ConnectionId,
+        text: &str,
+    ) -> Backpressure {
         self.counters.frames_received.add(1);
-        if !client.hear(place, |state| self.save_client(client, state)) {
-            return Work::default();
+        if !client.hear(connection_id, |state| self.save_client(client, state)) {
+            return Backpressure::default();
         }
         let limits = JsonLimits {
             max_depth: self.config.max_depth,
@@ -78,35 +83,35 @@ impl Node {
             Ok(request) => {
                 let asker = Asker {
                     client,
-                    place,
+                    connection_id,
                     reference: request.reference,
                 };
                 self.carry_out(asker, request.command, text)
                     .unwrap_or_else(|refusal| {
-                        self.refuse_command(place, asker.reference, &refusal);
-                        Work::default()
+                        self.refuse_command(connection_id, asker.reference, &refusal);
+                        Backpressure::default()
                     })
             }
             Err(rejected) => {
-                self.refuse_command(place, rejected.reference, &rejected.refusal);
-                Work::default()
+                self.refuse_command(connection_id, rejected.reference, &rejected.refusal);
+                Backpressure::default()
             }
         }
     }
 
     /// Tells a client what was wrong with its frame.
-    pub fn refuse(&self, place: Place, refusal: &Refusal) -> Work {
-        self.refuse_command(place, None, refusal);
-        Work::default()
+    pub fn refuse(&self, connection_id: ConnectionId, refusal: &Refusal) -> Backpressure {
+        self.refuse_command(connection_id, None, refusal);
+        Backpressure::default()
     }
 
     /// A client answered the protocol's ping.
-    pub fn ponged(&self, client: &Arc<Client>) -> Work {
+    pub fn ponged(&self, client: &Arc<Client>) -> Backpressure {
         client.ping(WallTime::now());
         let told = self.client_event("pong", client, Some(names::SYSTEM_CHANNEL), || Detail::None);
-        Work {
+        Backpressure {
             told,
-            ..Work::default()
+            ..Backpressure::default()
         }
     }
 
@@ -115,17 +120,17 @@ impl Node {
         asker: Asker<'_>,
         command: Command<'_>,
         text: &str,
-    ) -> Result<Work, Refusal> {
+    ) -> Result<Backpressure, Refusal> {
         let client = asker.client;
         let is_told = |event: &str| self.events.wanted(event).is_some();
         Ok(match command {
             Command::Join { channel, recover } => {
                 let question = Asked {
-                    place: asker.place,
+                    connection_id: asker.connection_id,
                     reference: asker.reference,
                     recover,
                 };
-                Work {
+                Backpressure {
                     published: true,
                     told: is_told(Notice::Joined.event()),
                     fan_out: self.join(client, &channel, &question)?,
@@ -134,7 +139,7 @@ impl Node {
             Command::Leave { channel } => {
                 let fan_out = self.leave(client, &channel);
                 self.answer_reference(asker, &channel, |_| {});
-                Work {
+                Backpressure {
                     published: true,
                     told: is_told(Notice::Left.event()),
                     fan_out,
@@ -158,7 +163,7 @@ impl Node {
                     options: &options,
                 };
                 let fan_out = Some(self.publish_for(asker, &new));
-                Work {
+                Backpressure {
                     published: true,
                     told: is_told(&event),
                     fan_out,
@@ -173,17 +178,17 @@ impl Node {
                 } else {
                     let stamp = self.stamp();
                     let pong = encode(|out| messages::write_pong(out, stamp));
-                    self.push_direct(asker.place, pong);
+                    self.push_direct(asker.connection_id, pong);
                 }
                 let system = Some(names::SYSTEM_CHANNEL);
-                Work {
+                Backpressure {
                     told: self.client_event("ping", client, system, || Detail::None),
-                    ..Work::default()
+                    ..Backpressure::default()
                 }
             }
             Command::Presence { channel } => {
                 self.answer_presence(asker, &channel);
-                Work::default()
+                Backpressure::default()
             }
             Command::History {
                 channel,
@@ -192,14 +197,14 @@ impl Node {
                 before,
             } => {
                 self.answer_history(asker, &channel, (limit, after, before))?;
-                Work::default()
+                Backpressure::default()
             }
             Command::Ack { ids, malformed } => {
                 let acknowledged = self.acknowledge(client, &ids, malformed)?;
                 self.answer_reference(asker, names::SYSTEM_CHANNEL, |out| {
                     messages::write_json(out, "acknowledged", acknowledged);
                 });
-                Work::default()
+                Backpressure::default()
             }
             Command::Other { action } => {
                 self.check_spelling(asker, action.as_deref())?;
@@ -207,9 +212,9 @@ impl Node {
                 let detail = || Detail::Frame(text.as_bytes().into());
                 let told = self.client_event("message", client, None, detail);
                 self.answer_reference(asker, names::SYSTEM_CHANNEL, |_| {});
-                Work {
+                Backpressure {
                     told,
-                    ..Work::default()
+                    ..Backpressure::default()
                 }
             }
         })
@@ -247,7 +252,7 @@ impl Node {
         let (published, channel) = self.publish(new, &mut || {
             let begun = Arc::new(Answer {
                 node: Arc::clone(self),
-                place: asker.place,
+                connection_id: asker.connection_id,
                 reference: asker.reference.map(|reference| reference.0.to_owned()),
                 channel: new.channel.to_owned(),
                 state: Mutex::default(),
@@ -283,14 +288,19 @@ impl Node {
         let stamp = self.stamp();
         let reply =
             encode(|out| messages::write_reply(out, stamp, asker.reference, channel, write));
-        self.push_direct(asker.place, reply);
+        self.push_direct(asker.connection_id, reply);
     }
 
-    fn refuse_command(&self, place: Place, reference: Option<Reference<'_>>, refusal: &Refusal) {
+    fn refuse_command(
+        &self,
+        connection_id: ConnectionId,
+        reference: Option<Reference<'_>>,
+        refusal: &Refusal,
+    ) {
         self.counters.errors_sent.add(1);
         let stamp = self.stamp();
         let error = encode(|out| messages::write_error(out, stamp, reference, refusal));
-        self.push_direct(place, error);
+        self.push_direct(connection_id, error);
     }
 }
 
@@ -323,7 +333,7 @@ impl Answer {
                 encode(|out| messages::write_error(out, stamp, reference, &refusal))
             }
         };
-        self.node.push_direct(self.place, frame);
+        self.node.push_direct(self.connection_id, frame);
     }
 }
 

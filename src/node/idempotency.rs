@@ -2,7 +2,7 @@
 
 use crate::base::clock::SteadyTime;
 use crate::base::sync::{Mutex, Rank};
-use crate::ports::store::{Committed, Fate, StoreError};
+use crate::ports::store::{Committed, LostFlag, StoreError};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,7 +58,7 @@ struct Used {
 
 struct Entry<T> {
     number: u64,
-    fate: Fate,
+    lost_flag: LostFlag,
     state: State<T>,
 }
 
@@ -91,7 +91,7 @@ impl<T> Default for Results<T> {
 pub enum Known<T> {
     /// Nothing: the caller has to publish, and to report `published` with this number; the store marks this fate when
     /// the publication is lost.
-    Nothing(u64, Fate),
+    Nothing(u64, LostFlag),
     /// The first result; the caller's `committed` is called when that is saved.
     Repeat(T),
 }
@@ -123,10 +123,10 @@ impl<T: Copy> Idempotency<T> {
             return match &mut entry.state {
                 State::Begun | State::Saved => None,
                 State::Published(result) => {
-                    let (result, fate) = (*result, entry.fate.clone());
+                    let (result, lost_flag) = (*result, entry.lost_flag.clone());
                     drop(results);
                     if let Some(committed) = committed() {
-                        mark(unless_lost(fate, committed));
+                        mark(unless_lost(lost_flag, committed));
                     }
                     Some(Known::Repeat(result))
                 }
@@ -144,13 +144,13 @@ impl<T: Copy> Idempotency<T> {
                 }
             };
         }
-        let fate = Fate::default();
+        let lost_flag = LostFlag::default();
         if self.ttl.is_zero() || self.limits.total == 0 {
-            return Some(Known::Nothing(results.take_number(), fate));
+            return Some(Known::Nothing(results.take_number(), lost_flag));
         }
         results.make_room(&key.0, self.limits);
-        let number = results.insert(key, now, fate.clone(), State::Begun);
-        Some(Known::Nothing(number, fate))
+        let number = results.insert(key, now, lost_flag.clone(), State::Begun);
+        Some(Known::Nothing(number, lost_flag))
     }
 
     /// Adds a key that was saved, and is known for the time `left`; a key that is known already stays as it is.
@@ -164,7 +164,7 @@ impl<T: Copy> Idempotency<T> {
         results.forget_expired(&key.0, now, self.ttl);
         if !results.by_key.contains_key(&key) {
             results.make_room(&key.0, self.limits);
-            results.insert(key, begun, Fate::default(), State::Done(result));
+            results.insert(key, begun, LostFlag::default(), State::Done(result));
         }
     }
 
@@ -238,10 +238,16 @@ impl Scope<'_> {
 }
 
 /// Completes a repeat when everything before it is saved.
-fn unless_lost(fate: Fate, committed: Committed) -> Committed {
+fn unless_lost(lost_flag: LostFlag, committed: Committed) -> Committed {
     Box::new(move |outcome| {
         let lost = || StoreError("what was first published under this key was lost".to_owned());
-        committed(outcome.and_then(|()| if fate.is_lost() { Err(lost()) } else { Ok(()) }));
+        committed(outcome.and_then(|()| {
+            if lost_flag.is_lost() {
+                Err(lost())
+            } else {
+                Ok(())
+            }
+        }));
     })
 }
 
@@ -258,23 +264,23 @@ impl<T> Results<T> {
     }
 
     /// Adds a key at its place by age in its owner's queue; returns its number.
-    fn insert(&mut self, key: Key, begun: SteadyTime, fate: Fate, state: State<T>) -> u64 {
+    fn insert(&mut self, key: Key, begun: SteadyTime, lost_flag: LostFlag, state: State<T>) -> u64 {
         let number = self.take_number();
         let owner = key.0.clone();
         let queue = self.owners.entry(owner.clone()).or_default();
-        let place = queue.partition_point(|other| other.begun <= begun);
+        let connection_id = queue.partition_point(|other| other.begun <= begun);
         let used = Used {
             begun,
             number,
             key: Arc::clone(&key),
         };
-        queue.insert(place, used);
+        queue.insert(connection_id, used);
         let count = queue.len();
         self.by_count.remove(&(count - 1, owner.clone()));
         self.by_count.insert((count, owner));
         let entry = Entry {
             number,
-            fate,
+            lost_flag,
             state,
         };
         self.by_key.insert(key, entry);

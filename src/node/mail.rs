@@ -1,7 +1,7 @@
 //! Messages to one client, kept until it has them: while it is away, and until it acknowledges them if it does that.
 
 use super::client::{Client, ClientState};
-use super::delivery::{Delivery, Place};
+use super::delivery::{ConnectionId, Delivery};
 use super::idempotency::{Known, Scope};
 use super::{Node, argument, encode};
 use crate::base::clock::{SteadyTime, WallTime};
@@ -12,7 +12,7 @@ use crate::core::events::LogLevel;
 use crate::core::mailbox::{Mail, Mailbox};
 use crate::core::outbound::Unwritten;
 use crate::ports::calls::{DeliveryReport, PublishOptions, Sent};
-use crate::ports::store::{Change, Committed, Fate, KeyResult, StoreError, UsedKey};
+use crate::ports::store::{Change, Committed, KeyResult, LostFlag, StoreError, UsedKey};
 use crate::wire::frame::EncodedFrame;
 use crate::wire::messages::{self, Body, Stamp};
 use std::collections::HashSet;
@@ -74,13 +74,19 @@ impl Node {
             options.durable.then(&mut *commit)
         });
         match known {
-            Known::Nothing(number, fate) => {
+            Known::Nothing(number, lost_flag) => {
                 let mut is_saving = false;
-                let stamp =
-                    self.send_now(client_id, channel, body, options, Some(&fate), &mut || {
+                let stamp = self.send_now(
+                    client_id,
+                    channel,
+                    body,
+                    options,
+                    Some(&lost_flag),
+                    &mut || {
                         is_saving = true;
                         self.settle_sent(commit(), client_id, key, number)
-                    });
+                    },
+                );
                 self.sent_once
                     .published(scope, key, number, stamp, is_saving);
                 Ok(Sent {
@@ -174,7 +180,7 @@ impl Node {
         let clients: Vec<_> = self.clients.read().values().cloned().collect();
         for client in clients {
             let mut state = client.state.lock();
-            let is_connected = state.place.is_some();
+            let is_connected = state.connection_id.is_some();
             if state.removed || !(is_connected && state.acknowledges || state.away.is_some()) {
                 continue;
             }
@@ -219,14 +225,19 @@ impl Node {
 
     /// Hands over all that is kept for a client that has connected. Of one that does not acknowledge, it is done with
     /// that.
-    pub(super) fn hand_over_mail(&self, client: &Client, state: &mut ClientState, place: Place) {
+    pub(super) fn hand_over_mail(
+        &self,
+        client: &Client,
+        state: &mut ClientState,
+        connection_id: ConnectionId,
+    ) {
         let acknowledges = state.acknowledges;
         let now = SteadyTime::now();
         let mut numbers = Vec::new();
         self.with_mailbox(state, |mailbox| {
             for mail in mailbox.iter_mut() {
                 mail.handed_over = Some(now);
-                self.push_mail(place, mail);
+                self.push_mail(connection_id, mail);
             }
             if !acknowledges {
                 for mail in mailbox.take_all() {
@@ -244,7 +255,7 @@ impl Node {
         channel: &str,
         body: Body<'_>,
         options: &PublishOptions<'_>,
-        fate: Option<&Fate>,
+        lost_flag: Option<&LostFlag>,
         commit: &mut dyn FnMut() -> Committed,
     ) -> Stamp {
         let stamp = self.stamp();
@@ -255,45 +266,47 @@ impl Node {
             if state.removed {
                 continue;
             }
-            let place = state.place;
-            let mut is_kept =
-                !ttl.is_zero() && (place.is_none() || state.acknowledges && body.can_want_ack());
+            let connection_id = state.connection_id;
+            let mut is_kept = !ttl.is_zero()
+                && (connection_id.is_none() || state.acknowledges && body.can_want_ack());
             let wants_ack = is_kept && body.can_want_ack();
             let encoded = |wants_ack| {
                 encode(|out| messages::write_direct(out, stamp, channel, body, wants_ack))
             };
             let mut frame = encoded(wants_ack);
             if is_kept
-                && place.is_some()
+                && connection_id.is_some()
                 && !Mailbox::has_room(frame.len(), self.config.mailbox_bytes)
             {
                 is_kept = false;
                 frame = encoded(false);
             }
-            let receipt = self.receipts.open(stamp.id, usize::from(place.is_some()));
+            let receipt = self
+                .receipts
+                .open(stamp.id, usize::from(connection_id.is_some()));
             if is_kept {
                 let letter = Letter {
                     message: stamp.id,
                     frame: &frame,
                     ttl,
                     is_emergency: options.priority == Priority::Emergency,
-                    is_handed_over: place.is_some(),
+                    is_handed_over: connection_id.is_some(),
                     used_key: self.used_key(
                         sent_scope(client_id),
                         options,
-                        fate,
+                        lost_flag,
                         KeyResult::Sent(stamp),
                     ),
                 };
                 let committed = options.durable.then(&mut *commit);
                 self.keep(&client, &mut state, letter, committed);
             }
-            if let Some(place) = place {
+            if let Some(connection_id) = connection_id {
                 self.counters.messages_sent.add(1);
                 self.push(
-                    place.shard,
+                    connection_id.shard,
                     Delivery::Direct {
-                        place,
+                        connection_id,
                         frame,
                         priority: options.priority,
                         receipt: Some(receipt),
@@ -409,7 +422,7 @@ impl Node {
         self.let_go(&client.id, &trimmed, "mailbox_full");
     }
 
-    pub(super) fn push_mail(&self, place: Place, mail: &Mail) {
+    pub(super) fn push_mail(&self, connection_id: ConnectionId, mail: &Mail) {
         let receipt = self.receipts.find(mail.message);
         if let Some(receipt) = &receipt {
             receipt.handed_over.fetch_add(1, Ordering::Relaxed);
@@ -421,9 +434,9 @@ impl Node {
             Priority::Normal
         };
         self.push(
-            place.shard,
+            connection_id.shard,
             Delivery::Direct {
-                place,
+                connection_id,
                 frame: mail.frame.clone(),
                 priority,
                 receipt,

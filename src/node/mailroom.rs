@@ -222,13 +222,13 @@ impl Node {
         state.is_mailed = false;
         if let Some(mailbox) = &mut state.mailbox {
             self.expire_mail(&client.id, mailbox);
-            if let Some(place) = state.place.filter(|_| state.acknowledges) {
+            if let Some(connection_id) = state.connection_id.filter(|_| state.acknowledges) {
                 let now = SteadyTime::now();
                 let again = now - self.config.ack_timeout;
                 for mail in mailbox.iter_mut() {
                     if mail.is_emergency && mail.handed_over.is_none_or(|last| last <= again) {
                         mail.handed_over = Some(now);
-                        self.push_mail(place, mail);
+                        self.push_mail(connection_id, mail);
                     }
                 }
             }

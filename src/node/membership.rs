@@ -2,7 +2,7 @@
 
 use super::channel::{Channel, Members, Notice, Tell};
 use super::client::{Client, ClientState, Joined};
-use super::delivery::{Delivery, Place, Terms};
+use super::delivery::{ConnectionId, Delivery, DeliveryOptions};
 use super::recovery::Asked;
 use super::{FanOut, Node, argument};
 use crate::base::capacity::shrink_map;
@@ -55,7 +55,7 @@ impl Node {
     ) -> Result<Option<FanOut>, Refusal> {
         let limit = self.config.max_channels_per_client;
         let mut state = client.state.lock();
-        if state.place != Some(asked.place) {
+        if state.connection_id != Some(asked.connection_id) {
             // it was displaced in this moment
             return Ok(None);
         }
@@ -68,7 +68,7 @@ impl Node {
         if asked.wants_reply() {
             client.set_wants_gaps(true);
         }
-        let joined = self.put_on(client, &mut state, channel, Some(asked));
+        let joined = self.add_subscription(client, &mut state, channel, Some(asked));
         if let Some((channel, _)) = &joined {
             self.save_joined(client, &state, &channel.name);
         }
@@ -90,9 +90,9 @@ impl Node {
         let mut members = channel.members.lock();
         self.remove_member(&channel, &mut members, &client.id);
         let total = members.roster.len();
-        if let Some(place) = state.place {
-            members.interest.remove(place.shard);
-            self.push_unsubscribe(place, &channel);
+        if let Some(connection_id) = state.connection_id {
+            members.interest.remove(connection_id.shard);
+            self.push_unsubscribe(connection_id, &channel);
         }
         drop(members);
         self.save_left(client, &state, &channel.name);
@@ -155,9 +155,9 @@ impl Node {
                 state.channels.remove(at);
                 let mut members = channel.members.lock();
                 members.roster.remove(&id);
-                if let Some(place) = state.place {
-                    members.interest.remove(place.shard);
-                    self.push_unsubscribe(place, &channel);
+                if let Some(connection_id) = state.connection_id {
+                    members.interest.remove(connection_id.shard);
+                    self.push_unsubscribe(connection_id, &channel);
                 }
                 drop(members);
                 self.save_left(&client, &state, name);
@@ -260,7 +260,7 @@ impl Node {
         if state.removed {
             return false;
         }
-        let joined = self.put_on(client, &mut state, name, None);
+        let joined = self.add_subscription(client, &mut state, name, None);
         if let Some((channel, _)) = &joined {
             self.save_joined(client, &state, &channel.name);
         }
@@ -272,7 +272,7 @@ impl Node {
     /// Puts a client on a channel, and returns the channel, which is then to be told, with how many are on it; `None`
     /// when the client was on it. `asked` is answered before anything that is published on the channel from then on.
     /// Saving the membership is the caller's.
-    pub(super) fn put_on(
+    pub(super) fn add_subscription(
         &self,
         client: &Client,
         state: &mut ClientState,
@@ -298,15 +298,15 @@ impl Node {
                 let total = members.roster.len();
                 if let Some(asked) = asked {
                     let frame = self.join_reply(asked, &channel.name, history, history.top, total);
-                    self.push_direct(asked.place, frame);
+                    self.push_direct(asked.connection_id, frame);
                 }
-                if let Some(place) = state.place {
-                    members.interest.add(place.shard);
+                if let Some(connection_id) = state.connection_id {
+                    members.interest.add(connection_id.shard);
                     // under the stream's lock, so that it takes its place between publications
                     self.push(
-                        place.shard,
+                        connection_id.shard,
                         Delivery::Subscribe {
-                            place,
+                            connection_id,
                             channel: channel.key,
                         },
                     );
@@ -346,11 +346,11 @@ impl Node {
         }
     }
 
-    fn push_unsubscribe(&self, place: Place, channel: &Channel) {
+    fn push_unsubscribe(&self, connection_id: ConnectionId, channel: &Channel) {
         self.push(
-            place.shard,
+            connection_id.shard,
             Delivery::Unsubscribe {
-                place,
+                connection_id,
                 channel: channel.key,
             },
         );
@@ -378,7 +378,7 @@ impl Node {
             );
         }
         // goodbyes to all need no leaves
-        if self.is_draining() || self.doors.load().is_empty() {
+        if self.is_draining() || self.shards.load().is_empty() {
             return told;
         }
         let (tell, joins_before) = {
@@ -434,7 +434,7 @@ impl Node {
                 wants_ack: false,
             };
             let frame = self.encode_publication(&publication);
-            let terms = Terms {
+            let delivery_options = DeliveryOptions {
                 offset: None,
                 priority: Priority::Normal,
                 // it stands for no newer state of the channel
@@ -443,7 +443,7 @@ impl Node {
                     policy => policy,
                 },
             };
-            recipients = self.hand_over(channel, &members, &frame, terms);
+            recipients = self.hand_over(channel, &members, &frame, delivery_options);
         });
         self.counters.messages_sent.add(recipients);
         recipients

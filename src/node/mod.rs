@@ -25,20 +25,20 @@ pub use answer::NodeCalls;
 pub use channel::{BehindWith, Channel, InFlight, Notice};
 pub use client::{Client, Peer};
 pub use counters::Counters;
-pub use delivery::{Delivery, Door, Place, Terms};
-pub use execute::{FanOut, Work};
+pub use delivery::{ConnectionId, Delivery, DeliveryOptions, ShardHandle};
+pub use execute::{Backpressure, FanOut};
 pub use report::Incoming;
 pub use session::{Connected, Greeting};
 
 use crate::base::clock::{LastTime, WallTime};
 use crate::base::error::{Disconnect, Error, Refusal};
-use crate::base::fork::{InWork, OwningProcess};
+use crate::base::fork::{ForkSensitive, OwningProcess};
 use crate::base::names;
 use crate::base::priority::Priority;
 use crate::base::sync::{Mutex, Rank, RwLock};
 use crate::core::events::{Detail, Event, EventQueue, LogLevel};
 use crate::core::hub::{ChannelKey, ChannelKeys};
-use crate::core::outbound::Shed;
+use crate::core::outbound::Dropped;
 use crate::core::receipt::Receipts;
 use crate::ports::broker::{Broker, Stream};
 use crate::ports::calls::Published;
@@ -68,7 +68,7 @@ pub struct Node {
     store_opened_by: OwningProcess,
     /// Held by whoever opens or closes the store.
     restoring: Mutex<()>,
-    store_in_work: InWork,
+    store_use: ForkSensitive,
     channels: RwLock<HashMap<Arc<str>, Arc<Channel>>>,
     clients: RwLock<HashMap<Arc<str>, Arc<Client>>>,
     socket_limits: ArcSwap<SocketLimits>,
@@ -109,7 +109,7 @@ pub struct Node {
     held_peak: AtomicUsize,
     /// Channels with notices that wait.
     noticed: Mutex<Vec<Arc<Channel>>>,
-    doors: ArcSwap<Vec<Arc<Door>>>,
+    shards: ArcSwap<Vec<Arc<ShardHandle>>>,
     draining: AtomicBool,
     channel_keys: ChannelKeys,
     next_message: AtomicU64,
@@ -143,7 +143,7 @@ impl Node {
             store,
             store_opened_by: OwningProcess::default(),
             restoring: Mutex::new(Rank::Restore, ()),
-            store_in_work: InWork::default(),
+            store_use: ForkSensitive::default(),
             channels: RwLock::new(Rank::Channels, HashMap::new()),
             clients: RwLock::default(),
             socket_limits: ArcSwap::from_pointee(SocketLimits::of_settings(&config)),
@@ -169,7 +169,7 @@ impl Node {
             empty_channels: Mutex::default(),
             held_peak: AtomicUsize::new(0),
             noticed: Mutex::default(),
-            doors: ArcSwap::default(),
+            shards: ArcSwap::default(),
             draining: AtomicBool::new(false),
             channel_keys: ChannelKeys::default(),
             next_message: AtomicU64::new(0),
@@ -189,7 +189,7 @@ impl Node {
         if self.is_restored() {
             return Ok(());
         }
-        let _worker = self.store_in_work.begin();
+        let _worker = self.store_use.begin();
         let _only_one = self.restoring.lock();
         if self.is_restored() {
             return Ok(());
@@ -221,12 +221,12 @@ impl Node {
     /// child does not have.
     pub fn has_inherited_store(&self) -> bool {
         let was_opened = self.store.is_durable() && self.store_opened_by.is_ancestor();
-        was_opened || self.store_in_work.was_cut()
+        was_opened || self.store_use.was_cut()
     }
 
     /// Has everything saved that is still to be, and lets go of the storage until it is needed again.
     pub fn close_store(&self, within: Duration) {
-        let _worker = self.store_in_work.begin();
+        let _worker = self.store_use.begin();
         let _only_one = self.restoring.lock();
         if self.store_opened_by.release() {
             self.store.close(within);
@@ -243,17 +243,17 @@ impl Node {
     }
 
     /// Puts shards behind the node. Their inboxes get what follows.
-    pub fn attach(&self, doors: Vec<Arc<Door>>) {
+    pub fn attach(&self, shards: Vec<Arc<ShardHandle>>) {
         self.draining.store(false, Ordering::Release);
-        self.doors.store(Arc::new(doors));
+        self.shards.store(Arc::new(shards));
     }
 
     pub fn detach(&self) {
-        self.doors.store(Arc::default());
+        self.shards.store(Arc::default());
     }
 
-    pub fn doors(&self) -> Arc<Vec<Arc<Door>>> {
-        self.doors.load_full()
+    pub fn shards(&self) -> Arc<Vec<Arc<ShardHandle>>> {
+        self.shards.load_full()
     }
 
     /// Tells every shard to say goodbye and end.
@@ -267,8 +267,8 @@ impl Node {
                 Detail::Message(messages::GOODBYE.to_owned()),
             );
         }
-        for door in self.doors.load().iter() {
-            door.inbox.push(Delivery::Drain);
+        for handle in self.shards.load().iter() {
+            handle.inbox.push(Delivery::Drain);
         }
     }
 
@@ -282,25 +282,25 @@ impl Node {
 
     /// Tells a client that messages of a channel were dropped for it. It need not recover, for the channel's policy is
     /// to go on without them; it can.
-    pub fn gap(&self, channel: &Channel, shed: &Shed) -> EncodedFrame {
+    pub fn gap(&self, channel: &Channel, dropped: &Dropped) -> EncodedFrame {
         let stamp = self.stamp();
         encode(|out| {
             messages::write_gap(out, stamp, &channel.name, |out| {
                 if let Some(epoch) = channel.epoch() {
                     messages::write_json(out, "epoch", messages::epoch_text(epoch));
                 }
-                if let Some(offset) = shed.offset {
+                if let Some(offset) = dropped.offset {
                     messages::write_json(out, "offset", offset);
                 }
-                messages::write_json(out, "dropped", shed.frames);
-                messages::write_json(out, "reason", shed.policy.name());
+                messages::write_json(out, "dropped", dropped.frames);
+                messages::write_json(out, "reason", dropped.policy.name());
                 messages::write_json(out, "recover", false);
             });
         })
     }
 
     /// Counts what a slow consumer's queue has lost of a channel, or of none.
-    pub fn count_shed(&self, reason: &'static str, channel: Option<&Channel>, frames: usize) {
+    pub fn count_dropped(&self, reason: &'static str, channel: Option<&Channel>, frames: usize) {
         let name = channel.map_or(counters::OTHER_CHANNELS, |channel| &channel.name);
         self.counters.dropped(reason, name, frames);
     }
@@ -386,7 +386,10 @@ impl Node {
 
     /// True while some shard has more to do than may wait: clients are to be read no further.
     pub fn is_congested(&self) -> bool {
-        self.doors.load().iter().any(|door| door.inbox.is_full())
+        self.shards
+            .load()
+            .iter()
+            .any(|handle| handle.inbox.is_full())
     }
 
     /// True while the publishers of a channel wait for its subscribers.
@@ -396,25 +399,25 @@ impl Node {
 
     /// True while some shard has not finished its large fan-outs.
     pub fn has_backlog(&self) -> bool {
-        self.doors
+        self.shards
             .load()
             .iter()
-            .any(|door| door.has_backlog.load(Ordering::Relaxed))
+            .any(|handle| handle.has_backlog.load(Ordering::Relaxed))
     }
 
     /// Wakes every shard, to look again at what it held back.
     pub fn wake_shards(&self) {
-        for door in self.doors.load().iter() {
-            door.inbox.wake();
+        for handle in self.shards.load().iter() {
+            handle.inbox.wake();
         }
     }
 
     /// Through the inbox, so that it leaves behind what was published before it.
-    fn push_direct(&self, place: Place, frame: EncodedFrame) {
+    fn push_direct(&self, connection_id: ConnectionId, frame: EncodedFrame) {
         self.push(
-            place.shard,
+            connection_id.shard,
             Delivery::Direct {
-                place,
+                connection_id,
                 frame,
                 priority: Priority::Normal,
                 receipt: None,
@@ -423,15 +426,15 @@ impl Node {
     }
 
     fn push(&self, shard: usize, delivery: Delivery) {
-        if let Some(door) = self.doors.load().get(shard) {
-            door.inbox.push(delivery);
+        if let Some(handle) = self.shards.load().get(shard) {
+            handle.inbox.push(delivery);
         }
     }
 
     /// Holds the application back while a shard has more to do than may wait.
     fn wait_for_room(&self) {
-        for door in self.doors.load().iter() {
-            door.inbox.wait_for_room(MAX_HOLD);
+        for handle in self.shards.load().iter() {
+            handle.inbox.wait_for_room(MAX_HOLD);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::channel::{Channel, InFlight, Members};
 use super::client::Client;
-use super::delivery::{Delivery, Terms};
+use super::delivery::{Delivery, DeliveryOptions};
 use super::idempotency::{Idempotency, Known, Scope};
 use super::{Node, argument, encode};
 use crate::base::clock::{SteadyTime, WallTime};
@@ -13,7 +13,7 @@ use crate::core::events::Detail;
 use crate::core::history::StreamPosition;
 use crate::ports::broker::{OnSaved, Refused};
 use crate::ports::calls::{Emergency, PublishOptions, Published};
-use crate::ports::store::{Change, Committed, Fate, KeyResult, StoreError, UsedKey};
+use crate::ports::store::{Change, Committed, KeyResult, LostFlag, StoreError, UsedKey};
 use crate::wire::frame::EncodedFrame;
 use crate::wire::messages::{self, Publication};
 use std::sync::Arc;
@@ -94,13 +94,13 @@ impl Node {
                 encode(|out| messages::write_publication(out, stamp, &publication))
             };
             self.publish_on(names::EMERGENCY_CHANNEL, encode_at, |frame| {
-                let doors = self.doors.load();
-                if !doors.is_empty() {
+                let shards = self.shards.load();
+                if !shards.is_empty() {
                     recipients = self.connected.load(Ordering::Acquire);
                 }
                 let receipt = self.receipts.open(stamp.id, recipients);
-                for door in doors.iter() {
-                    door.inbox.push(Delivery::Urgent {
+                for handle in shards.iter() {
+                    handle.inbox.push(Delivery::Urgent {
                         number: *emergencies,
                         frame: frame.clone(),
                         receipt: Some(Arc::clone(&receipt)),
@@ -113,7 +113,7 @@ impl Node {
             }
         }
         if self.waits_for_saving(&self.channel(names::EMERGENCY_CHANNEL)) {
-            self.store.save(Change::Mark, Some(commit()));
+            self.store.save(Change::Barrier, Some(commit()));
         }
         self.counters.publications.add(1);
         self.counters.messages_sent.add(recipients);
@@ -143,14 +143,14 @@ impl Node {
         let (once, scope) = (self.published_once(new.from.is_some()), new.scope());
         let known = self.begin_once(once, scope, key, &mut || is_durable.then(&mut *commit));
         let published = match known {
-            Known::Nothing(number, fate) if is_durable => {
+            Known::Nothing(number, lost_flag) if is_durable => {
                 let committed = self.settle_once(commit(), new, key, number);
-                let published = self.publish_now(new, Some(committed), Some(&fate));
+                let published = self.publish_now(new, Some(committed), Some(&lost_flag));
                 once.published(scope, key, number, published, true);
                 published
             }
-            Known::Nothing(number, fate) => {
-                let published = self.publish_now(new, None, Some(&fate));
+            Known::Nothing(number, lost_flag) => {
+                let published = self.publish_now(new, None, Some(&lost_flag));
                 once.published(scope, key, number, published, false);
                 published
             }
@@ -173,7 +173,7 @@ impl Node {
         loop {
             let now = SteadyTime::now();
             let mark = |committed| {
-                self.store.save(Change::Mark, Some(committed));
+                self.store.save(Change::Barrier, Some(committed));
             };
             if let Some(known) = results.begin(scope, key, now, committed, &mark) {
                 return known;
@@ -216,10 +216,10 @@ impl Node {
         &self,
         scope: Scope<'_>,
         options: &PublishOptions<'_>,
-        fate: Option<&Fate>,
+        lost_flag: Option<&LostFlag>,
         result: KeyResult,
     ) -> Option<Box<UsedKey>> {
-        let (key, fate) = (options.idempotency_key?, fate?);
+        let (key, lost_flag) = (options.idempotency_key?, lost_flag?);
         let ttl = self.config.idempotency_ttl;
         let is_known = !ttl.is_zero() && self.config.max_idempotency_keys > 0;
         (is_known && self.store.is_durable()).then(|| {
@@ -229,7 +229,7 @@ impl Node {
                 key: key.into(),
                 expires: WallTime::now() + ttl,
                 result,
-                fate: fate.clone(),
+                lost_flag: lost_flag.clone(),
             })
         })
     }
@@ -237,14 +237,14 @@ impl Node {
     fn used_key_of(
         &self,
         new: &NewPublication<'_>,
-        fate: Option<&Fate>,
+        lost_flag: Option<&LostFlag>,
         published: &Published,
     ) -> Option<Box<UsedKey>> {
         let result = KeyResult::Published {
             position: published.position?,
             recipients: published.recipients,
         };
-        self.used_key(new.scope(), new.options, fate, result)
+        self.used_key(new.scope(), new.options, lost_flag, result)
     }
 
     fn published_once(&self, is_client: bool) -> &Idempotency<Published> {
@@ -301,19 +301,19 @@ impl Node {
         channel: &Arc<Channel>,
         members: &Members,
         frame: &EncodedFrame,
-        terms: Terms,
+        delivery_options: DeliveryOptions,
     ) -> usize {
         if members.interest.total() > 0 {
-            let doors = self.doors.load();
-            for door in members
+            let shards = self.shards.load();
+            for handle in members
                 .interest
                 .shards()
-                .filter_map(|shard| doors.get(shard))
+                .filter_map(|shard| shards.get(shard))
             {
-                door.inbox.push(Delivery::Publish {
+                handle.inbox.push(Delivery::Publish {
                     channel: InFlight::new(channel, frame.len()),
                     frame: frame.clone(),
-                    terms,
+                    delivery_options,
                 });
             }
         }
@@ -356,7 +356,7 @@ impl Node {
         self: &Arc<Self>,
         new: &NewPublication<'_>,
         mut committed: Option<Committed>,
-        fate: Option<&Fate>,
+        lost_flag: Option<&LostFlag>,
     ) -> Published {
         let mut published = Published {
             recipients: 0,
@@ -380,7 +380,7 @@ impl Node {
                     &mut |position| {
                         published.position = Some(position);
                         published.recipients = channel.members.lock().interest.total();
-                        self.used_key_of(new, fate, &published)
+                        self.used_key_of(new, lost_flag, &published)
                     },
                     &mut on_saved,
                 );
@@ -402,13 +402,13 @@ impl Node {
                             &channel,
                             &channel.members.lock(),
                             frame,
-                            Terms {
+                            DeliveryOptions {
                                 offset: position.map(|position| position.offset),
                                 priority: new.options.priority,
                                 policy: channel.settings.slow_consumer,
                             },
                         );
-                        self.used_key_of(new, fate, &published)
+                        self.used_key_of(new, lost_flag, &published)
                     },
                     &mut committed,
                 );
@@ -453,13 +453,13 @@ impl Node {
         Box::new(move |result| {
             let outcome = match result {
                 Ok((position, frame)) => {
-                    let terms = Terms {
+                    let delivery_options = DeliveryOptions {
                         offset: Some(position.offset),
                         priority,
                         policy: channel.settings.slow_consumer,
                     };
                     let members = channel.members.lock();
-                    let recipients = node.hand_over(&channel, &members, frame, terms);
+                    let recipients = node.hand_over(&channel, &members, frame, delivery_options);
                     drop(members);
                     node.counters.messages_sent.add(recipients);
                     Ok(())

@@ -1,7 +1,7 @@
 //! What a client is given of a channel's past: what it missed, when it joins, and pages of history.
 
 use super::client::Joined;
-use super::delivery::Place;
+use super::delivery::ConnectionId;
 use super::execute::Asker;
 use super::{Node, argument, encode};
 use crate::base::error::{Error, ErrorCode, Refusal};
@@ -16,7 +16,7 @@ use std::sync::Arc;
 /// What a client wants to know when it joins a channel.
 pub(super) struct Asked<'a> {
     /// The connection that it asks by.
-    pub place: Place,
+    pub connection_id: ConnectionId,
     pub reference: Option<Reference<'a>>,
     /// Where it was.
     pub recover: Option<Recover<'a>>,
@@ -121,7 +121,7 @@ impl Node {
                 history.top
             };
             let frame = self.join_reply(asked, &channel.name, history, through, subscribers);
-            self.push_direct(asked.place, frame);
+            self.push_direct(asked.connection_id, frame);
         });
     }
 

@@ -1,6 +1,6 @@
 //! What the node tells about itself.
 
-use super::{Channel, Client, Door, Node};
+use super::{Channel, Client, Node, ShardHandle};
 use crate::base::names::EMERGENCY_CHANNEL;
 use crate::core::events::LogLevel;
 use crate::ports::broker::HistorySize;
@@ -37,14 +37,16 @@ impl Node {
 
     /// What has arrived from sockets and is not complete yet.
     pub fn incoming(&self) -> Incoming {
-        let doors = self.doors();
-        let sum = |gauge: fn(&Door) -> &AtomicUsize| {
-            let values = doors.iter().map(|door| gauge(door).load(Ordering::Relaxed));
+        let shards = self.shards();
+        let sum = |gauge: fn(&ShardHandle) -> &AtomicUsize| {
+            let values = shards
+                .iter()
+                .map(|handle| gauge(handle).load(Ordering::Relaxed));
             values.sum()
         };
         Incoming {
-            handshakes: sum(|door| &door.handshakes),
-            unfinished_bytes: sum(|door| &door.unfinished_bytes),
+            handshakes: sum(|handle| &handle.handshakes),
+            unfinished_bytes: sum(|handle| &handle.unfinished_bytes),
         }
     }
 
@@ -118,7 +120,7 @@ impl Node {
         let clients: Vec<_> = self.clients.read().values().cloned().collect();
         let mut connected: Vec<_> = clients
             .iter()
-            .filter(|client| client.state.lock().place.is_some())
+            .filter(|client| client.state.lock().connection_id.is_some())
             .map(|client| (client.joined, Arc::clone(&client.id)))
             .collect();
         connected.sort_unstable();
@@ -131,14 +133,14 @@ impl Node {
 
     pub fn has_connection(&self, client_id: &str) -> bool {
         let client = self.clients.read().get(client_id).cloned();
-        client.is_some_and(|client| client.state.lock().place.is_some())
+        client.is_some_and(|client| client.state.lock().connection_id.is_some())
     }
 
     /// `None` for a client that is not connected.
     pub fn connection_info(&self, client_id: &str) -> Option<ConnectionInfo> {
         let client = self.clients.read().get(client_id).cloned()?;
         let state = client.state.lock();
-        state.place?;
+        state.connection_id?;
         Some(ConnectionInfo {
             client_id: Arc::clone(&client.id),
             joined_at: client.joined,
@@ -167,19 +169,19 @@ impl Node {
 
     /// Bytes that wait for shards.
     pub fn inbox_bytes(&self) -> usize {
-        let doors = self.doors.load();
-        doors.iter().map(|door| door.inbox.bytes()).sum()
+        let shards = self.shards.load();
+        shards.iter().map(|handle| handle.inbox.bytes()).sum()
     }
 
     /// Frames and bytes that wait for sockets, those that wait for shards included.
     pub fn queued(&self) -> (usize, usize) {
-        self.doors
+        self.shards
             .load()
             .iter()
-            .fold((0, 0), |(frames, bytes), door| {
+            .fold((0, 0), |(frames, bytes), handle| {
                 (
-                    frames + door.inbox.len() + door.queued_frames.load(Ordering::Relaxed),
-                    bytes + door.inbox.bytes() + door.queued_bytes.load(Ordering::Relaxed),
+                    frames + handle.inbox.len() + handle.queued_frames.load(Ordering::Relaxed),
+                    bytes + handle.inbox.bytes() + handle.queued_bytes.load(Ordering::Relaxed),
                 )
             })
     }

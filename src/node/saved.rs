@@ -21,7 +21,7 @@ impl Node {
             return;
         };
         let (root, rotation, previous) = session.saved();
-        let is_away = state.place.is_none();
+        let is_away = state.connection_id.is_none();
         let saved = SavedClient {
             id: Arc::clone(&client.id),
             root,

@@ -1,7 +1,7 @@
 //! A client's session: with what it comes back, what it comes back to, and what happens while it is away.
 
 use super::client::{Away, Client, ClientState, Joined, Peer};
-use super::delivery::{Delivery, Place};
+use super::delivery::{ConnectionId, Delivery};
 use super::token::{Session, read_token};
 use super::{Channel, Node, Notice, argument};
 use crate::base::clock::{SteadyTime, WallTime};
@@ -54,18 +54,26 @@ const USED: &str = "the resume token is not the client's latest: it was used bef
 impl Node {
     /// A client has connected: the one that it was, if its token says so, or a new one. `None` when as many as may be
     /// are connected already; one that takes the place of its own older connection is not one more.
-    pub fn connect(&self, place: Place, greeting: &Greeting<'_>) -> Option<Connected> {
+    pub fn connect(
+        &self,
+        connection_id: ConnectionId,
+        greeting: &Greeting<'_>,
+    ) -> Option<Connected> {
         let resumed = greeting
             .resume
-            .map(|token| self.resume(place, token, greeting));
+            .map(|token| self.resume(connection_id, token, greeting));
         let connected = match resumed {
             Some(Ok(resumed)) => Some(resumed),
             Some(Err(Unresumed::Full)) => None,
             Some(Err(Unresumed::Refused(reason))) => {
                 self.counters.resumes_refused.add(1);
-                self.begin(place, greeting, Some(ResumeOutcome::Refused(reason)))
+                self.begin(
+                    connection_id,
+                    greeting,
+                    Some(ResumeOutcome::Refused(reason)),
+                )
             }
-            None => self.begin(place, greeting, None),
+            None => self.begin(connection_id, greeting, None),
         };
         let Some(connected) = connected else {
             self.counters.refused_full.add(1);
@@ -96,20 +104,20 @@ impl Node {
     pub fn disconnect(
         &self,
         client: &Arc<Client>,
-        place: Place,
+        connection_id: ConnectionId,
         disconnect: Disconnect,
         unwritten: Vec<Unwritten>,
     ) {
         {
             let _emergencies = self.emergencies.read();
             let mut state = client.state.lock();
-            if state.place == Some(place) {
-                state.place = None;
+            if state.connection_id == Some(connection_id) {
+                state.connection_id = None;
                 if state.session.is_some() && disconnect.is_abrupt() {
                     self.keep_unwritten(client, &mut state, unwritten);
                 }
                 self.connected.fetch_sub(1, Ordering::AcqRel);
-                self.lose(client, state, place, disconnect);
+                self.lose(client, state, connection_id, disconnect);
             }
         }
         self.disconnected(client, disconnect);
@@ -139,7 +147,7 @@ impl Node {
                 .session
                 .get_or_insert_with(Session::new)
                 .token(client_id);
-            if state.place.is_none() && state.away.is_none() {
+            if state.connection_id.is_none() && state.away.is_none() {
                 let start = &self.config.default_channel;
                 let is_there = state.position(start).is_some();
                 let remembered = (!is_there).then(|| Arc::from(start.as_str()));
@@ -209,7 +217,7 @@ impl Node {
     /// A new client; `None` when as many as may be are connected already.
     fn begin(
         &self,
-        place: Place,
+        connection_id: ConnectionId,
         greeting: &Greeting<'_>,
         outcome: Option<ResumeOutcome<'_>>,
     ) -> Option<Connected> {
@@ -221,7 +229,11 @@ impl Node {
         let client = loop {
             let id: Arc<str> = format!("client_{:016x}", random_u64()).into();
             if let Entry::Vacant(vacant) = self.clients.write().entry(Arc::clone(&id)) {
-                break Arc::clone(vacant.insert(Arc::new(Client::new(id, now, Some(place)))));
+                break Arc::clone(vacant.insert(Arc::new(Client::new(
+                    id,
+                    now,
+                    Some(connection_id),
+                ))));
             }
         };
         client.begin_connection(false, greeting.peer);
@@ -255,7 +267,7 @@ impl Node {
     /// The client that a token stands for; its mail and its channels follow by way of the inbox.
     fn resume(
         &self,
-        place: Place,
+        connection_id: ConnectionId,
         token: &str,
         greeting: &Greeting<'_>,
     ) -> Result<Connected, Unresumed> {
@@ -272,13 +284,13 @@ impl Node {
             .filter(|_| !state.removed)
             .ok_or(refused(UNKNOWN))?;
         let used = session.find(&secret).ok_or(refused(USED))?;
-        if state.place.is_none() && !self.reserve() {
+        if state.connection_id.is_none() && !self.reserve() {
             return Err(Unresumed::Full);
         }
         session.rotate(used);
         client.begin_connection(true, greeting.peer);
         client.ping(WallTime::now());
-        let displaced = state.place.replace(place);
+        let displaced = state.connection_id.replace(connection_id);
         state.acknowledges = greeting.acknowledges;
         let names = state.channel_names();
         let remembered = match state.away.take() {
@@ -300,14 +312,14 @@ impl Node {
             .map_or((0, 0), |mailbox| (mailbox.len(), mailbox.tell_dropped()));
         let outcome = ResumeOutcome::Resumed { waiting, dropped };
         let welcome = self.welcome(&client, state, &names, Some(outcome));
-        self.hand_over_mail(&client, state, place);
+        self.hand_over_mail(&client, state, connection_id);
         for joined in &mut state.channels {
-            self.go_live(joined, place, displaced);
+            self.go_live(joined, connection_id, displaced);
         }
         // as any other join, and under the same lock, so that whoever takes it off one does so before or after
         let joined: Vec<_> = remembered
             .iter()
-            .map(|name| self.put_on(&client, state, name, None))
+            .map(|name| self.add_subscription(&client, state, name, None))
             .collect();
         if let Some(old) = displaced {
             self.displace(&client, old);
@@ -329,7 +341,12 @@ impl Node {
     }
 
     /// The connection of a client gets what is published on a channel from now on.
-    fn go_live(&self, joined: &mut Joined, place: Place, displaced: Option<Place>) {
+    fn go_live(
+        &self,
+        joined: &mut Joined,
+        connection_id: ConnectionId,
+        displaced: Option<ConnectionId>,
+    ) {
         let channel = Arc::clone(&joined.channel);
         self.stream(&channel).read(&mut |history| {
             let mut members = channel.members.lock();
@@ -339,19 +356,19 @@ impl Node {
             if members.removed {
                 return;
             }
-            members.interest.add(place.shard);
+            members.interest.add(connection_id.shard);
             joined.live_from = history.top;
             self.push(
-                place.shard,
+                connection_id.shard,
                 Delivery::Subscribe {
-                    place,
+                    connection_id,
                     channel: channel.key,
                 },
             );
         });
     }
 
-    fn displace(&self, client: &Client, old: Place) {
+    fn displace(&self, client: &Client, old: ConnectionId) {
         self.events.log(LogLevel::Info, "connections", || {
             format!(
                 "{} was resumed by another connection; the older one is closed",
@@ -361,7 +378,7 @@ impl Node {
         self.push(
             old.shard,
             Delivery::Close {
-                place: old,
+                connection_id: old,
                 disconnect: Disconnect::Displaced,
                 frame: EncodedFrame::of_disconnect(Disconnect::Displaced),
             },
@@ -396,11 +413,16 @@ impl Node {
         &self,
         client: &Arc<Client>,
         mut state: crate::base::sync::MutexGuard<'_, ClientState>,
-        place: Place,
+        connection_id: ConnectionId,
         disconnect: Disconnect,
     ) {
         for joined in &state.channels {
-            joined.channel.members.lock().interest.remove(place.shard);
+            joined
+                .channel
+                .members
+                .lock()
+                .interest
+                .remove(connection_id.shard);
         }
         if state.session.is_none() || !disconnect.is_abrupt() {
             state.session = None;

@@ -150,14 +150,14 @@ pub struct UsedKey {
     pub key: Box<str>,
     pub expires: WallTime,
     pub result: KeyResult,
-    pub fate: Fate,
+    pub lost_flag: LostFlag,
 }
 
 /// Whether a change was lost that nobody waited for; shared by the store and whoever may ask later.
 #[derive(Clone, Debug, Default)]
-pub struct Fate(Arc<AtomicBool>);
+pub struct LostFlag(Arc<AtomicBool>);
 
-impl Fate {
+impl LostFlag {
     pub fn lose(&self) {
         self.0.store(true, Ordering::Release);
     }
@@ -168,13 +168,13 @@ impl Fate {
 }
 
 /// It is no part of what is saved.
-impl PartialEq for Fate {
+impl PartialEq for LostFlag {
     fn eq(&self, _: &Self) -> bool {
         true
     }
 }
 
-impl Eq for Fate {}
+impl Eq for LostFlag {}
 
 /// What the publisher was told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -252,7 +252,7 @@ pub enum Change<F> {
         used_key: Box<UsedKey>,
     },
     /// Nothing: whoever waits for it hears when all before it is saved.
-    Mark,
+    Barrier,
 }
 
 impl<F> Change<F> {
@@ -324,7 +324,7 @@ impl<F> Change<F> {
             Change::Left { client, channel } => Change::Left { client, channel },
             Change::ClientForgotten { id } => Change::ClientForgotten { id },
             Change::KeyUsed { used_key } => Change::KeyUsed { used_key },
-            Change::Mark => Change::Mark,
+            Change::Barrier => Change::Barrier,
         }
     }
 }

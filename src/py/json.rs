@@ -275,24 +275,24 @@ impl Failure {
 
     fn into_error(self, root: &str) -> PyErr {
         let FailureParts { problem, steps } = *self.0;
-        let mut place = root.to_owned();
+        let mut connection_id = root.to_owned();
         for step in steps.iter().rev().take(MAX_SHOWN_STEPS) {
             match step {
                 // writing to a String does not fail
-                Step::Index(index) => drop(write!(place, "[{index}]")),
-                Step::Key(key) if is_identifier(key) => drop(write!(place, ".{key}")),
-                Step::Key(key) => drop(write!(place, "[{key:?}]")),
+                Step::Index(index) => drop(write!(connection_id, "[{index}]")),
+                Step::Key(key) if is_identifier(key) => drop(write!(connection_id, ".{key}")),
+                Step::Key(key) => drop(write!(connection_id, "[{key:?}]")),
             }
         }
         if steps.len() > MAX_SHOWN_STEPS {
-            place.push('…');
+            connection_id.push('…');
         }
         match problem {
             Problem::Raised(error) => error,
-            Problem::Data(problem) => data_error(format!("{place}: {problem}")),
-            Problem::Changed => {
-                PyRuntimeError::new_err(format!("{place}: the dict changed size while it was read"))
-            }
+            Problem::Data(problem) => data_error(format!("{connection_id}: {problem}")),
+            Problem::Changed => PyRuntimeError::new_err(format!(
+                "{connection_id}: the dict changed size while it was read"
+            )),
         }
     }
 }

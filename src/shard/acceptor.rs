@@ -85,19 +85,19 @@ impl Acceptor {
     }
 
     fn hand_over(&self, accepted: &mut Vec<Accepted>) {
-        let doors = self.node.doors();
-        if doors.is_empty() {
+        let shards = self.node.shards();
+        if shards.is_empty() {
             accepted.clear();
             return;
         }
-        let mut batches: Vec<Vec<Delivery>> = doors.iter().map(|_| Vec::new()).collect();
+        let mut batches: Vec<Vec<Delivery>> = shards.iter().map(|_| Vec::new()).collect();
         for socket in accepted.drain(..) {
             let next = self.next.fetch_add(1, Ordering::Relaxed);
             let is_tuned = inherits_options(&socket);
-            batches[next % doors.len()].push(Delivery::Adopt { socket, is_tuned });
+            batches[next % shards.len()].push(Delivery::Adopt { socket, is_tuned });
         }
-        for (door, batch) in doors.iter().zip(batches) {
-            door.inbox.push_all(batch);
+        for (handle, batch) in shards.iter().zip(batches) {
+            handle.inbox.push_all(batch);
         }
     }
 }

@@ -7,8 +7,8 @@ use crate::base::error::Disconnect;
 use crate::base::priority::{Priority, SlowConsumer};
 use crate::core::hub::{ChannelKey, Slot};
 use crate::core::inbox::Weigh;
-use crate::core::outbound::{Chunk, Outbound, Shed};
-use crate::node::{Channel, Delivery, InFlight, Place, Terms};
+use crate::core::outbound::{Chunk, Dropped, Outbound};
+use crate::node::{Channel, ConnectionId, Delivery, DeliveryOptions, InFlight};
 use crate::wire::frame::EncodedFrame;
 use bytes::{Bytes, BytesMut};
 use std::sync::Arc;
@@ -32,7 +32,7 @@ impl Shard {
             if taken.capacity() > KEPT_CAPACITY {
                 taken = Vec::new();
             }
-            self.door.inbox.take(&mut taken);
+            self.handle.inbox.take(&mut taken);
             self.deliveries = taken.into();
         }
         let mut settled = 0;
@@ -44,7 +44,7 @@ impl Shard {
             self.pushes += 1;
             settled += self.carry_out(delivery);
         }
-        if self.door.inbox.settle(settled) {
+        if self.handle.inbox.settle(settled) {
             // others may hold back because of this inbox
             self.node.wake_shards();
         }
@@ -56,47 +56,53 @@ impl Shard {
             Delivery::Publish {
                 channel,
                 frame,
-                terms,
-            } => return self.publish(channel, frame, terms),
+                delivery_options,
+            } => return self.publish(channel, frame, delivery_options),
             Delivery::Adopt { socket, is_tuned } => self.adopt(socket, is_tuned),
-            Delivery::Subscribe { place, channel } => {
-                if self.is_open(place) {
-                    self.hub.subscribe(place.slot, channel);
+            Delivery::Subscribe {
+                connection_id,
+                channel,
+            } => {
+                if self.is_open(connection_id) {
+                    self.hub.subscribe(connection_id.slot, channel);
                 }
             }
-            Delivery::Unsubscribe { place, channel } => {
-                if self.is_open(place) {
-                    self.hub.unsubscribe(place.slot, channel);
+            Delivery::Unsubscribe {
+                connection_id,
+                channel,
+            } => {
+                if self.is_open(connection_id) {
+                    self.hub.unsubscribe(connection_id.slot, channel);
                 }
             }
             Delivery::Direct {
-                place,
+                connection_id,
                 frame,
                 priority,
                 receipt,
             } => {
-                if self.is_open(place) {
-                    self.queue(place.slot, Chunk::direct(&frame, priority, receipt));
-                    self.check_slow(place.slot);
+                if self.is_open(connection_id) {
+                    self.queue(connection_id.slot, Chunk::direct(&frame, priority, receipt));
+                    self.check_slow(connection_id.slot);
                     if self.would_overfill(0) {
-                        self.flush(place.slot);
+                        self.flush(connection_id.slot);
                         self.make_room();
                     }
                 }
             }
             Delivery::Close {
-                place,
+                connection_id,
                 disconnect,
                 frame,
             } => {
-                if self.is_open(place) {
-                    self.close(place.slot, disconnect, &frame);
+                if self.is_open(connection_id) {
+                    self.close(connection_id.slot, disconnect, &frame);
                 }
             }
-            Delivery::Ended { place } => {
-                if self.is_open(place) {
-                    self.flush(place.slot);
-                    self.drop_connection(place.slot, Disconnect::Lost);
+            Delivery::Ended { connection_id } => {
+                if self.is_open(connection_id) {
+                    self.flush(connection_id.slot);
+                    self.drop_connection(connection_id.slot, Disconnect::Lost);
                 }
             }
             Delivery::Urgent {
@@ -115,28 +121,37 @@ impl Shard {
 
     /// Queues a publication for its subscribers, together with those behind it that join it; returns the weight of
     /// those.
-    fn publish(&mut self, mut channel: InFlight, frame: EncodedFrame, mut terms: Terms) -> usize {
+    fn publish(
+        &mut self,
+        mut channel: InFlight,
+        frame: EncodedFrame,
+        mut delivery_options: DeliveryOptions,
+    ) -> usize {
         let mut run = Run::new(frame);
         let mut joined = 0;
         // what may be dropped is dropped one by one
-        let is_joined = terms.policy == SlowConsumer::Disconnect;
+        let is_joined = delivery_options.policy == SlowConsumer::Disconnect;
         while is_joined
             && let Some(next) = self.deliveries.front()
-            && run.is_continued_by(next, &channel, terms)
+            && run.is_continued_by(next, &channel, delivery_options)
         {
             joined += next.weight();
             if let Some(Delivery::Publish {
                 channel: next_channel,
                 frame,
-                terms: next,
+                delivery_options: next,
             }) = self.deliveries.pop_front()
             {
                 channel.join(next_channel);
                 run.add(&frame);
-                terms.offset = next.offset.or(terms.offset);
+                delivery_options.offset = next.offset.or(delivery_options.offset);
             }
         }
-        self.fan_out(&channel, &run.into_chunk(&channel, terms), terms.policy);
+        self.fan_out(
+            &channel,
+            &run.into_chunk(&channel, delivery_options),
+            delivery_options.policy,
+        );
         let was_full = self.node.is_full(&channel);
         let channel = channel.into_channel();
         self.stalls.has_ended |= was_full && !self.node.is_full(&channel);
@@ -171,7 +186,7 @@ impl Shard {
             Self::touch(&mut self.lines, slot, &mut connection.in_line, line);
         }
         if line == InLine::Sliced {
-            self.door.has_backlog.store(true, Ordering::Relaxed);
+            self.handle.has_backlog.store(true, Ordering::Relaxed);
         }
         for slot in over {
             self.check_slow(slot);
@@ -212,16 +227,16 @@ impl Shard {
             })
             .collect();
         self.pushes += behind.len() * PUSHES_PER_SEND;
-        let mut dropped = 0;
+        let mut count = 0;
         for slot in behind {
             // The queue may be full only because the connection was not flushed yet.
             self.flush(slot);
-            let shed = self.shed(slot, |outbound| outbound.conflate(channel.key));
-            dropped += shed.iter().map(|shed| shed.frames).sum::<usize>();
+            let dropped = self.drop_queued(slot, |outbound| outbound.conflate(channel.key));
+            count += dropped.iter().map(|dropped| dropped.frames).sum::<usize>();
         }
-        if dropped > 0 {
+        if count > 0 {
             let reason = SlowConsumer::Latest.name();
-            self.node.count_shed(reason, Some(channel), dropped);
+            self.node.count_dropped(reason, Some(channel), count);
         }
     }
 
@@ -236,7 +251,7 @@ impl Shard {
         }
         self.flush(slot);
         if self.is_over(slot, limit) {
-            self.shed_oldest(slot, limit);
+            self.drop_oldest(slot, limit);
             if self.is_over(slot, limit) {
                 self.end(slot, Disconnect::SlowConsumer);
             }
@@ -260,13 +275,17 @@ impl Shard {
     }
 
     /// Drops the oldest, where that is the channels' policy, until what waits weighs `limit`.
-    pub(super) fn shed_oldest(&mut self, slot: Slot, limit: usize) {
-        let dropped = self.shed(slot, |outbound| outbound.shed(limit));
-        self.count_shed(SlowConsumer::DropOldest.name(), &dropped);
+    pub(super) fn drop_oldest(&mut self, slot: Slot, limit: usize) {
+        let dropped = self.drop_queued(slot, |outbound| outbound.drop_oldest(limit));
+        self.count_dropped(SlowConsumer::DropOldest.name(), &dropped);
     }
 
     /// Drops something from a connection's queue; the client is told once it takes something again.
-    fn shed(&mut self, slot: Slot, drop: impl FnOnce(&mut Outbound) -> Vec<Shed>) -> Vec<Shed> {
+    fn drop_queued(
+        &mut self,
+        slot: Slot,
+        drop: impl FnOnce(&mut Outbound) -> Vec<Dropped>,
+    ) -> Vec<Dropped> {
         let Some(connection) = self.connections.get_mut(slot as usize) else {
             return Vec::new();
         };
@@ -277,47 +296,47 @@ impl Shard {
         self.queued_frames = self.queued_frames + connection.outbound.frames() - frames;
         self.queued_bytes -= bytes - connection.outbound.bytes();
         self.freed += weight.saturating_sub(connection.outbound.weight());
-        connection.note_shed(&dropped);
+        connection.note_dropped(&dropped);
         dropped
     }
 
     /// Counts what a slow consumer's queue has lost, by channel.
-    pub(super) fn count_shed(&mut self, reason: &'static str, dropped: &[Shed]) {
-        for shed in dropped {
-            let channel = shed.channel.and_then(|key| self.channel_of(key));
+    pub(super) fn count_dropped(&mut self, reason: &'static str, dropped: &[Dropped]) {
+        for dropped in dropped {
+            let channel = dropped.channel.and_then(|key| self.channel_of(key));
             self.node
-                .count_shed(reason, channel.as_deref(), shed.frames);
+                .count_dropped(reason, channel.as_deref(), dropped.frames);
         }
     }
 
     /// The channel with this key; those of slow consumers are remembered, for the node would look at all.
     fn channel_of(&mut self, key: ChannelKey) -> Option<Arc<Channel>> {
-        if let Some(known) = self.shed_channels.get(&key) {
+        if let Some(known) = self.channels_with_drops.get(&key) {
             return Some(Arc::clone(known));
         }
-        if self.shed_channels.len() >= KNOWN_CHANNELS {
-            self.shed_channels.clear();
+        if self.channels_with_drops.len() >= KNOWN_CHANNELS {
+            self.channels_with_drops.clear();
         }
         let channel = self.node.channel_of(key)?;
-        self.shed_channels.insert(key, Arc::clone(&channel));
+        self.channels_with_drops.insert(key, Arc::clone(&channel));
         Some(channel)
     }
 
     /// Tells a client what was dropped for it, if it understands that.
-    pub(super) fn tell_shed(&mut self, slot: Slot) {
+    pub(super) fn tell_dropped(&mut self, slot: Slot) {
         let Some(connection) = self.connections.get_mut(slot as usize) else {
             return;
         };
-        let dropped = std::mem::take(&mut connection.shed);
+        let dropped = std::mem::take(&mut connection.dropped);
         let Phase::Open { client, .. } = &connection.phase else {
             return;
         };
         if !client.wants_gaps() {
             return;
         }
-        for shed in dropped {
-            if let Some(channel) = shed.channel.and_then(|key| self.channel_of(key)) {
-                let frame = self.node.gap(&channel, &shed);
+        for dropped in dropped {
+            if let Some(channel) = dropped.channel.and_then(|key| self.channel_of(key)) {
+                let frame = self.node.gap(&channel, &dropped);
                 // before what of the channel still waits
                 self.queue(slot, Chunk::direct(&frame, Priority::High, None));
             }
@@ -362,11 +381,11 @@ impl Shard {
         }
     }
 
-    fn is_open(&self, place: Place) -> bool {
+    fn is_open(&self, connection_id: ConnectionId) -> bool {
         self.connections
-            .get(place.slot as usize)
+            .get(connection_id.slot as usize)
             .is_some_and(|connection| {
-                connection.generation == place.generation
+                connection.generation == connection_id.generation
                     && matches!(connection.phase, Phase::Open { .. })
             })
     }
@@ -390,11 +409,16 @@ impl Run {
     }
 
     /// True for a publication of the same channel and lane that has room.
-    fn is_continued_by(&self, next: &Delivery, channel: &Arc<Channel>, terms: Terms) -> bool {
+    fn is_continued_by(
+        &self,
+        next: &Delivery,
+        channel: &Arc<Channel>,
+        delivery_options: DeliveryOptions,
+    ) -> bool {
         let Delivery::Publish {
             channel: other,
             frame,
-            terms: its,
+            delivery_options: its,
         } = next
         else {
             return false;
@@ -404,7 +428,7 @@ impl Run {
             Run::Many(bytes, _) => bytes.len(),
         };
         other.key == channel.key
-            && (its.priority, its.policy) == (terms.priority, terms.policy)
+            && (its.priority, its.policy) == (delivery_options.priority, delivery_options.policy)
             && size + frame.len() <= MAX_RUN
     }
 
@@ -423,12 +447,16 @@ impl Run {
         }
     }
 
-    fn into_chunk(self, channel: &Channel, terms: Terms) -> Chunk {
+    fn into_chunk(self, channel: &Channel, delivery_options: DeliveryOptions) -> Chunk {
         let (bytes, frames) = match self {
             Run::One(frame) => (frame.bytes().clone(), 1),
             Run::Many(bytes, frames) => (Bytes::from(bytes), frames),
         };
-        let source = (channel.key, terms.offset, terms.policy);
-        Chunk::published(bytes, frames, terms.priority, source)
+        let source = (
+            channel.key,
+            delivery_options.offset,
+            delivery_options.policy,
+        );
+        Chunk::published(bytes, frames, delivery_options.priority, source)
     }
 }

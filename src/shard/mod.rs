@@ -24,7 +24,7 @@ use crate::base::memory;
 use crate::core::events::LogLevel;
 use crate::core::hub::{ChannelKey, Hub, Slot};
 use crate::core::wheel::Wheel;
-use crate::node::{Channel, Delivery, Door, Node};
+use crate::node::{Channel, Delivery, Node, ShardHandle};
 use crate::settings::config::Config;
 use hold::{Hold, Stalls};
 use slab::Slab;
@@ -69,7 +69,7 @@ pub struct Shard {
     index: usize,
     config: Arc<Config>,
     node: Arc<Node>,
-    door: Arc<Door>,
+    handle: Arc<ShardHandle>,
     connections: Slab<Connection>,
     next_generation: u32,
     hub: Hub,
@@ -118,7 +118,7 @@ pub struct Shard {
     /// Chunks that this turn has put into queues so far.
     pushes: usize,
     /// Some of the channels of which something was dropped.
-    shed_channels: HashMap<ChannelKey, Arc<Channel>>,
+    channels_with_drops: HashMap<ChannelKey, Arc<Channel>>,
     // buffers that are kept from turn to turn
     deliveries: VecDeque<Delivery>,
     ready_slots: Vec<Slot>,
@@ -127,7 +127,12 @@ pub struct Shard {
 
 impl Shard {
     /// `drained` hears once that everyone has gone, after the inbox was told to drain.
-    pub fn new(index: usize, node: Arc<Node>, door: Arc<Door>, drained: flume::Sender<()>) -> Self {
+    pub fn new(
+        index: usize,
+        node: Arc<Node>,
+        handle: Arc<ShardHandle>,
+        drained: flume::Sender<()>,
+    ) -> Self {
         let config = Arc::clone(&node.config);
         let max_transient = (node.socket_limits().handshakes / config.shards).max(1);
         Self {
@@ -135,7 +140,7 @@ impl Shard {
             tick: tick_of(&config),
             config,
             node,
-            door,
+            handle,
             connections: Slab::new(),
             next_generation: 0,
             hub: Hub::default(),
@@ -166,7 +171,7 @@ impl Shard {
             most_inbox: 0,
             read_share: 0,
             pushes: 0,
-            shed_channels: HashMap::new(),
+            channels_with_drops: HashMap::new(),
             deliveries: VecDeque::new(),
             ready_slots: Vec::new(),
             due: Vec::new(),
@@ -184,11 +189,11 @@ impl Shard {
 
     /// Runs until it is told to end. Blocks; to be called on a thread of its own.
     pub fn run(self, runtime: &Runtime) -> io::Result<()> {
-        let door = Arc::clone(&self.door);
+        let handle = Arc::clone(&self.handle);
         // as a task, because waking a task of this thread costs no system call
         let shard = runtime.spawn(tokio::task::unconstrained(self.turns()));
         let result = runtime.block_on(shard);
-        door.inbox.close();
+        handle.inbox.close();
         result.map_err(io::Error::other)
     }
 
@@ -214,8 +219,8 @@ impl Shard {
 
     fn turn(&mut self, interval: &mut Interval, context: &mut Context<'_>) -> Poll<()> {
         // while it runs nobody needs to wake it
-        self.door.inbox.sleepless();
-        self.ready.sleepless();
+        self.handle.inbox.disarm();
+        self.ready.disarm();
         (self.read_work, self.pushes) = (0, 0);
         self.look_at_others();
         self.deliver();
@@ -233,7 +238,7 @@ impl Shard {
         }
         self.report_queued();
         self.check_unfinished();
-        self.door
+        self.handle
             .handshakes
             .store(self.connections.len() - self.open_count, Ordering::Relaxed);
         if self.is_finished {
@@ -247,7 +252,7 @@ impl Shard {
         {
             let _ = drained.send(());
         }
-        self.door.inbox.register(context.waker());
+        self.handle.inbox.register(context.waker());
         self.ready.register(context.waker());
         self.end_stalls(context);
         // room may have come since this turn began, before there was anybody to wake
@@ -255,7 +260,7 @@ impl Shard {
         if self.has_lines()
             || !self.deliveries.is_empty()
             || !self.busy.is_empty()
-            || !self.door.inbox.is_empty()
+            || !self.handle.inbox.is_empty()
             || !self.ready.is_empty()
         {
             context.waker().wake_by_ref();
@@ -265,10 +270,10 @@ impl Shard {
 
     /// Reports what waits for this shard's sockets: to other shards, for `max_queued_bytes`, and to `stats()`.
     fn report_queued(&self) {
-        self.door
+        self.handle
             .queued_frames
             .store(self.queued_frames, Ordering::Relaxed);
-        self.door
+        self.handle
             .queued_bytes
             .store(self.queued_bytes, Ordering::Relaxed);
     }
@@ -279,7 +284,7 @@ impl Shard {
         let mut slots = std::mem::take(&mut self.ready_slots);
         self.ready.take(&mut slots);
         let mut slots_left = slots.drain(..);
-        self.most_inbox = self.door.inbox.bytes().saturating_add(TURN_BYTES);
+        self.most_inbox = self.handle.inbox.bytes().saturating_add(TURN_BYTES);
         let mut is_first = true;
         while (std::mem::take(&mut is_first) || !self.has_read_enough())
             && let Some(slot) = slots_left.next()
@@ -330,7 +335,7 @@ impl Shard {
 
     /// True when what was read in this turn caused so much work that the rest can wait for the next.
     fn has_read_enough(&self) -> bool {
-        self.read_work >= TURN_READ_WORK || self.door.inbox.bytes() > self.most_inbox
+        self.read_work >= TURN_READ_WORK || self.handle.inbox.bytes() > self.most_inbox
     }
 
     fn on_tick(&mut self) {

@@ -9,7 +9,7 @@ use crate::base::priority::Priority;
 use crate::core::events::LogLevel;
 use crate::core::hub::Slot;
 use crate::core::outbound::Chunk;
-use crate::node::{Channel, Delivery, FanOut, Greeting, Place, Work};
+use crate::node::{Backpressure, Channel, ConnectionId, Delivery, FanOut, Greeting};
 use crate::wire::client_module::client_file;
 use crate::wire::frame::EncodedFrame;
 use crate::wire::frame_reader::Received;
@@ -106,7 +106,7 @@ impl Shard {
     /// The socket may be readable or writable again.
     pub(super) fn on_ready(&mut self, slot: Slot) {
         if let Some(connection) = self.connections.get_mut(slot as usize)
-            && !(connection.outbound.is_empty() && connection.shed.is_empty())
+            && !(connection.outbound.is_empty() && connection.dropped.is_empty())
         {
             // many may be writable at once: they are written in slices
             let in_line = &mut connection.in_line;
@@ -200,12 +200,12 @@ impl Shard {
             }
             Phase::Closing { .. } => {}
             Phase::Open { .. } => {
-                let place = Place {
+                let connection_id = ConnectionId {
                     shard: self.index,
                     slot,
                     generation: connection.generation,
                 };
-                self.door.inbox.push(Delivery::Ended { place });
+                self.handle.inbox.push(Delivery::Ended { connection_id });
             }
         }
     }
@@ -319,12 +319,12 @@ impl Shard {
         let Some(connection) = self.connections.get_mut(slot as usize) else {
             return;
         };
-        let place = Place {
+        let connection_id = ConnectionId {
             shard: self.index,
             slot,
             generation: connection.generation,
         };
-        let Some(connected) = self.node.connect(place, greeting) else {
+        let Some(connected) = self.node.connect(connection_id, greeting) else {
             self.last_word(slot, handshake::refusal_response(Refused::Full));
             return;
         };
@@ -366,7 +366,7 @@ impl Shard {
             connection.reader.keep(bytes);
             return;
         }
-        let place = Place {
+        let connection_id = ConnectionId {
             shard: self.index,
             slot,
             generation: connection.generation,
@@ -388,35 +388,35 @@ impl Shard {
                 Received::Text(_) | Received::Binary(_) | Received::TooLarge(_)
             );
             let mut bytes = 0;
-            let work = match received {
+            let backpressure = match received {
                 Received::Text(text) => {
                     bytes = text.len();
-                    self.node.execute(&client, place, text)
+                    self.node.execute(&client, connection_id, text)
                 }
                 Received::Binary(_) => {
                     let message = "binary frames are not understood here; send JSON in text frames";
                     let refusal = Refusal::new(ErrorCode::Binary, message);
-                    self.node.refuse(place, &refusal)
+                    self.node.refuse(connection_id, &refusal)
                 }
                 Received::TooLarge(size) => {
                     let message = format!("the message is {size} bytes; at most {limit} are taken");
                     let refusal = Refusal::new(ErrorCode::TooLarge, message);
-                    self.node.refuse(place, &refusal)
+                    self.node.refuse(connection_id, &refusal)
                 }
                 Received::Ping(payload) => {
-                    self.answer_ping(place, payload);
-                    Work::default()
+                    self.answer_ping(connection_id, payload);
+                    Backpressure::default()
                 }
                 Received::Pong => self.node.ponged(&client),
                 Received::Close(code) => {
                     // answered with the same code (RFC 6455 section 5.5.1); 1005 stands for none
                     let disconnect = Disconnect::closed_by_client(code, may_return);
                     close = Some((disconnect, EncodedFrame::close(code, "")));
-                    Work::default()
+                    Backpressure::default()
                 }
             };
-            wait = self.hold_after(&work);
-            charge.add(bytes, work.fan_out);
+            wait = self.hold_after(&backpressure);
+            charge.add(bytes, backpressure.fan_out);
             close.is_none()
                 && wait.is_none()
                 && charge.work < share
@@ -445,13 +445,13 @@ impl Shard {
             close = Some((disconnect, EncodedFrame::of_disconnect(disconnect)));
         }
         if let Some((disconnect, frame)) = close {
-            self.end_reading(place, disconnect, frame);
+            self.end_reading(connection_id, disconnect, frame);
         }
     }
 
-    fn answer_ping(&self, place: Place, payload: &[u8]) {
-        self.door.inbox.push(Delivery::Direct {
-            place,
+    fn answer_ping(&self, connection_id: ConnectionId, payload: &[u8]) {
+        self.handle.inbox.push(Delivery::Direct {
+            connection_id,
             frame: EncodedFrame::pong(payload),
             priority: Priority::Normal,
             receipt: None,
@@ -460,29 +460,34 @@ impl Shard {
 
     /// Ends a connection whose peer has closed it or broken the protocol. By way of the inbox, as replies are, so that
     /// the close frame leaves behind them.
-    fn end_reading(&mut self, place: Place, disconnect: Disconnect, frame: EncodedFrame) {
-        self.door.inbox.push(Delivery::Close {
-            place,
+    fn end_reading(
+        &mut self,
+        connection_id: ConnectionId,
+        disconnect: Disconnect,
+        frame: EncodedFrame,
+    ) {
+        self.handle.inbox.push(Delivery::Close {
+            connection_id,
             disconnect,
             frame,
         });
-        if let Some(connection) = self.connections.get_mut(place.slot as usize) {
+        if let Some(connection) = self.connections.get_mut(connection_id.slot as usize) {
             connection.has_ended_reading = true;
         }
     }
 
     /// What a connection has to wait for after a frame.
-    fn hold_after(&self, work: &Work) -> Option<Hold> {
+    fn hold_after(&self, backpressure: &Backpressure) -> Option<Hold> {
         let behind = |fan_out: &FanOut| {
             let must_wait = fan_out.recipients > 0 && self.node.is_full(&fan_out.channel);
             must_wait.then(|| Hold::Subscribers(Arc::clone(&fan_out.channel)))
         };
-        if work.told && self.node.events.must_hold_back() {
+        if backpressure.told && self.node.events.must_hold_back() {
             Some(Hold::Events)
-        } else if work.published && self.node.is_congested() {
+        } else if backpressure.published && self.node.is_congested() {
             Some(Hold::Inbox)
         } else {
-            work.fan_out.as_ref().and_then(behind)
+            backpressure.fan_out.as_ref().and_then(behind)
         }
     }
 }

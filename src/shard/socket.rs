@@ -9,9 +9,9 @@ use super::{CLOSE_TIMEOUT, Shard};
 use crate::base::error::Disconnect;
 use crate::core::events::LogLevel;
 use crate::core::hub::Slot;
-use crate::core::outbound::{Chunk, Outbound, Shed, Unwritten};
+use crate::core::outbound::{Chunk, Dropped, Outbound, Unwritten};
 use crate::net::listener::Accepted;
-use crate::node::{Client, Place};
+use crate::node::{Client, ConnectionId};
 use crate::wire::frame::EncodedFrame;
 use crate::wire::frame_reader::Reader;
 use crate::wire::handshake::{self, Refused};
@@ -40,7 +40,7 @@ pub(super) struct Connection {
     pub(super) unfinished: Unfinished,
     pub(super) outbound: Outbound,
     /// What was dropped from `outbound` and is still to be told.
-    pub(super) shed: Vec<Shed>,
+    pub(super) dropped: Vec<Dropped>,
     /// Bytes that the client's entry in the node says are waiting.
     reported_bytes: usize,
     /// How many emergencies went out before it was opened.
@@ -116,7 +116,7 @@ impl Shard {
             },
             reader: Reader::default(),
             outbound: Outbound::default(),
-            shed: Vec::new(),
+            dropped: Vec::new(),
             reported_bytes: 0,
             emergencies: 0,
             may_return: false,
@@ -139,12 +139,12 @@ impl Shard {
         let Some(connection) = self.connections.get_mut(slot as usize) else {
             return;
         };
-        if connection.outbound.is_empty() && connection.shed.is_empty() {
+        if connection.outbound.is_empty() && connection.dropped.is_empty() {
             return;
         }
-        if !connection.shed.is_empty() && connection.takes_something() {
+        if !connection.dropped.is_empty() && connection.takes_something() {
             // before what of the channel still waits
-            self.tell_shed(slot);
+            self.tell_dropped(slot);
         }
         let Some(connection) = self.connections.get_mut(slot as usize) else {
             return;
@@ -273,9 +273,9 @@ impl Shard {
             // a run that is half written is counted anew
             self.queued_frames = self.queued_frames + connection.outbound.frames() - frames;
             self.queued_bytes -= bytes - connection.outbound.bytes();
-            self.count_shed(disconnect.reason(), &dropped);
+            self.count_dropped(disconnect.reason(), &dropped);
             if disconnect == Disconnect::SlowConsumer {
-                let frames = dropped.iter().map(|shed| shed.frames).sum();
+                let frames = dropped.iter().map(|dropped| dropped.frames).sum();
                 self.node.counters.dropped_slow_consumer.add(frames);
             }
         }
@@ -300,8 +300,8 @@ impl Shard {
             Phase::Open { client, .. } => {
                 self.open_count -= 1;
                 let unwritten = connection.outbound.unwritten_emergencies();
-                let place = self.place(slot, connection.generation);
-                self.disconnected(&client, place, disconnect, unwritten);
+                let connection_id = self.connection_id(slot, connection.generation);
+                self.disconnected(&client, connection_id, disconnect, unwritten);
             }
         }
     }
@@ -309,7 +309,7 @@ impl Shard {
     fn disconnected(
         &self,
         client: &Arc<Client>,
-        place: Place,
+        connection_id: ConnectionId,
         disconnect: Disconnect,
         unwritten: Vec<Unwritten>,
     ) {
@@ -322,11 +322,12 @@ impl Shard {
             )
         });
         client.set_queued_bytes(0);
-        self.node.disconnect(client, place, disconnect, unwritten);
+        self.node
+            .disconnect(client, connection_id, disconnect, unwritten);
     }
 
-    fn place(&self, slot: Slot, generation: u32) -> Place {
-        Place {
+    fn connection_id(&self, slot: Slot, generation: u32) -> ConnectionId {
+        ConnectionId {
             shard: self.index,
             slot,
             generation,
@@ -367,8 +368,8 @@ impl Shard {
         self.hub.remove(slot);
         self.watch(slot, deadline);
         if let Phase::Open { client, .. } = phase {
-            let place = self.place(slot, generation);
-            self.disconnected(&client, place, disconnect, unwritten);
+            let connection_id = self.connection_id(slot, generation);
+            self.disconnected(&client, connection_id, disconnect, unwritten);
         }
     }
 
@@ -393,15 +394,18 @@ impl Shard {
 
 impl Connection {
     /// What was dropped is told once the socket takes something again.
-    pub(super) fn note_shed(&mut self, dropped: &[Shed]) {
-        let noted = &mut self.shed;
-        for shed in dropped {
-            match noted.iter_mut().find(|known| known.channel == shed.channel) {
+    pub(super) fn note_dropped(&mut self, dropped: &[Dropped]) {
+        let noted = &mut self.dropped;
+        for dropped in dropped {
+            match noted
+                .iter_mut()
+                .find(|known| known.channel == dropped.channel)
+            {
                 Some(known) => {
-                    known.frames += shed.frames;
-                    known.offset = known.offset.max(shed.offset);
+                    known.frames += dropped.frames;
+                    known.offset = known.offset.max(dropped.offset);
                 }
-                None => noted.push(*shed),
+                None => noted.push(*dropped),
             }
         }
     }

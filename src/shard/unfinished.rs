@@ -5,7 +5,7 @@ use super::Shard;
 use super::socket::{Connection, Phase};
 use crate::base::error::Disconnect;
 use crate::core::hub::Slot;
-use crate::node::Door;
+use crate::node::ShardHandle;
 use crate::wire::handshake::{self, Refused};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -68,16 +68,16 @@ impl Shard {
     /// ends those of its connections that hold most. Another shard wakes that one.
     pub(super) fn check_unfinished(&mut self) {
         let limit = self.config.max_unfinished_bytes;
-        self.door
+        self.handle
             .unfinished_bytes
             .store(self.unfinished_bytes, Ordering::Relaxed);
-        let doors = self.node.doors();
-        let held = |door: &Arc<Door>| door.unfinished_bytes.load(Ordering::Relaxed);
-        let total: usize = doors.iter().map(held).sum();
+        let shards = self.node.shards();
+        let held = |handle: &Arc<ShardHandle>| handle.unfinished_bytes.load(Ordering::Relaxed);
+        let total: usize = shards.iter().map(held).sum();
         if total <= limit {
             return;
         }
-        let largest = doors.iter().max_by_key(|door| held(door));
+        let largest = shards.iter().max_by_key(|handle| held(handle));
         if let Some(largest) = largest
             && held(largest) > self.unfinished_bytes
         {
@@ -85,7 +85,7 @@ impl Shard {
             return;
         }
         // other shards may hold as much: this one keeps its even share, and so its smallest messages
-        let even_share = limit / doors.len().max(1);
+        let even_share = limit / shards.len().max(1);
         let wanted = self
             .unfinished_bytes
             .saturating_sub(total - limit)

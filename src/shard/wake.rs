@@ -34,7 +34,7 @@ impl ReadyList {
     }
 
     /// Wakes nobody until the next `register`.
-    pub fn sleepless(&self) {
+    pub fn disarm(&self) {
         self.waker.take();
     }
 }

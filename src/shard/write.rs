@@ -86,7 +86,7 @@ impl Shard {
         self.flush_line(InLine::Next, TURN_WORK);
         self.flush_line(InLine::Sliced, SLICE_WORK);
         let has_backlog = self.has_backlog();
-        if self.door.has_backlog.swap(has_backlog, Ordering::Relaxed) && !has_backlog {
+        if self.handle.has_backlog.swap(has_backlog, Ordering::Relaxed) && !has_backlog {
             // publishers on other shards may go on
             self.node.wake_shards();
         }
@@ -148,9 +148,9 @@ impl Shard {
     /// Looks at what the other shards have queued.
     pub(super) fn look_at_others(&mut self) {
         self.others = Others::default();
-        for door in self.node.doors().iter() {
-            if !Arc::ptr_eq(door, &self.door) {
-                let queued = door.queued_bytes.load(Ordering::Relaxed);
+        for handle in self.node.shards().iter() {
+            if !Arc::ptr_eq(handle, &self.handle) {
+                let queued = handle.queued_bytes.load(Ordering::Relaxed);
                 self.others.queued += queued;
                 self.others.most = self.others.most.max(queued);
             }
@@ -180,7 +180,7 @@ impl Shard {
                 continue;
             }
             let before = self.queued_bytes;
-            self.shed_oldest(slot, 0);
+            self.drop_oldest(slot, 0);
             if self.queued_bytes == before {
                 self.end(slot, Disconnect::SlowConsumer);
             }

@@ -3,7 +3,7 @@
 use crate::peer::{broadcast, history_limits};
 use _tantor::adapters::memory_broker::MemoryBroker;
 use _tantor::adapters::memory_store::MemoryStore;
-use _tantor::node::{Delivery, Door, Greeting, Node, Place};
+use _tantor::node::{ConnectionId, Delivery, Greeting, Node, ShardHandle};
 use _tantor::ports::broker::CHANNEL_SIZE;
 use _tantor::settings::config::Config;
 use std::sync::Arc;
@@ -30,12 +30,12 @@ fn no_more_connect_than_may_from_any_number_of_threads() {
         let threads: Vec<_> = (0..8)
             .map(|slot| {
                 scope.spawn(move || {
-                    let place = Place {
+                    let connection_id = ConnectionId {
                         shard: 0,
                         slot,
                         generation: 1,
                     };
-                    node.connect(place, &Greeting::default()).is_some()
+                    node.connect(connection_id, &Greeting::default()).is_some()
                 })
             })
             .collect();
@@ -55,28 +55,30 @@ fn one_encode_and_one_push_a_shard_for_ten_thousand_subscribers() {
         ..Config::default()
     };
     let node = node(config);
-    let doors: Vec<_> = (0..4).map(|_| Arc::new(Door::new(usize::MAX))).collect();
-    node.attach(doors.clone());
+    let shards: Vec<_> = (0..4)
+        .map(|_| Arc::new(ShardHandle::new(usize::MAX)))
+        .collect();
+    node.attach(shards.clone());
     for number in 0..10_000_u32 {
-        let place = Place {
+        let connection_id = ConnectionId {
             shard: number as usize % 3,
             slot: number,
             generation: 1,
         };
-        let connected = node.connect(place, &Greeting::default()).unwrap();
+        let connected = node.connect(connection_id, &Greeting::default()).unwrap();
         node.enter(&connected);
     }
     let mut taken = Vec::new();
-    for door in &doors {
-        door.inbox.take(&mut taken);
+    for handle in &shards {
+        handle.inbox.take(&mut taken);
         taken.clear();
     }
     let before = node.counters.encoded.get();
     assert_eq!(broadcast(&node, "jungle", "tick", b"{\"n\":1}"), 10_000);
     assert_eq!(node.counters.encoded.get() - before, 1);
     let mut frames = Vec::new();
-    for (shard, door) in doors.iter().enumerate() {
-        door.inbox.take(&mut taken);
+    for (shard, handle) in shards.iter().enumerate() {
+        handle.inbox.take(&mut taken);
         assert_eq!(taken.len(), usize::from(shard < 3), "shard {shard}");
         for delivery in taken.drain(..) {
             let Delivery::Publish { frame, .. } = delivery else {

@@ -7,7 +7,7 @@ use crate::stores::{
 };
 use _tantor::adapters::sqlite::{Limits, SqliteStore};
 use _tantor::core::history::StreamPosition;
-use _tantor::ports::store::{Change, Fate, KeyResult, Store, UsedKey};
+use _tantor::ports::store::{Change, KeyResult, LostFlag, Store, UsedKey};
 use std::path::Path;
 
 const FILE_BYTES: u64 = 4 << 20;
@@ -36,7 +36,7 @@ fn used_key(number: u64) -> UsedKey {
             },
             recipients: 0,
         },
-        fate: Fate::default(),
+        lost_flag: LostFlag::default(),
     }
 }
 

@@ -10,7 +10,7 @@ use _tantor::base::priority::Priority;
 use _tantor::base::sync::Mutex;
 use _tantor::core::mailbox::{Mail, Mailbox};
 use _tantor::node::idempotency::{Idempotency, Known, Limits, Scope};
-use _tantor::node::{Delivery, Door, Greeting, Node, Place};
+use _tantor::node::{ConnectionId, Delivery, Greeting, Node, ShardHandle};
 use _tantor::ports::calls::PublishOptions;
 use _tantor::ports::store::{Committed, Store, StoreError};
 use _tantor::settings::config::Config;
@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-const PLACE: Place = Place {
+const PLACE: ConnectionId = ConnectionId {
     shard: 0,
     slot: 1,
     generation: 1,
@@ -302,11 +302,11 @@ fn durable_is_refused_where_nothing_is_kept() {
 #[test]
 fn an_emergency_waits_for_no_shard_that_is_behind() {
     let node = node_over(Arc::new(MemoryStore), Config::default());
-    let door = Arc::new(Door::new(1));
-    node.attach(vec![Arc::clone(&door)]);
+    let handle = Arc::new(ShardHandle::new(1));
+    node.attach(vec![Arc::clone(&handle)]);
     node.connect(PLACE, &Greeting::default()).unwrap();
-    door.inbox.push(Delivery::Drain);
-    assert!(door.inbox.is_full());
+    handle.inbox.push(Delivery::Drain);
+    assert!(handle.inbox.is_full());
     let begun = Instant::now();
     assert_eq!(emergency(&node, "fire"), 1);
     let options = PublishOptions {
@@ -325,8 +325,8 @@ fn an_emergency_waits_for_no_shard_that_is_behind() {
 #[test]
 fn a_connection_knows_which_emergencies_went_out_before_it_came() {
     let node = node_over(Arc::new(MemoryStore), Config::default());
-    let door = Arc::new(Door::new(1 << 20));
-    node.attach(vec![Arc::clone(&door)]);
+    let handle = Arc::new(ShardHandle::new(1 << 20));
+    node.attach(vec![Arc::clone(&handle)]);
     assert_eq!(emergency(&node, "one"), 0);
     assert_eq!(
         node.connect(PLACE, &Greeting::default())
@@ -336,7 +336,7 @@ fn a_connection_knows_which_emergencies_went_out_before_it_came() {
     );
     assert_eq!(emergency(&node, "two"), 1);
     let mut taken = Vec::new();
-    door.inbox.take(&mut taken);
+    handle.inbox.take(&mut taken);
     let numbers: Vec<u64> = taken
         .iter()
         .filter_map(|delivery| match delivery {

@@ -2,7 +2,7 @@
 
 use _tantor::base::priority::{Priority, SlowConsumer};
 use _tantor::core::hub::ChannelKey;
-use _tantor::core::outbound::{Chunk, Outbound, Shed};
+use _tantor::core::outbound::{Chunk, Dropped, Outbound};
 use _tantor::wire::frame::{EncodedFrame, frame_end, read_header};
 use proptest::prelude::*;
 use std::io::IoSlice;
@@ -26,7 +26,7 @@ enum Step {
     /// Lane, policy (also the channel), and frames in a run of those that are never dropped.
     Push(usize, usize, u32),
     Write(usize),
-    Shed(usize),
+    Dropped(usize),
     Conflate,
     Clear,
 }
@@ -98,7 +98,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         6 => (0..LANES.len(), 0..POLICIES.len(), 1_u32..4).prop_map(|(lane, policy, frames)| Step::Push(lane, policy, frames)),
         4 => (0_usize..60).prop_map(Step::Write),
-        2 => (0_usize..1500).prop_map(Step::Shed),
+        2 => (0_usize..1500).prop_map(Step::Dropped),
         1 => Just(Step::Conflate),
         1 => Just(Step::Clear),
     ]
@@ -134,19 +134,20 @@ fn key(channel: usize) -> ChannelKey {
 }
 
 /// What a queue says that it dropped, against what the model says.
-fn check_dropped(told: &[Shed], dropped: &[Frame]) -> Result<(), TestCaseError> {
-    let frames: usize = told.iter().map(|shed| shed.frames).sum();
-    prop_assert_eq!(frames, dropped.len());
-    for shed in told {
+fn check_dropped(told: &[Dropped], model: &[Frame]) -> Result<(), TestCaseError> {
+    let frames: usize = told.iter().map(|dropped| dropped.frames).sum();
+    prop_assert_eq!(frames, model.len());
+    for dropped in told {
         let channels = POLICIES.iter().enumerate();
         let mut channels = channels.map(|(number, policy)| (key(number), *policy));
         prop_assert!(
-            channels.any(|channel| (shed.channel, shed.policy) == (Some(channel.0), channel.1))
+            channels
+                .any(|channel| (dropped.channel, dropped.policy) == (Some(channel.0), channel.1))
         );
-        let of_channel = dropped.iter().filter(|frame| frame.policy == shed.policy);
-        prop_assert_eq!(shed.frames, of_channel.clone().count());
+        let of_channel = model.iter().filter(|frame| frame.policy == dropped.policy);
+        prop_assert_eq!(dropped.frames, of_channel.clone().count());
         prop_assert_eq!(
-            shed.offset,
+            dropped.offset,
             of_channel
                 .filter_map(|frame| NonZeroU64::new(frame.offset))
                 .max()
@@ -189,10 +190,10 @@ fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
                 let written = write(&mut queue, count, &mut wire);
                 model.write(written);
             }
-            Step::Shed(limit) => {
-                let told = queue.shed(limit);
+            Step::Dropped(limit) => {
+                let told = queue.drop_oldest(limit);
                 let goes = |frame: &Frame| frame.policy == SlowConsumer::DropOldest;
-                let count = told.iter().map(|shed| shed.frames).sum();
+                let count = told.iter().map(|dropped| dropped.frames).sum();
                 check_dropped(&told, &model.drop(count, goes))?;
                 // no more than had to be, and as many as could be
                 if queue.weight_behind() > limit {
@@ -250,7 +251,7 @@ fn only_the_newest_of_a_channel_that_is_conflated_waits_but_for_what_is_begun() 
     queue.push(publication("notice", 1, 0, SlowConsumer::DropOldest));
     queue.push(publication("other", 2, 5, SlowConsumer::Latest));
     assert!(queue.has_older(key(1)));
-    let dropped = Shed {
+    let dropped = Dropped {
         channel: Some(key(1)),
         frames: 1,
         offset: NonZeroU64::new(2),

@@ -4,7 +4,7 @@ use crate::peer::{PATIENCE, eventually, history_limits};
 use _tantor::adapters::memory_broker::MemoryBroker;
 use _tantor::adapters::memory_store::MemoryStore;
 use _tantor::base::error::Disconnect;
-use _tantor::node::{Door, Greeting, Node, Place};
+use _tantor::node::{ConnectionId, Greeting, Node, ShardHandle};
 use _tantor::ports::broker::Broker;
 use _tantor::settings::channel_kind::ChannelKind;
 use _tantor::settings::config::Config;
@@ -28,17 +28,22 @@ fn a_client_cannot_return_while_its_leave_is_being_told() {
         as_broker,
         Arc::new(MemoryStore),
     ));
-    node.attach(vec![Arc::new(Door::new(usize::MAX))]);
-    let place = Place {
+    node.attach(vec![Arc::new(ShardHandle::new(usize::MAX))]);
+    let connection_id = ConnectionId {
         shard: 0,
         slot: 0,
         generation: 1,
     };
-    let connected = node.connect(place, &Greeting::default()).unwrap();
+    let connected = node.connect(connection_id, &Greeting::default()).unwrap();
     node.enter(&connected);
     let id = Arc::clone(&connected.client.id);
     let stream = broker.open(&Arc::from(channel), ChannelKind::Public, settings);
-    node.disconnect(&connected.client, place, Disconnect::Lost, Vec::new());
+    node.disconnect(
+        &connected.client,
+        connection_id,
+        Disconnect::Lost,
+        Vec::new(),
+    );
 
     let (is_held, held) = mpsc::channel();
     let (release, released) = mpsc::channel::<()>();

@@ -35,7 +35,7 @@ enum Step {
     /// An older connection of it, which was displaced, still sends.
     Ghost(usize, usize),
     /// It is a slow consumer: what it has not read is dropped, and it is told.
-    Shed(usize),
+    Dropped(usize),
     TakeOff(usize, usize),
     Delete(usize),
     /// A shard carries out so many deliveries.
@@ -57,7 +57,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => client.clone().prop_map(Step::Renew),
         5 => (client.clone(), 0..SHARDS).prop_map(|(client, shard)| Step::Resume(client, shard)),
         1 => (client.clone(), channel.clone()).prop_map(|(client, channel)| Step::Ghost(client, channel)),
-        4 => client.clone().prop_map(Step::Shed),
+        4 => client.clone().prop_map(Step::Dropped),
         1 => (client.clone(), channel.clone()).prop_map(|(client, channel)| Step::TakeOff(client, channel)),
         1 => channel.prop_map(Step::Delete),
         10 => (0..SHARDS, 1..30_u8).prop_map(|(shard, most)| Step::Deliver(shard, most)),
@@ -139,11 +139,11 @@ impl World {
             resume_ttl: Duration::from_secs(60),
             ..Config::default()
         };
-        let (node, doors) = node_with_shards(config, SHARDS);
-        let shards = doors.iter().enumerate();
+        let (node, shards) = node_with_shards(config, SHARDS);
+        let shards = shards.iter().enumerate();
         let mut world = Self {
             shards: shards
-                .map(|(index, door)| Shard::new(index, &node, door))
+                .map(|(index, handle)| Shard::new(index, &node, handle))
                 .collect(),
             node,
             streams: CHANNELS.iter().map(|_| Stream::default()).collect(),
@@ -225,9 +225,9 @@ impl World {
                     self.shards[*shard].receive(*slot, &leave);
                 }
             }
-            Step::Shed(member) => {
+            Step::Dropped(member) => {
                 if let Some((shard, slot)) = self.members[member].connection {
-                    self.shards[shard].shed(slot);
+                    self.shards[shard].dropped(slot);
                 }
             }
             Step::TakeOff(member, channel) => {

@@ -7,7 +7,7 @@ use crate::stores::{
 use _tantor::adapters::sqlite::{Limits, SqliteStore};
 use _tantor::base::clock::WallTime;
 use _tantor::core::history::StreamPosition;
-use _tantor::ports::store::{Change, Fate, KeyResult, Store, UsedKey};
+use _tantor::ports::store::{Change, KeyResult, LostFlag, Store, UsedKey};
 use _tantor::wire::messages::Stamp;
 use std::path::Path;
 use std::time::Duration;
@@ -37,7 +37,7 @@ fn published(name: &str, by_client: bool, offset: u64, expires: WallTime) -> Use
             position: StreamPosition { epoch: 1, offset },
             recipients: 7,
         },
-        fate: Fate::default(),
+        lost_flag: LostFlag::default(),
     }
 }
 
@@ -51,7 +51,7 @@ fn sent(name: &str) -> UsedKey {
             id: u64::MAX - 1,
             at: WallTime::from_micros(5),
         }),
-        fate: Fate::default(),
+        lost_flag: LostFlag::default(),
     }
 }
 

@@ -40,12 +40,12 @@ fn sessions_survive_whatever_happens_at_the_same_time() {
         empty_channel_ttl: Duration::ZERO,
         ..Config::default()
     };
-    let (node, doors) = node_with_shards(config, SHARDS);
+    let (node, shards) = node_with_shards(config, SHARDS);
     let known = Arc::new(Known::default());
     let is_over = Arc::new(AtomicBool::new(false));
     let (tell, told) = mpsc::channel();
-    for (index, door) in doors.iter().enumerate() {
-        let shard = Shard::new(index, &node, door);
+    for (index, handle) in shards.iter().enumerate() {
+        let shard = Shard::new(index, &node, handle);
         let (known, tell) = (Arc::clone(&known), tell.clone());
         thread::spawn(move || tell.send(serve(shard, &known)).unwrap());
     }

@@ -5,7 +5,7 @@ use _tantor::adapters::memory_broker::MemoryBroker;
 use _tantor::adapters::memory_store::MemoryStore;
 use _tantor::base::error::Disconnect;
 use _tantor::core::hub::{Hub, Slot};
-use _tantor::node::{Client, Delivery, Door, Greeting, Node, Place};
+use _tantor::node::{Client, ConnectionId, Delivery, Greeting, Node, ShardHandle};
 use _tantor::settings::config::Config;
 use _tantor::wire::frame::EncodedFrame;
 use serde_json::{Value as Json, json};
@@ -13,22 +13,22 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 /// A node with so many shards behind it; nothing is taken from their inboxes yet.
-pub fn node_with_shards(config: Config, shards: usize) -> (Arc<Node>, Vec<Arc<Door>>) {
+pub fn node_with_shards(config: Config, shards: usize) -> (Arc<Node>, Vec<Arc<ShardHandle>>) {
     let broker = MemoryBroker::new(Arc::new(MemoryStore), history_limits(config.history_bytes));
     let store = Arc::new(MemoryStore);
     let node = Arc::new(Node::new(Arc::new(config), Arc::new(broker), store));
-    let doors: Vec<_> = (0..shards)
-        .map(|_| Arc::new(Door::new(usize::MAX)))
+    let shards: Vec<_> = (0..shards)
+        .map(|_| Arc::new(ShardHandle::new(usize::MAX)))
         .collect();
-    node.attach(doors.clone());
-    (node, doors)
+    node.attach(shards.clone());
+    (node, shards)
 }
 
 /// What a shard does with its inbox, and the connections that it has.
 pub struct Shard {
     index: usize,
     node: Arc<Node>,
-    door: Arc<Door>,
+    handle: Arc<ShardHandle>,
     hub: Hub,
     taken: Vec<Delivery>,
     pending: VecDeque<Delivery>,
@@ -49,11 +49,11 @@ pub struct Greeted {
 }
 
 impl Shard {
-    pub fn new(index: usize, node: &Arc<Node>, door: &Arc<Door>) -> Self {
+    pub fn new(index: usize, node: &Arc<Node>, handle: &Arc<ShardHandle>) -> Self {
         Self {
             index,
             node: Arc::clone(node),
-            door: Arc::clone(door),
+            handle: Arc::clone(handle),
             hub: Hub::default(),
             taken: Vec::new(),
             pending: VecDeque::new(),
@@ -69,7 +69,10 @@ impl Shard {
             acknowledges: false,
             ..Greeting::default()
         };
-        let connected = self.node.connect(self.place(slot), &greeting).unwrap();
+        let connected = self
+            .node
+            .connect(self.connection_id(slot), &greeting)
+            .unwrap();
         self.lines.push(Line {
             client: Arc::clone(&connected.client),
             is_open: true,
@@ -87,19 +90,19 @@ impl Shard {
         let line = &self.lines[slot as usize];
         if line.is_open {
             self.node
-                .execute(&line.client, self.place(slot), &frame.to_string());
+                .execute(&line.client, self.connection_id(slot), &frame.to_string());
         }
     }
 
     /// A connection has ended; what was written to it and not read is lost.
     pub fn end(&mut self, slot: Slot, disconnect: Disconnect) {
-        let place = self.place(slot);
+        let connection_id = self.connection_id(slot);
         let line = &mut self.lines[slot as usize];
         line.unread.clear();
         if std::mem::replace(&mut line.is_open, false) {
             self.hub.remove(slot);
             self.node
-                .disconnect(&line.client, place, disconnect, Vec::new());
+                .disconnect(&line.client, connection_id, disconnect, Vec::new());
         }
     }
 
@@ -123,7 +126,7 @@ impl Shard {
 
     /// Lets go of the publications that a client has not read, as of a slow consumer's where that is the policy; each
     /// of their channels is told before all that is left.
-    pub fn shed(&mut self, slot: Slot) {
+    pub fn dropped(&mut self, slot: Slot) {
         let unread = &mut self.lines[slot as usize].unread;
         let mut channels = BTreeSet::new();
         unread.retain(|message| {
@@ -141,7 +144,7 @@ impl Shard {
 
     /// Carries out at most so many deliveries; false when none was left.
     pub fn deliver(&mut self, most: usize) -> bool {
-        self.door.inbox.take(&mut self.taken);
+        self.handle.inbox.take(&mut self.taken);
         self.pending.extend(self.taken.drain(..));
         let had_some = !self.pending.is_empty();
         for _ in 0..most {
@@ -160,19 +163,31 @@ impl Shard {
                     self.lines[*slot as usize].unread.push_back(parsed(&frame));
                 }
             }
-            Delivery::Direct { place, frame, .. } if self.has(place) => {
-                let line = &mut self.lines[place.slot as usize];
+            Delivery::Direct {
+                connection_id,
+                frame,
+                ..
+            } if self.has(connection_id) => {
+                let line = &mut self.lines[connection_id.slot as usize];
                 line.unread.push_back(parsed(&frame));
             }
-            Delivery::Subscribe { place, channel } if self.has(place) => {
-                self.hub.subscribe(place.slot, channel);
+            Delivery::Subscribe {
+                connection_id,
+                channel,
+            } if self.has(connection_id) => {
+                self.hub.subscribe(connection_id.slot, channel);
             }
-            Delivery::Unsubscribe { place, channel } if self.has(place) => {
-                self.hub.unsubscribe(place.slot, channel);
+            Delivery::Unsubscribe {
+                connection_id,
+                channel,
+            } if self.has(connection_id) => {
+                self.hub.unsubscribe(connection_id.slot, channel);
             }
             Delivery::Close {
-                place, disconnect, ..
-            } if self.has(place) => self.end(place.slot, disconnect),
+                connection_id,
+                disconnect,
+                ..
+            } if self.has(connection_id) => self.end(connection_id.slot, disconnect),
             Delivery::Urgent { frame, .. } => {
                 for line in self.lines.iter_mut().filter(|line| line.is_open) {
                     line.unread.push_back(parsed(&frame));
@@ -182,15 +197,17 @@ impl Shard {
         }
     }
 
-    fn has(&self, place: Place) -> bool {
-        assert_eq!(place.shard, self.index);
-        let line = self.lines.get(place.slot as usize);
-        line.is_some_and(|line| line.is_open && place == self.place(place.slot))
+    fn has(&self, connection_id: ConnectionId) -> bool {
+        assert_eq!(connection_id.shard, self.index);
+        let line = self.lines.get(connection_id.slot as usize);
+        line.is_some_and(|line| {
+            line.is_open && connection_id == self.connection_id(connection_id.slot)
+        })
     }
 
     /// No slot is used twice, so its number is the generation as well.
-    fn place(&self, slot: Slot) -> Place {
-        Place {
+    fn connection_id(&self, slot: Slot) -> ConnectionId {
+        ConnectionId {
             shard: self.index,
             slot,
             generation: slot + 1,

@@ -219,16 +219,16 @@ fn an_emergency_overtakes_what_waits() {
     let mut peer = served.client();
     let node = served.0.node();
     let data = format!("\"{}\"", "x".repeat(100_000));
-    let door = Arc::clone(&node.doors()[0]);
+    let handle = Arc::clone(&node.shards()[0]);
     // what is counted after a turn is what the socket did not take
-    while door.queued_bytes.load(Ordering::Relaxed) < 5_000_000 {
+    while handle.queued_bytes.load(Ordering::Relaxed) < 5_000_000 {
         broadcast(node, "jungle", "big", data.as_bytes());
-        eventually("it is taken", || door.inbox.is_empty());
+        eventually("it is taken", || handle.inbox.is_empty());
     }
     let before = node.counters.publications.get();
     assert_eq!(emergency(node, "fire"), 1);
     eventually("the emergency is queued", || {
-        served.0.node().doors()[0].inbox.is_empty()
+        served.0.node().shards()[0].inbox.is_empty()
     });
     let mut ahead = 0;
     while peer.json()["event"] != "emergency_alert" {

@@ -4,7 +4,7 @@ use super::beside::beside;
 use super::commits::CommitsFile;
 use super::lock::{FileLock, cannot_open};
 use super::schema::{APPLICATION_ID, MIGRATIONS};
-use crate::base::fork::Whole;
+use crate::base::fork::ForkGuard;
 use crate::ports::store::StoreError;
 use rusqlite::{Connection, OpenFlags};
 use std::fs::{self, File};
@@ -15,7 +15,7 @@ use std::path::Path;
 ///
 /// Errors: what is wrong with either.
 pub fn back_up(database: &Path, target: &Path) -> Result<(), StoreError> {
-    let _whole = Whole::new();
+    let _whole = ForkGuard::new();
     if target.exists() {
         return Err(StoreError(format!(
             "{} exists already; name a file that does not",
@@ -29,7 +29,7 @@ pub fn back_up(database: &Path, target: &Path) -> Result<(), StoreError> {
 ///
 /// Errors: what is wrong with either; a server uses the database.
 pub fn restore(backup: &Path, database: &Path) -> Result<(), StoreError> {
-    let _whole = Whole::new();
+    let _whole = ForkGuard::new();
     let source = open(backup)?;
     let verdict: String = source
         .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))

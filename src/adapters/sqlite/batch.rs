@@ -34,7 +34,7 @@ impl<F> Change<F> {
 
     /// True for changes that need room in the file.
     pub(super) fn adds(&self) -> bool {
-        !self.deletes() && !matches!(self, Change::Mark)
+        !self.deletes() && !matches!(self, Change::Barrier)
     }
 
     /// True for changes that free room in the file. Such changes are always queued.
@@ -114,7 +114,7 @@ impl Change<&EncodedFrame> {
                 channel.len()
             }
             Change::ClientForgotten { id } => id.len(),
-            Change::Trimmed { .. } | Change::KeyUsed { .. } | Change::Mark => 0,
+            Change::Trimmed { .. } | Change::KeyUsed { .. } | Change::Barrier => 0,
         };
         own + key_weight(self.used_key()) + size_of::<Entry>()
     }

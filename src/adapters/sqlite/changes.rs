@@ -3,7 +3,7 @@
 use super::batch::{Batch, Item};
 use super::file::DatabaseFile;
 use super::schema::NEVER;
-use crate::base::fork::Whole;
+use crate::base::fork::ForkGuard;
 use crate::ports::store::{SavedClient, StreamKey};
 use crate::settings::channel_kind::ChannelKind;
 use rusqlite::{ErrorCode, OptionalExtension, params};
@@ -34,7 +34,7 @@ impl DatabaseFile {
         which: Range<usize>,
         is_durable: bool,
     ) -> Result<(), Failure> {
-        let _whole = Whole::new();
+        let _whole = ForkGuard::new();
         self.synchronize(is_durable)
             .and_then(|()| self.begin())
             .map_err(Failure::File)?;
@@ -55,7 +55,7 @@ impl DatabaseFile {
     ///
     /// Errors: the file cannot be written, or has no room.
     pub fn probe(&mut self) -> rusqlite::Result<()> {
-        let _whole = Whole::new();
+        let _whole = ForkGuard::new();
         let result = self.begin().and_then(|()| {
             let used_pages = self.used_pages()?;
             self.connection
@@ -101,7 +101,7 @@ impl DatabaseFile {
             }
         }
         let mut tops = HashMap::new();
-        for (place, entry) in which.zip(entries) {
+        for (connection_id, entry) in which.zip(entries) {
             let used_key = entry.item.used_key();
             let saved = used_key.map_or(Ok(()), |used| self.save_key(used));
             let applied = saved.and_then(|()| self.apply(batch, &entry.item, &mut tops));
@@ -109,7 +109,7 @@ impl DatabaseFile {
                 if is_of_the_file(&error) {
                     Failure::File(error)
                 } else {
-                    Failure::Change(place, error)
+                    Failure::Change(connection_id, error)
                 }
             })?;
         }
@@ -261,7 +261,7 @@ impl DatabaseFile {
                 .map(drop),
             Item::ClientForgotten { id } => self.forget_client(id),
             // the key was saved before
-            Item::KeyUsed { .. } | Item::Mark => Ok(()),
+            Item::KeyUsed { .. } | Item::Barrier => Ok(()),
         }
     }
 

@@ -107,7 +107,7 @@ impl Deleted {
 
 /// Reduces an addition that is deleted to its idempotency key and the caller that waits; false when it has neither.
 fn keep_remains(entry: &mut Entry) -> bool {
-    match std::mem::replace(&mut entry.item, Item::Mark) {
+    match std::mem::replace(&mut entry.item, Item::Barrier) {
         Item::Published {
             used_key: Some(used_key),
             ..
@@ -129,7 +129,7 @@ mod tests {
     use super::*;
     use crate::base::clock::WallTime;
     use crate::core::history::StreamPosition;
-    use crate::ports::store::{Fate, KeyResult, SavedClient, UsedKey};
+    use crate::ports::store::{KeyResult, LostFlag, SavedClient, UsedKey};
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 
@@ -147,17 +147,22 @@ mod tests {
     }
 
     fn step() -> impl Strategy<Value = Step> {
-        let place = || 0_u64..2;
+        let connection_id = || 0_u64..2;
         prop_oneof![
-            (place(), any::<bool>()).prop_map(|(stream, key)| Step::Publish { stream, key }),
-            (place(), 0_u64..20).prop_map(|(stream, through)| Step::Trim { stream, through }),
-            place().prop_map(|stream| Step::Forget { stream }),
-            place().prop_map(|client| Step::Mail { client }),
-            (place(), 0_u64..20).prop_map(|(client, number)| Step::Unmail { client, number }),
-            place().prop_map(|client| Step::SaveClient { client }),
-            place().prop_map(|client| Step::ForgetClient { client }),
-            (place(), place()).prop_map(|(client, channel)| Step::Join { client, channel }),
-            (place(), place()).prop_map(|(client, channel)| Step::Leave { client, channel }),
+            (connection_id(), any::<bool>())
+                .prop_map(|(stream, key)| Step::Publish { stream, key }),
+            (connection_id(), 0_u64..20)
+                .prop_map(|(stream, through)| Step::Trim { stream, through }),
+            connection_id().prop_map(|stream| Step::Forget { stream }),
+            connection_id().prop_map(|client| Step::Mail { client }),
+            (connection_id(), 0_u64..20)
+                .prop_map(|(client, number)| Step::Unmail { client, number }),
+            connection_id().prop_map(|client| Step::SaveClient { client }),
+            connection_id().prop_map(|client| Step::ForgetClient { client }),
+            (connection_id(), connection_id())
+                .prop_map(|(client, channel)| Step::Join { client, channel }),
+            (connection_id(), connection_id())
+                .prop_map(|(client, channel)| Step::Leave { client, channel }),
         ]
     }
 
@@ -178,7 +183,7 @@ mod tests {
                     key: number.to_string().into(),
                     expires: NOW,
                     result: KeyResult::Sent(crate::wire::messages::Stamp { id: 0, at: NOW }),
-                    fate: Fate::default(),
+                    lost_flag: LostFlag::default(),
                 })
             })
         };

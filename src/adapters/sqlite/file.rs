@@ -5,7 +5,7 @@ use super::commits::{self, CommitsFile, PublishedMap, Record};
 use super::limits::Limits;
 use super::lock::cannot_open;
 use super::schema::{APPLICATION_ID, KeyCounts, MIGRATIONS};
-use crate::base::fork::Whole;
+use crate::base::fork::ForkGuard;
 use crate::base::random::random_u64;
 use crate::ports::store::{StoreError, StreamKey};
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, params};
@@ -171,7 +171,7 @@ impl DatabaseFile {
 
     /// Gives some of what was deleted back to the system.
     pub fn shrink(&self) -> rusqlite::Result<()> {
-        let _whole = Whole::new();
+        let _whole = ForkGuard::new();
         let free: i64 = self
             .connection
             .pragma_query_value(None, "freelist_count", |row| row.get(0))?;

@@ -4,9 +4,9 @@ use super::file::DatabaseFile;
 use super::load::unsigned;
 use super::schema::{KEY_KINDS, KeyCounts, NEVER};
 use crate::base::clock::WallTime;
-use crate::base::fork::Whole;
+use crate::base::fork::ForkGuard;
 use crate::core::history::StreamPosition;
-use crate::ports::store::{Fate, KeyResult, UsedKey};
+use crate::ports::store::{KeyResult, LostFlag, UsedKey};
 use crate::wire::messages::Stamp;
 use rusqlite::{Row, params};
 use std::borrow::Cow;
@@ -77,7 +77,7 @@ impl DatabaseFile {
         let mut has_more = false;
         for kind in 0..KEY_KINDS {
             if self.key_counts[kind] > 0 {
-                let _whole = Whole::new();
+                let _whole = ForkGuard::new();
                 has_more |= self.forget_keys(kind, WallTime::now(), budget)? == budget;
             }
         }
@@ -224,6 +224,6 @@ fn used_key(row: &Row<'_>) -> rusqlite::Result<UsedKey> {
         key: row.get::<_, String>(2)?.into(),
         expires: row.get(3)?,
         result,
-        fate: Fate::default(),
+        lost_flag: LostFlag::default(),
     })
 }

@@ -1,6 +1,6 @@
 //! Who may use a database: one Tantor at a time.
 
-use crate::base::fork::ParentsOwn;
+use crate::base::fork::ClosedInChild;
 use crate::ports::store::StoreError;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
@@ -9,7 +9,7 @@ use std::path::Path;
 /// Keeps other processes, and other Tantors of this one, from using a database at the same time.
 pub(super) struct FileLock {
     // let go of before the file is closed
-    _parents_own: ParentsOwn,
+    _parents_own: ClosedInChild,
     file: File,
 }
 
@@ -57,7 +57,7 @@ impl FileLock {
             .and_then(|()| file.write_all(holder.as_bytes()))
             .map_err(failed)?;
         Ok(Self {
-            _parents_own: ParentsOwn::register(&file),
+            _parents_own: ClosedInChild::register(&file),
             file,
         })
     }

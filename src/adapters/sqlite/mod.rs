@@ -23,7 +23,7 @@ mod writer;
 pub use backup::{back_up, restore};
 pub use limits::Limits;
 
-use crate::base::fork::{self, Whole};
+use crate::base::fork::{self, ForkGuard};
 use crate::base::sync::{Mutex, Rank};
 use crate::ports::store::{Change, Committed, Health, Saved, Store, StoreError};
 use crate::wire::frame::EncodedFrame;
@@ -74,7 +74,7 @@ impl Store for SqliteStore {
     fn open(&self) -> Result<Saved, StoreError> {
         let mut open = self.open.lock();
         // a child would keep the lock, and find SQLite's own locks held by nobody
-        let _whole = Whole::new();
+        let _whole = ForkGuard::new();
         if open.as_ref().is_some_and(|running| !running.is_here()) {
             std::mem::forget(open.take());
         }

@@ -13,7 +13,7 @@ pub(super) fn install() {
 
 #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 mod linux {
-    use crate::base::fork::{Whole, note_closing, note_opened};
+    use crate::base::fork::{ForkGuard, note_closing, note_opened};
     use rusqlite::ffi;
 
     /// Has this copy of SQLite, which no other code uses, open, lock and close files by the functions below.
@@ -79,7 +79,7 @@ mod linux {
         flags: libc::c_int,
         mode: libc::c_int,
     ) -> libc::c_int {
-        let _whole = Whole::new();
+        let _whole = ForkGuard::new();
         // SAFETY: passed on as it came.
         let descriptor = unsafe { libc::open(path, flags, mode.cast_unsigned()) };
         // SQLite keeps off the standard streams, and only plugs such numbers
@@ -94,7 +94,7 @@ mod linux {
     /// # Safety
     /// As for close(2).
     unsafe extern "C" fn close(descriptor: libc::c_int) -> libc::c_int {
-        let _whole = Whole::new();
+        let _whole = ForkGuard::new();
         note_closing(descriptor);
         // SAFETY: passed on as it came.
         unsafe { libc::close(descriptor) }

@@ -107,7 +107,7 @@ impl Queue {
         let mut state = self.state.lock();
         if !state.is_open || (change.adds() && state.weight + weight > limit) {
             if let Some(used) = change.used_key() {
-                used.fate.lose();
+                used.lost_flag.lose();
             }
             return Err(committed);
         }
@@ -222,8 +222,8 @@ impl State {
             }
             Item::ClientSaved { client } => {
                 let next = self.waiting.entries.len();
-                let place = *self.clients.entry(Arc::clone(&client.id)).or_insert(next);
-                let Some(entry) = self.waiting.entries.get_mut(place) else {
+                let connection_id = *self.clients.entry(Arc::clone(&client.id)).or_insert(next);
+                let Some(entry) = self.waiting.entries.get_mut(connection_id) else {
                     return Some(item);
                 };
                 entry.item = item;
