@@ -144,7 +144,7 @@ impl Server {
 
     /// Has every shard look again whether clients that were held back may be read.
     pub fn wake_shards(&self) {
-        self.node.wake_shards();
+        self.node.shards.wake();
     }
 
     /// Saves what waits, for at most `timeout`, and closes the storage until it is needed again.
@@ -197,14 +197,14 @@ impl Server {
         let shards: Vec<_> = (0..config.shards)
             .map(|_| Arc::new(ShardHandle::new(config.inbox_bytes)))
             .collect();
-        self.node.set_socket_limits(SocketLimits::claim(config));
-        self.node.attach(shards.clone());
+        self.node.shards.set_limits(SocketLimits::claim(config));
+        self.node.shards.attach(shards.clone());
         self.node.events.open();
         self.start_threads(listeners, &shards, timeout)
             .map_err(|error| {
                 self.node.drain();
                 self.finish_shards();
-                self.node.detach();
+                self.node.shards.detach();
                 self.node.events.abandon();
                 match error.kind() {
                     io::ErrorKind::TimedOut => Error::TimedOut(error.to_string()),
@@ -417,7 +417,7 @@ impl Server {
             () = until_ended => {}
             never = keep_house(&self.node, tick_of(&self.node.config)) => match never {},
         }
-        self.node.detach();
+        self.node.shards.detach();
         self.node.close_store(MAX_STORE_WAIT);
         self.node
             .events
@@ -439,7 +439,7 @@ impl Server {
     }
 
     fn finish_shards(&self) {
-        for handle in self.node.shards().iter() {
+        for handle in self.node.shards.all().iter() {
             handle.inbox.push(Delivery::Finish);
         }
     }
@@ -448,7 +448,7 @@ impl Server {
         let shards = self.node.config.shards;
         self.node.events.log(LogLevel::Info, "server", || {
             let endpoints: Vec<String> = endpoints.iter().map(Endpoint::to_string).collect();
-            let limits = self.node.socket_limits();
+            let limits = self.node.shards.limits();
             let room = match limits.limited_by {
                 Some(limit) => format!(
                     " (the limit of open files is {limit}; max_connections is {})",

@@ -94,13 +94,13 @@ impl Node {
     /// A snapshot of all gauges and counters. Apart, because inlined it would enlarge the stack frame of every call.
     #[inline(never)]
     fn stats(&self) -> Stats {
-        let incoming = self.incoming();
+        let incoming = self.shards.incoming();
         let counters = &self.counters;
         Stats {
             connections: self.connection_count(),
-            connection_limit: self.socket_limits().connections,
+            connection_limit: self.shards.limits().connections,
             census: self.census(),
-            queued: self.queued(),
+            queued: self.shards.queued(),
             handshakes: incoming.handshakes,
             unfinished_bytes: incoming.unfinished_bytes,
             socket_buffer_bytes: self.socket_buffer_bytes(),
@@ -108,7 +108,7 @@ impl Node {
                 .named()
                 .map(|(name, counter)| (name, counter.get()))
                 .into(),
-            inbox_bytes: self.inbox_bytes(),
+            inbox_bytes: self.shards.inbox_bytes(),
             events: EventStats {
                 queued: self.events.len(),
                 bytes: self.events.bytes(),

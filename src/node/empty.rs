@@ -79,7 +79,7 @@ impl Node {
         let queued = self.empty_channels.lock().len();
         let channels = self.channels.read().len().max(queued);
         channels * CHANNEL_SIZE
-            + self.clients.read().len() * CLIENT_SIZE
+            + self.clients.len() * CLIENT_SIZE
             + history.evictable
             + history.durable
             + self.away_bytes()

@@ -176,9 +176,9 @@ impl Node {
                         messages::write_json(out, "pong", true);
                     });
                 } else {
-                    let stamp = self.stamp();
+                    let stamp = self.stamps.next();
                     let pong = encode(|out| messages::write_pong(out, stamp));
-                    self.push_direct(asker.connection_id, pong);
+                    self.shards.push_direct(asker.connection_id, pong);
                 }
                 let system = Some(names::SYSTEM_CHANNEL);
                 Backpressure {
@@ -285,10 +285,10 @@ impl Node {
 
     /// An answer to a client's command; `write` adds fields.
     pub(super) fn answer(&self, asker: Asker<'_>, channel: &str, write: impl FnOnce(&mut Vec<u8>)) {
-        let stamp = self.stamp();
+        let stamp = self.stamps.next();
         let reply =
             encode(|out| messages::write_reply(out, stamp, asker.reference, channel, write));
-        self.push_direct(asker.connection_id, reply);
+        self.shards.push_direct(asker.connection_id, reply);
     }
 
     fn refuse_command(
@@ -298,9 +298,9 @@ impl Node {
         refusal: &Refusal,
     ) {
         self.counters.errors_sent.add(1);
-        let stamp = self.stamp();
+        let stamp = self.stamps.next();
         let error = encode(|out| messages::write_error(out, stamp, reference, refusal));
-        self.push_direct(connection_id, error);
+        self.shards.push_direct(connection_id, error);
     }
 }
 
@@ -316,7 +316,7 @@ impl Answer {
             return;
         };
         let reference = self.reference.as_deref().map(Reference);
-        let stamp = self.node.stamp();
+        let stamp = self.node.stamps.next();
         let frame = match outcome {
             Ok(()) if reference.is_none() => return,
             Ok(()) => encode(|out| {
@@ -333,7 +333,7 @@ impl Answer {
                 encode(|out| messages::write_error(out, stamp, reference, &refusal))
             }
         };
-        self.node.push_direct(self.connection_id, frame);
+        self.node.shards.push_direct(self.connection_id, frame);
     }
 }
 

@@ -60,7 +60,7 @@ impl Node {
         };
         self.restore()?;
         if options.priority < Priority::Emergency {
-            self.wait_for_room();
+            self.shards.wait_for_room();
         }
         let Some(key) = options.idempotency_key else {
             let stamp = self.send_now(client_id, channel, body, options, None, commit);
@@ -177,8 +177,7 @@ impl Node {
         if self.config.emergency_ttl.is_zero() {
             return;
         }
-        let clients: Vec<_> = self.clients.read().values().cloned().collect();
-        for client in clients {
+        for client in self.clients.all() {
             let mut state = client.state.lock();
             let is_connected = state.connection_id.is_some();
             if state.removed || !(is_connected && state.acknowledges || state.away.is_some()) {
@@ -258,10 +257,10 @@ impl Node {
         lost_flag: Option<&LostFlag>,
         commit: &mut dyn FnMut() -> Committed,
     ) -> Stamp {
-        let stamp = self.stamp();
+        let stamp = self.stamps.next();
         let ttl = self.ttl_of(options);
         loop {
-            let client = self.client_or_new(client_id);
+            let client = self.clients.get_or_add(client_id);
             let mut state = client.state.lock();
             if state.removed {
                 continue;
@@ -303,7 +302,7 @@ impl Node {
             }
             if let Some(connection_id) = connection_id {
                 self.counters.messages_sent.add(1);
-                self.push(
+                self.shards.push(
                     connection_id.shard,
                     Delivery::Direct {
                         connection_id,
@@ -433,7 +432,7 @@ impl Node {
         } else {
             Priority::Normal
         };
-        self.push(
+        self.shards.push(
             connection_id.shard,
             Delivery::Direct {
                 connection_id,

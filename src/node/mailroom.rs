@@ -82,7 +82,7 @@ impl Node {
     pub(super) fn restore_mail(&self, mail: Vec<SavedMail>) {
         let (now, steady_now) = (WallTime::now(), SteadyTime::now());
         for saved in mail {
-            let client = self.client_or_new(&saved.client);
+            let client = self.clients.get_or_add(&saved.client);
             let mut state = client.state.lock();
             let mailbox = state.mailbox.get_or_insert_default();
             // the storage was closed and opened again: what is known is known
@@ -212,7 +212,7 @@ impl Node {
         let is_idle = state.end_if_idle();
         drop(state);
         if is_idle {
-            self.remove_client(&client.id);
+            self.clients.remove(&client.id);
         }
     }
 

@@ -6,7 +6,7 @@ use super::delivery::{ConnectionId, Delivery, DeliveryOptions};
 use super::recovery::Asked;
 use super::{FanOut, Node, argument};
 use crate::base::capacity::shrink_map;
-use crate::base::clock::{SteadyTime, WallTime};
+use crate::base::clock::SteadyTime;
 use crate::base::error::{Error, ErrorCode, Refusal};
 use crate::base::names;
 use crate::base::priority::{Priority, SlowConsumer};
@@ -24,7 +24,7 @@ impl Node {
         names::check_client_id(client_id).map_err(argument)?;
         names::check_channel_name(channel).map_err(argument)?;
         loop {
-            let client = self.client_or_new(client_id);
+            let client = self.clients.get_or_add(client_id);
             if self.add_member(&client, channel) {
                 return Ok(());
             }
@@ -37,7 +37,7 @@ impl Node {
     pub fn unsubscribe(&self, client_id: &str, channel: &str) -> Result<(), Error> {
         names::check_client_id(client_id).map_err(argument)?;
         names::check_channel_name(channel).map_err(argument)?;
-        let client = self.clients.read().get(client_id).cloned();
+        let client = self.clients.get(client_id);
         if let Some(client) = client {
             self.leave(&client, channel);
         }
@@ -99,7 +99,7 @@ impl Node {
         let is_idle = state.end_if_idle();
         drop(state);
         if is_idle {
-            self.remove_client(&client.id);
+            self.clients.remove(&client.id);
         }
         Some(self.notice(&channel, Notice::Left, &client.id, total))
     }
@@ -141,7 +141,7 @@ impl Node {
         shrink_map(&mut channels);
         drop(channels);
         for id in ids {
-            let Some(client) = self.clients.read().get(&id).cloned() else {
+            let Some(client) = self.clients.get(&id) else {
                 continue;
             };
             let mut state = client.state.lock();
@@ -167,7 +167,7 @@ impl Node {
             let is_idle = state.end_if_idle();
             drop(state);
             if is_idle {
-                self.remove_client(&id);
+                self.clients.remove(&id);
             }
         }
         self.forget_channel(name);
@@ -235,25 +235,6 @@ impl Node {
         channel
     }
 
-    /// Forgets a client of whom nothing more is known.
-    pub(super) fn remove_client(&self, id: &str) {
-        let mut clients = self.clients.write();
-        clients.remove(id);
-        shrink_map(&mut clients);
-    }
-
-    pub(super) fn client_or_new(&self, id: &str) -> Arc<Client> {
-        if let Some(client) = self.clients.read().get(id) {
-            return Arc::clone(client);
-        }
-        let mut clients = self.clients.write();
-        let id: Arc<str> = id.into();
-        let client = clients
-            .entry(Arc::clone(&id))
-            .or_insert_with(|| Arc::new(Client::new(id, WallTime::now(), None)));
-        Arc::clone(client)
-    }
-
     /// Puts a client on a channel; false when the client has ended meanwhile.
     pub(super) fn add_member(&self, client: &Arc<Client>, name: &str) -> bool {
         let mut state = client.state.lock();
@@ -298,12 +279,12 @@ impl Node {
                 let total = members.roster.len();
                 if let Some(asked) = asked {
                     let frame = self.join_reply(asked, &channel.name, history, history.top, total);
-                    self.push_direct(asked.connection_id, frame);
+                    self.shards.push_direct(asked.connection_id, frame);
                 }
                 if let Some(connection_id) = state.connection_id {
                     members.interest.add(connection_id.shard);
                     // under the stream's lock, so that it takes its place between publications
-                    self.push(
+                    self.shards.push(
                         connection_id.shard,
                         Delivery::Subscribe {
                             connection_id,
@@ -347,7 +328,7 @@ impl Node {
     }
 
     fn push_unsubscribe(&self, connection_id: ConnectionId, channel: &Channel) {
-        self.push(
+        self.shards.push(
             connection_id.shard,
             Delivery::Unsubscribe {
                 connection_id,
@@ -378,7 +359,7 @@ impl Node {
             );
         }
         // goodbyes to all need no leaves
-        if self.is_draining() || self.shards.load().is_empty() {
+        if self.shards.is_draining() || self.shards.is_empty() {
             return told;
         }
         let (tell, joins_before) = {

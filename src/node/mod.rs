@@ -1,11 +1,12 @@
 //! What a process knows, and the verbs that work on it. Every verb runs on the thread that calls it.
 //!
-//! `base/lock_rank.rs` has the order of locks. The map of clients is always locked alone.
+//! `base/lock_rank.rs` has the order of locks.
 
 mod answer;
 mod away;
 mod channel;
 mod client;
+mod clients;
 mod counters;
 mod delivery;
 mod empty;
@@ -19,6 +20,8 @@ mod recovery;
 mod report;
 mod saved;
 mod session;
+mod shards;
+mod stamps;
 mod token;
 
 pub use answer::NodeCalls;
@@ -27,14 +30,13 @@ pub use client::{Client, Peer};
 pub use counters::Counters;
 pub use delivery::{ConnectionId, Delivery, DeliveryOptions, ShardHandle};
 pub use execute::{Backpressure, FanOut};
-pub use report::Incoming;
 pub use session::{Connected, Greeting};
+pub use shards::{Incoming, Shards};
 
 use crate::base::clock::{LastTime, WallTime};
 use crate::base::error::{Disconnect, Error, Refusal};
 use crate::base::fork::{ForkSensitive, OwningProcess};
 use crate::base::names;
-use crate::base::priority::Priority;
 use crate::base::sync::{Mutex, Rank, RwLock};
 use crate::core::events::{Detail, Event, EventQueue, LogLevel};
 use crate::core::hub::{ChannelKey, ChannelKeys};
@@ -47,11 +49,12 @@ use crate::settings::config::Config;
 use crate::settings::socket_limits::SocketLimits;
 use crate::wire::frame::EncodedFrame;
 use crate::wire::messages::{self, Stamp};
-use arc_swap::ArcSwap;
 use away::{Due, Expected};
+use clients::Clients;
 use empty::EmptyChannels;
 use idempotency::Idempotency;
 use mailroom::Mailed;
+use stamps::Stamps;
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -62,6 +65,9 @@ pub struct Node {
     pub config: Arc<Config>,
     pub events: EventQueue,
     pub counters: Counters,
+    pub shards: Shards,
+    clients: Clients,
+    stamps: Stamps,
     broker: Arc<dyn Broker>,
     store: Arc<dyn Store>,
     /// The process that opened the store and took in what was saved; none after `close_store`.
@@ -70,10 +76,6 @@ pub struct Node {
     restoring: Mutex<()>,
     store_use: ForkSensitive,
     channels: RwLock<HashMap<Arc<str>, Arc<Channel>>>,
-    clients: RwLock<HashMap<Arc<str>, Arc<Client>>>,
-    socket_limits: ArcSwap<SocketLimits>,
-    /// Clients of `clients` that are connected.
-    connected: AtomicUsize,
     /// Clients of `clients` that are away.
     away: AtomicUsize,
     /// Bytes that they take, about.
@@ -109,15 +111,8 @@ pub struct Node {
     held_peak: AtomicUsize,
     /// Channels with notices that wait.
     noticed: Mutex<Vec<Arc<Channel>>>,
-    shards: ArcSwap<Vec<Arc<ShardHandle>>>,
-    draining: AtomicBool,
     channel_keys: ChannelKeys,
-    next_message: AtomicU64,
-    message_seed: u64,
 }
-
-/// How long a publisher of the application waits for a full inbox before it goes on all the same.
-const MAX_HOLD: Duration = Duration::from_secs(5);
 
 /// Messages of which it is known what became of them.
 const KNOWN_RECEIPTS: usize = 100_000;
@@ -145,9 +140,7 @@ impl Node {
             restoring: Mutex::new(Rank::Restore, ()),
             store_use: ForkSensitive::default(),
             channels: RwLock::new(Rank::Channels, HashMap::new()),
-            clients: RwLock::default(),
-            socket_limits: ArcSwap::from_pointee(SocketLimits::of_settings(&config)),
-            connected: AtomicUsize::new(0),
+            clients: Clients::default(),
             away: AtomicUsize::new(0),
             away_bytes: AtomicUsize::new(0),
             next_away: AtomicU64::new(1),
@@ -169,11 +162,9 @@ impl Node {
             empty_channels: Mutex::default(),
             held_peak: AtomicUsize::new(0),
             noticed: Mutex::default(),
-            shards: ArcSwap::default(),
-            draining: AtomicBool::new(false),
+            shards: Shards::new(SocketLimits::of_settings(&config)),
+            stamps: Stamps::new(),
             channel_keys: ChannelKeys::default(),
-            next_message: AtomicU64::new(0),
-            message_seed: crate::base::random::random_u64(),
             config,
         };
         for name in node.permanent_channels() {
@@ -233,32 +224,8 @@ impl Node {
         }
     }
 
-    /// Sets for how many connections the process has room.
-    pub fn set_socket_limits(&self, capacity: SocketLimits) {
-        self.socket_limits.store(Arc::new(capacity));
-    }
-
-    pub fn socket_limits(&self) -> SocketLimits {
-        **self.socket_limits.load()
-    }
-
-    /// Puts shards behind the node. Their inboxes get what follows.
-    pub fn attach(&self, shards: Vec<Arc<ShardHandle>>) {
-        self.draining.store(false, Ordering::Release);
-        self.shards.store(Arc::new(shards));
-    }
-
-    pub fn detach(&self) {
-        self.shards.store(Arc::default());
-    }
-
-    pub fn shards(&self) -> Arc<Vec<Arc<ShardHandle>>> {
-        self.shards.load_full()
-    }
-
-    /// Tells every shard to say goodbye and end.
+    /// Tells every shard to close its connections and to end.
     pub fn drain(&self) {
-        self.draining.store(true, Ordering::Release);
         if let Some(name) = self.events.wanted("server_shutdown") {
             self.event(
                 name,
@@ -267,23 +234,21 @@ impl Node {
                 Detail::Message(messages::GOODBYE.to_owned()),
             );
         }
-        for handle in self.shards.load().iter() {
-            handle.inbox.push(Delivery::Drain);
-        }
+        self.shards.drain();
     }
 
     /// One client's goodbye: with a time of its own to come back, so that they do not all come at once.
     pub fn goodbye(&self) -> EncodedFrame {
         let window = self.config.reconnect_window.as_millis() as u64;
         let after = crate::base::random::random_u64() % (window + 1);
-        let stamp = self.stamp();
+        let stamp = self.stamps.next();
         encode(|out| messages::write_shutdown(out, stamp, after))
     }
 
     /// Tells a client that messages of a channel were dropped for it. It need not recover, for the channel's policy is
     /// to go on without them; it can.
     pub fn gap(&self, channel: &Channel, dropped: &Dropped) -> EncodedFrame {
-        let stamp = self.stamp();
+        let stamp = self.stamps.next();
         encode(|out| {
             messages::write_gap(out, stamp, &channel.name, |out| {
                 if let Some(epoch) = channel.epoch() {
@@ -314,13 +279,9 @@ impl Node {
             .cloned()
     }
 
-    pub fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Acquire)
-    }
-
     /// The heartbeat that pages can see; one for all connections that are due.
     pub fn heartbeat(&self) -> EncodedFrame {
-        let stamp = self.stamp();
+        let stamp = self.stamps.next();
         encode(|out| messages::write_ping(out, stamp))
     }
 
@@ -384,58 +345,9 @@ impl Node {
         channel.settings.durable && self.store.is_durable()
     }
 
-    /// True while some shard has more to do than may wait: clients are to be read no further.
-    pub fn is_congested(&self) -> bool {
-        self.shards
-            .load()
-            .iter()
-            .any(|handle| handle.inbox.is_full())
-    }
-
     /// True while the publishers of a channel wait for its subscribers.
     pub fn is_full(&self, channel: &Channel) -> bool {
         !self.config.publisher_hold.is_zero() && channel.is_full(self.config.max_pending_bytes / 4)
-    }
-
-    /// True while some shard has not finished its large fan-outs.
-    pub fn has_backlog(&self) -> bool {
-        self.shards
-            .load()
-            .iter()
-            .any(|handle| handle.has_backlog.load(Ordering::Relaxed))
-    }
-
-    /// Wakes every shard, to look again at what it held back.
-    pub fn wake_shards(&self) {
-        for handle in self.shards.load().iter() {
-            handle.inbox.wake();
-        }
-    }
-
-    /// Through the inbox, so that it leaves behind what was published before it.
-    fn push_direct(&self, connection_id: ConnectionId, frame: EncodedFrame) {
-        self.push(
-            connection_id.shard,
-            Delivery::Direct {
-                connection_id,
-                frame,
-                priority: Priority::Normal,
-                receipt: None,
-            },
-        );
-    }
-
-    fn push(&self, shard: usize, delivery: Delivery) {
-        if let Some(handle) = self.shards.load().get(shard) {
-            handle.inbox.push(delivery);
-        }
-    }
-
-    /// Holds the application back while a shard has more to do than may wait.
-    fn wait_for_room(&self) {
-        for handle in self.shards.load().iter() {
-            handle.inbox.wait_for_room(MAX_HOLD);
-        }
     }
 
     fn check_size(&self, size: usize) -> Result<(), Error> {
@@ -480,14 +392,6 @@ impl Node {
         });
     }
 
-    fn stamp(&self) -> Stamp {
-        let number = self.next_message.fetch_add(1, Ordering::Relaxed);
-        Stamp {
-            id: mix(self.message_seed.wrapping_add(number)),
-            at: WallTime::now(),
-        }
-    }
-
     fn permanent_channels(&self) -> [&str; 4] {
         [
             &self.config.default_channel,
@@ -524,11 +428,4 @@ fn encode(write: impl FnOnce(&mut Vec<u8>)) -> EncodedFrame {
 
 fn argument(refusal: Refusal) -> Error {
     Error::Argument(refusal.message)
-}
-
-/// A permutation of the 64-bit numbers (the finalizer of `SplitMix64`), so that ids in a row look unlike.
-fn mix(mut number: u64) -> u64 {
-    number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    number ^ (number >> 31)
 }

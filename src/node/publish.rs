@@ -17,7 +17,6 @@ use crate::ports::store::{Change, Committed, KeyResult, LostFlag, StoreError, Us
 use crate::wire::frame::EncodedFrame;
 use crate::wire::messages::{self, Publication};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 impl Node {
     /// Publishes on a channel, which it makes if there is none.
@@ -45,7 +44,7 @@ impl Node {
         })?;
         self.restore()?;
         if options.priority < Priority::Emergency {
-            self.wait_for_room();
+            self.shards.wait_for_room();
         }
         let new = NewPublication {
             channel,
@@ -75,7 +74,7 @@ impl Node {
             b",\"severity\":\"critical\",\"source\":\"tantor_emergency_system\"}",
         );
         let mut recipients = 0;
-        let stamp = self.stamp();
+        let stamp = self.stamps.next();
         {
             // nobody comes or goes meanwhile, so that everybody gets it, and gets it once
             let mut emergencies = self.emergencies.write();
@@ -96,7 +95,7 @@ impl Node {
             self.publish_on(names::EMERGENCY_CHANNEL, encode_at, |frame| {
                 let shards = self.shards.load();
                 if !shards.is_empty() {
-                    recipients = self.connected.load(Ordering::Acquire);
+                    recipients = self.clients.connected();
                 }
                 let receipt = self.receipts.open(stamp.id, recipients);
                 for handle in shards.iter() {
@@ -322,7 +321,7 @@ impl Node {
 
     pub(super) fn encode_publication(&self, publication: &Publication<'_>) -> EncodedFrame {
         self.counters.encoded.add(1);
-        let stamp = self.stamp();
+        let stamp = self.stamps.next();
         encode(|out| messages::write_publication(out, stamp, publication))
     }
 
@@ -475,7 +474,7 @@ impl Node {
             let was_full = node.is_full(&channel);
             let channel = channel.into_channel();
             if was_full && !node.is_full(&channel) {
-                node.wake_shards();
+                node.shards.wake();
             }
         })
     }

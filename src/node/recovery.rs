@@ -121,7 +121,7 @@ impl Node {
                 history.top
             };
             let frame = self.join_reply(asked, &channel.name, history, through, subscribers);
-            self.push_direct(asked.connection_id, frame);
+            self.shards.push_direct(asked.connection_id, frame);
         });
     }
 
@@ -134,7 +134,7 @@ impl Node {
         through: u64,
         subscribers: usize,
     ) -> EncodedFrame {
-        let stamp = self.stamp();
+        let stamp = self.stamps.next();
         encode(|out| {
             messages::write_reply(out, stamp, asked.reference, channel, |out| {
                 messages::write_json(out, "epoch", messages::epoch_text(history.epoch));

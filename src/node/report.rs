@@ -1,6 +1,6 @@
 //! What the node tells about itself.
 
-use super::{Channel, Client, Node, ShardHandle};
+use super::{Channel, Client, Node};
 use crate::base::names::EMERGENCY_CHANNEL;
 use crate::core::events::LogLevel;
 use crate::ports::broker::HistorySize;
@@ -8,16 +8,7 @@ use crate::ports::calls::{ChannelInfo, ConnectionInfo};
 use crate::ports::store::Health;
 use crate::settings::channel_kind::ChannelKind;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-
-/// What has arrived from sockets and is not complete yet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Incoming {
-    /// Sockets whose request head has not arrived in full.
-    pub handshakes: usize,
-    /// Bytes of messages and request heads that have not arrived in full.
-    pub unfinished_bytes: usize,
-}
+use std::sync::atomic::Ordering;
 
 impl Node {
     /// Logs, once, that a client offered subprotocols of which none was selected: browsers end such a connection.
@@ -35,28 +26,13 @@ impl Node {
         });
     }
 
-    /// What has arrived from sockets and is not complete yet.
-    pub fn incoming(&self) -> Incoming {
-        let shards = self.shards();
-        let sum = |gauge: fn(&ShardHandle) -> &AtomicUsize| {
-            let values = shards
-                .iter()
-                .map(|handle| gauge(handle).load(Ordering::Relaxed));
-            values.sum()
-        };
-        Incoming {
-            handshakes: sum(|handle| &handle.handshakes),
-            unfinished_bytes: sum(|handle| &handle.unfinished_bytes),
-        }
-    }
-
     /// The most that the system may hold in the buffers of all connections; `None` where the system sizes them.
     pub fn socket_buffer_bytes(&self) -> Option<usize> {
         let (send, receive) = (
             self.config.send_buffer_bytes,
             self.config.receive_buffer_bytes,
         );
-        let sockets = self.connection_count() + self.incoming().handshakes;
+        let sockets = self.connection_count() + self.shards.incoming().handshakes;
         // the system takes twice what it is asked for, for its own bookkeeping (socket(7), SO_SNDBUF)
         (send > 0 && receive > 0).then(|| sockets * 2 * (send + receive))
     }
@@ -117,7 +93,7 @@ impl Node {
 
     /// Ids of the connected clients, in the order in which they connected.
     pub fn connection_ids(&self) -> Vec<Arc<str>> {
-        let clients: Vec<_> = self.clients.read().values().cloned().collect();
+        let clients = self.clients.all();
         let mut connected: Vec<_> = clients
             .iter()
             .filter(|client| client.state.lock().connection_id.is_some())
@@ -128,17 +104,17 @@ impl Node {
     }
 
     pub fn connection_count(&self) -> usize {
-        self.connected.load(Ordering::Acquire)
+        self.clients.connected()
     }
 
     pub fn has_connection(&self, client_id: &str) -> bool {
-        let client = self.clients.read().get(client_id).cloned();
+        let client = self.clients.get(client_id);
         client.is_some_and(|client| client.state.lock().connection_id.is_some())
     }
 
     /// `None` for a client that is not connected.
     pub fn connection_info(&self, client_id: &str) -> Option<ConnectionInfo> {
-        let client = self.clients.read().get(client_id).cloned()?;
+        let client = self.clients.get(client_id)?;
         let state = client.state.lock();
         state.connection_id?;
         Some(ConnectionInfo {
@@ -167,25 +143,6 @@ impl Node {
         names
     }
 
-    /// Bytes that wait for shards.
-    pub fn inbox_bytes(&self) -> usize {
-        let shards = self.shards.load();
-        shards.iter().map(|handle| handle.inbox.bytes()).sum()
-    }
-
-    /// Frames and bytes that wait for sockets, those that wait for shards included.
-    pub fn queued(&self) -> (usize, usize) {
-        self.shards
-            .load()
-            .iter()
-            .fold((0, 0), |(frames, bytes), handle| {
-                (
-                    frames + handle.inbox.len() + handle.queued_frames.load(Ordering::Relaxed),
-                    bytes + handle.inbox.bytes() + handle.queued_bytes.load(Ordering::Relaxed),
-                )
-            })
-    }
-
     /// What is kept of all channels.
     pub fn history_size(&self) -> HistorySize {
         self.broker.size()
@@ -203,7 +160,7 @@ impl Node {
 
     /// Connections with the most bytes that wait for their sockets, the worst first: client id and bytes.
     pub fn worst_connections(&self, count: usize) -> Vec<(Arc<str>, usize)> {
-        let clients: Vec<_> = self.clients.read().values().cloned().collect();
+        let clients = self.clients.all();
         let mut waiting: Vec<_> = clients
             .iter()
             .map(|client| (client.queued_bytes(), client))

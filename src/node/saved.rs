@@ -7,7 +7,6 @@ use super::token::Session;
 use crate::base::clock::WallTime;
 use crate::ports::store::{Change, SavedClient};
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 impl Node {
@@ -66,15 +65,11 @@ impl Node {
         mut memberships: HashMap<Arc<str>, Vec<Arc<str>>>,
     ) {
         for saved in clients {
-            let client = {
-                let mut known = self.clients.write();
-                let Entry::Vacant(vacant) = known.entry(Arc::clone(&saved.id)) else {
-                    continue;
-                };
-                let client = Client::new(Arc::clone(&saved.id), saved.joined, None);
-                client.ping(saved.last_ping);
-                client.note_spoken();
-                Arc::clone(vacant.insert(Arc::new(client)))
+            let client = Client::new(Arc::clone(&saved.id), saved.joined, None);
+            client.ping(saved.last_ping);
+            client.note_spoken();
+            let Some(client) = self.clients.add(client) else {
+                continue;
             };
             let mut state = client.state.lock();
             state.session = Some(Session::restored(

@@ -7,13 +7,11 @@ use super::{Channel, Node, Notice, argument};
 use crate::base::clock::{SteadyTime, WallTime};
 use crate::base::error::{Disconnect, Error};
 use crate::base::names;
-use crate::base::random::random_u64;
 use crate::core::events::{Detail, LogLevel};
 use crate::core::outbound::Unwritten;
 use crate::ports::store::Change;
 use crate::wire::frame::EncodedFrame;
 use crate::wire::messages::{self, ResumeOutcome, WelcomeFields};
-use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -116,7 +114,7 @@ impl Node {
                 if state.session.is_some() && disconnect.is_abrupt() {
                     self.keep_unwritten(client, &mut state, unwritten);
                 }
-                self.connected.fetch_sub(1, Ordering::AcqRel);
+                self.clients.release();
                 self.lose(client, state, connection_id, disconnect);
             }
         }
@@ -136,7 +134,7 @@ impl Node {
             ));
         }
         loop {
-            let client = self.client_or_new(client_id);
+            let client = self.clients.get_or_add(client_id);
             let mut state = client.state.lock();
             if state.removed {
                 continue;
@@ -167,13 +165,13 @@ impl Node {
 
     /// What the application attached to a client, as JSON; `None` when nothing is known.
     pub fn user_data(&self, client_id: &str) -> Option<bytes::Bytes> {
-        let client = self.clients.read().get(client_id).cloned()?;
+        let client = self.clients.get(client_id)?;
         client.state.lock().user_data.clone()
     }
 
     /// Keeps what the application attached to a client, as JSON, as long as the client is known.
     pub fn set_user_data(&self, client_id: &str, json: Vec<u8>) {
-        let client = self.clients.read().get(client_id).cloned();
+        let client = self.clients.get(client_id);
         if let Some(client) = client {
             let mut state = client.state.lock();
             state.user_data = Some(json.into());
@@ -221,21 +219,11 @@ impl Node {
         greeting: &Greeting<'_>,
         outcome: Option<ResumeOutcome<'_>>,
     ) -> Option<Connected> {
-        let now = WallTime::now();
         let emergencies = self.emergencies.read();
-        if !self.reserve() {
+        if !self.clients.reserve(self.shards.limits().connections) {
             return None;
         }
-        let client = loop {
-            let id: Arc<str> = format!("client_{:016x}", random_u64()).into();
-            if let Entry::Vacant(vacant) = self.clients.write().entry(Arc::clone(&id)) {
-                break Arc::clone(vacant.insert(Arc::new(Client::new(
-                    id,
-                    now,
-                    Some(connection_id),
-                ))));
-            }
-        };
+        let client = self.clients.add_connected(connection_id);
         client.begin_connection(false, greeting.peer);
         let mut state = client.state.lock();
         state.acknowledges = greeting.acknowledges;
@@ -255,15 +243,6 @@ impl Node {
         })
     }
 
-    /// Counts one more connection, if one more may be.
-    fn reserve(&self) -> bool {
-        let most = self.socket_limits().connections;
-        let one_more = |connected| (connected < most).then_some(connected + 1);
-        self.connected
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more)
-            .is_ok()
-    }
-
     /// The client that a token stands for; its mail and its channels follow by way of the inbox.
     fn resume(
         &self,
@@ -273,7 +252,7 @@ impl Node {
     ) -> Result<Connected, Unresumed> {
         let refused = Unresumed::Refused;
         let (id, secret) = read_token(token).ok_or(refused(MALFORMED))?;
-        let client = self.clients.read().get(&*id).cloned();
+        let client = self.clients.get(&id);
         let client = client.ok_or(refused(UNKNOWN))?;
         let emergencies = self.emergencies.read();
         let mut guard = client.state.lock();
@@ -284,7 +263,8 @@ impl Node {
             .filter(|_| !state.removed)
             .ok_or(refused(UNKNOWN))?;
         let used = session.find(&secret).ok_or(refused(USED))?;
-        if state.connection_id.is_none() && !self.reserve() {
+        if state.connection_id.is_none() && !self.clients.reserve(self.shards.limits().connections)
+        {
             return Err(Unresumed::Full);
         }
         session.rotate(used);
@@ -358,7 +338,7 @@ impl Node {
             }
             members.interest.add(connection_id.shard);
             joined.live_from = history.top;
-            self.push(
+            self.shards.push(
                 connection_id.shard,
                 Delivery::Subscribe {
                     connection_id,
@@ -375,7 +355,7 @@ impl Node {
                 client.id
             )
         });
-        self.push(
+        self.shards.push(
             old.shard,
             Delivery::Close {
                 connection_id: old,
@@ -396,7 +376,7 @@ impl Node {
             .session
             .as_ref()
             .map(|session| session.token(&client.id));
-        let stamp = self.stamp();
+        let stamp = self.stamps.next();
         let fields = WelcomeFields {
             resume: token
                 .as_deref()
@@ -431,7 +411,7 @@ impl Node {
         }
         self.expect(client, &mut state, Vec::new());
         self.save_client(client, &state);
-        if self.config.leave_delay.is_zero() || self.is_draining() {
+        if self.config.leave_delay.is_zero() || self.shards.is_draining() {
             self.leave_all(client, state);
         } else {
             if let Some(away) = &state.away {
@@ -552,7 +532,7 @@ impl Node {
         self.tell_left(client, left);
         drop(state);
         if is_gone {
-            self.remove_client(&client.id);
+            self.clients.remove(&client.id);
         }
         // only the client itself could repeat its publications, and the client does not return
         self.clients_published_once.forget_client(&client.id);

@@ -85,7 +85,7 @@ impl Acceptor {
     }
 
     fn hand_over(&self, accepted: &mut Vec<Accepted>) {
-        let shards = self.node.shards();
+        let shards = self.node.shards.all();
         if shards.is_empty() {
             accepted.clear();
             return;

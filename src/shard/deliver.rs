@@ -46,7 +46,7 @@ impl Shard {
         }
         if self.handle.inbox.settle(settled) {
             // others may hold back because of this inbox
-            self.node.wake_shards();
+            self.node.shards.wake();
         }
     }
 

@@ -141,7 +141,7 @@ impl Shard {
             }
         }
         if std::mem::take(&mut self.stalls.has_ended) {
-            self.node.wake_shards();
+            self.node.shards.wake();
         }
     }
 
@@ -165,8 +165,8 @@ impl Shard {
             return;
         }
         let events = self.node.events.must_hold_back();
-        let inbox = self.node.is_congested();
-        let backlog = self.has_backlog() || self.node.has_backlog();
+        let inbox = self.node.shards.is_congested();
+        let backlog = self.has_backlog() || self.node.shards.has_backlog();
         let waits_for_room = !self.config.publisher_hold.is_zero();
         let mut held = std::mem::take(&mut self.held);
         held.retain_mut(|(slot, hold)| {

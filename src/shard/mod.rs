@@ -134,7 +134,7 @@ impl Shard {
         drained: flume::Sender<()>,
     ) -> Self {
         let config = Arc::clone(&node.config);
-        let max_transient = (node.socket_limits().handshakes / config.shards).max(1);
+        let max_transient = (node.shards.limits().handshakes / config.shards).max(1);
         Self {
             index,
             tick: tick_of(&config),

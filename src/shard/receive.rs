@@ -292,7 +292,7 @@ impl Shard {
                     "/" => handshake::index_response(is_head),
                     "/favicon.ico" => handshake::icon_response(is_head),
                     "/healthz" => {
-                        let is_draining = is_draining || self.node.is_draining();
+                        let is_draining = is_draining || self.node.shards.is_draining();
                         handshake::health_response(
                             is_draining,
                             self.node.connection_count(),
@@ -484,7 +484,7 @@ impl Shard {
         };
         if backpressure.told && self.node.events.must_hold_back() {
             Some(Hold::Events)
-        } else if backpressure.published && self.node.is_congested() {
+        } else if backpressure.published && self.node.shards.is_congested() {
             Some(Hold::Inbox)
         } else {
             backpressure.fan_out.as_ref().and_then(behind)

@@ -71,7 +71,7 @@ impl Shard {
         self.handle
             .unfinished_bytes
             .store(self.unfinished_bytes, Ordering::Relaxed);
-        let shards = self.node.shards();
+        let shards = self.node.shards.all();
         let held = |handle: &Arc<ShardHandle>| handle.unfinished_bytes.load(Ordering::Relaxed);
         let total: usize = shards.iter().map(held).sum();
         if total <= limit {

@@ -88,7 +88,7 @@ impl Shard {
         let has_backlog = self.has_backlog();
         if self.handle.has_backlog.swap(has_backlog, Ordering::Relaxed) && !has_backlog {
             // publishers on other shards may go on
-            self.node.wake_shards();
+            self.node.shards.wake();
         }
     }
 
@@ -148,7 +148,7 @@ impl Shard {
     /// Looks at what the other shards have queued.
     pub(super) fn look_at_others(&mut self) {
         self.others = Others::default();
-        for handle in self.node.shards().iter() {
+        for handle in self.node.shards.all().iter() {
             if !Arc::ptr_eq(handle, &self.handle) {
                 let queued = handle.queued_bytes.load(Ordering::Relaxed);
                 self.others.queued += queued;
@@ -161,7 +161,7 @@ impl Shard {
     /// has most to let go of does so.
     pub(super) fn make_room(&mut self) {
         if self.must_wait_for_others() {
-            self.node.wake_shards();
+            self.node.shards.wake();
             return;
         }
         while self.would_overfill(0) {

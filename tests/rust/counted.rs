@@ -58,7 +58,7 @@ fn one_encode_and_one_push_a_shard_for_ten_thousand_subscribers() {
     let shards: Vec<_> = (0..4)
         .map(|_| Arc::new(ShardHandle::new(usize::MAX)))
         .collect();
-    node.attach(shards.clone());
+    node.shards.attach(shards.clone());
     for number in 0..10_000_u32 {
         let connection_id = ConnectionId {
             shard: number as usize % 3,

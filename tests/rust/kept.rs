@@ -303,7 +303,7 @@ fn durable_is_refused_where_nothing_is_kept() {
 fn an_emergency_waits_for_no_shard_that_is_behind() {
     let node = node_over(Arc::new(MemoryStore), Config::default());
     let handle = Arc::new(ShardHandle::new(1));
-    node.attach(vec![Arc::clone(&handle)]);
+    node.shards.attach(vec![Arc::clone(&handle)]);
     node.connect(PLACE, &Greeting::default()).unwrap();
     handle.inbox.push(Delivery::Drain);
     assert!(handle.inbox.is_full());
@@ -326,7 +326,7 @@ fn an_emergency_waits_for_no_shard_that_is_behind() {
 fn a_connection_knows_which_emergencies_went_out_before_it_came() {
     let node = node_over(Arc::new(MemoryStore), Config::default());
     let handle = Arc::new(ShardHandle::new(1 << 20));
-    node.attach(vec![Arc::clone(&handle)]);
+    node.shards.attach(vec![Arc::clone(&handle)]);
     assert_eq!(emergency(&node, "one"), 0);
     assert_eq!(
         node.connect(PLACE, &Greeting::default())

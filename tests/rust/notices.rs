@@ -28,7 +28,8 @@ fn a_client_cannot_return_while_its_leave_is_being_told() {
         as_broker,
         Arc::new(MemoryStore),
     ));
-    node.attach(vec![Arc::new(ShardHandle::new(usize::MAX))]);
+    node.shards
+        .attach(vec![Arc::new(ShardHandle::new(usize::MAX))]);
     let connection_id = ConnectionId {
         shard: 0,
         slot: 0,

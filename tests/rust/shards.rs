@@ -20,7 +20,7 @@ pub fn node_with_shards(config: Config, shards: usize) -> (Arc<Node>, Vec<Arc<Sh
     let shards: Vec<_> = (0..shards)
         .map(|_| Arc::new(ShardHandle::new(usize::MAX)))
         .collect();
-    node.attach(shards.clone());
+    node.shards.attach(shards.clone());
     (node, shards)
 }
 

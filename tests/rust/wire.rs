@@ -210,7 +210,7 @@ fn a_slow_consumer_is_closed_with_3008_and_others_get_everything() {
     );
     assert!(node.counters.dropped_slow_consumer.get() > 0);
     assert_eq!(slow.close_code(), 3008);
-    eventually("nothing waits any more", || node.queued() == (0, 0));
+    eventually("nothing waits any more", || node.shards.queued() == (0, 0));
 }
 
 #[test]
@@ -219,7 +219,7 @@ fn an_emergency_overtakes_what_waits() {
     let mut peer = served.client();
     let node = served.0.node();
     let data = format!("\"{}\"", "x".repeat(100_000));
-    let handle = Arc::clone(&node.shards()[0]);
+    let handle = Arc::clone(&node.shards.all()[0]);
     // what is counted after a turn is what the socket did not take
     while handle.queued_bytes.load(Ordering::Relaxed) < 5_000_000 {
         broadcast(node, "jungle", "big", data.as_bytes());
@@ -228,7 +228,7 @@ fn an_emergency_overtakes_what_waits() {
     let before = node.counters.publications.get();
     assert_eq!(emergency(node, "fire"), 1);
     eventually("the emergency is queued", || {
-        served.0.node().shards()[0].inbox.is_empty()
+        served.0.node().shards.all()[0].inbox.is_empty()
     });
     let mut ahead = 0;
     while peer.json()["event"] != "emergency_alert" {
@@ -298,7 +298,7 @@ fn what_waits_is_counted_right_when_emergencies_meet_half_written_runs() {
             message["event"] == "big" || message["event"] == "emergency_alert"
         });
     }
-    eventually("nothing waits any more", || node.queued() == (0, 0));
+    eventually("nothing waits any more", || node.shards.queued() == (0, 0));
 }
 
 #[test]
@@ -341,7 +341,7 @@ fn floods_of_replies_leave_others_served_and_memory_bounded() {
     let node = served.0.node();
     let mut most = 0;
     while node.connection_count() > 1 {
-        most = most.max(node.queued().1);
+        most = most.max(node.shards.queued().1);
         healthy.text(r#"{"action":"ping"}"#);
         healthy.json_where(|message| message["pong"] == true);
     }
