@@ -153,9 +153,9 @@ impl EventQueue {
     /// Logs a line, unless its level is too low, or the same place in the code has logged too many above DEBUG lately.
     #[track_caller]
     pub fn log(&self, level: LogLevel, logger: &'static str, message: impl FnOnce() -> String) {
-        let connection_id = Location::caller();
+        let location = Location::caller();
         if self.logs(level)
-            && (level == LogLevel::Debug || self.throttle.admits(connection_id, SteadyTime::now()))
+            && (level == LogLevel::Debug || self.throttle.admits(location, SteadyTime::now()))
         {
             self.tell(Told::Log(LogRecord {
                 level,
@@ -167,14 +167,14 @@ impl EventQueue {
 
     /// Logs how many lines were withheld in the last period. To be called about once a second.
     pub fn log_withheld(&self) {
-        for (connection_id, count) in self.throttle.end_periods(SteadyTime::now()) {
+        for (location, count) in self.throttle.end_periods(SteadyTime::now()) {
             self.tell(Told::Log(LogRecord {
                 level: LogLevel::Warning,
                 logger: "server",
                 message: format!(
                     "{count} more lines like those of {}:{} were not logged",
-                    connection_id.file(),
-                    connection_id.line()
+                    location.file(),
+                    location.line()
                 ),
             }));
         }

@@ -65,8 +65,8 @@ impl Hub {
             return;
         };
         if let Some(at) = places.iter().position(|(key, _)| *key == channel) {
-            let (_, connection_id) = places.swap_remove(at);
-            self.take_out(channel, connection_id);
+            let (_, index) = places.swap_remove(at);
+            self.take_out(channel, index);
         }
     }
 
@@ -75,20 +75,20 @@ impl Hub {
         let Some(places) = self.places.get_mut(slot as usize) else {
             return;
         };
-        for (channel, connection_id) in std::mem::take(places) {
-            self.take_out(channel, connection_id);
+        for (channel, index) in std::mem::take(places) {
+            self.take_out(channel, index);
         }
     }
 
-    fn take_out(&mut self, channel: ChannelKey, connection_id: u32) {
+    fn take_out(&mut self, channel: ChannelKey, index: u32) {
         let Some(subscribers) = self.channels.get_mut(&channel) else {
             return;
         };
-        subscribers.swap_remove(connection_id as usize);
-        if let Some(moved) = subscribers.get(connection_id as usize) {
+        subscribers.swap_remove(index as usize);
+        if let Some(moved) = subscribers.get(index as usize) {
             let places = &mut self.places[*moved as usize];
             if let Some(entry) = places.iter_mut().find(|(key, _)| *key == channel) {
-                entry.1 = connection_id;
+                entry.1 = index;
             }
         }
         if subscribers.is_empty() {

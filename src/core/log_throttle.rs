@@ -27,9 +27,9 @@ struct Lines {
 
 impl LogThrottle {
     /// Counts a line of a place in the code. Returns false when the line is one too many and must not be logged.
-    pub fn admits(&self, connection_id: &'static Location<'static>, now: SteadyTime) -> bool {
+    pub fn admits(&self, location: &'static Location<'static>, now: SteadyTime) -> bool {
         let mut places = self.places.lock();
-        let lines = places.entry(connection_id).or_insert(Lines {
+        let lines = places.entry(location).or_insert(Lines {
             begun: now,
             count: 0,
         });
@@ -41,10 +41,10 @@ impl LogThrottle {
     pub fn end_periods(&self, now: SteadyTime) -> Vec<(&'static Location<'static>, u32)> {
         let mut places = self.places.lock();
         let mut withheld = Vec::new();
-        places.retain(|connection_id, lines| {
+        places.retain(|location, lines| {
             let is_over = now.since(lines.begun) >= PERIOD;
             if is_over && lines.count > LINES {
-                withheld.push((*connection_id, lines.count - LINES));
+                withheld.push((*location, lines.count - LINES));
             }
             !is_over
         });

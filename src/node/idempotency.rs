@@ -268,13 +268,13 @@ impl<T> Results<T> {
         let number = self.take_number();
         let owner = key.0.clone();
         let queue = self.owners.entry(owner.clone()).or_default();
-        let connection_id = queue.partition_point(|other| other.begun <= begun);
+        let index = queue.partition_point(|other| other.begun <= begun);
         let used = Used {
             begun,
             number,
             key: Arc::clone(&key),
         };
-        queue.insert(connection_id, used);
+        queue.insert(index, used);
         let count = queue.len();
         self.by_count.remove(&(count - 1, owner.clone()));
         self.by_count.insert((count, owner));

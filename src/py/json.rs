@@ -275,23 +275,23 @@ impl Failure {
 
     fn into_error(self, root: &str) -> PyErr {
         let FailureParts { problem, steps } = *self.0;
-        let mut connection_id = root.to_owned();
+        let mut location = root.to_owned();
         for step in steps.iter().rev().take(MAX_SHOWN_STEPS) {
             match step {
                 // writing to a String does not fail
-                Step::Index(index) => drop(write!(connection_id, "[{index}]")),
-                Step::Key(key) if is_identifier(key) => drop(write!(connection_id, ".{key}")),
-                Step::Key(key) => drop(write!(connection_id, "[{key:?}]")),
+                Step::Index(index) => drop(write!(location, "[{index}]")),
+                Step::Key(key) if is_identifier(key) => drop(write!(location, ".{key}")),
+                Step::Key(key) => drop(write!(location, "[{key:?}]")),
             }
         }
         if steps.len() > MAX_SHOWN_STEPS {
-            connection_id.push('…');
+            location.push('…');
         }
         match problem {
             Problem::Raised(error) => error,
-            Problem::Data(problem) => data_error(format!("{connection_id}: {problem}")),
+            Problem::Data(problem) => data_error(format!("{location}: {problem}")),
             Problem::Changed => PyRuntimeError::new_err(format!(
-                "{connection_id}: the dict changed size while it was read"
+                "{location}: the dict changed size while it was read"
             )),
         }
     }

@@ -350,9 +350,8 @@ fn write_envelope(out: &mut Vec<u8>, stamp: Stamp, channel: &str) {
 fn write_id(out: &mut Vec<u8>, stamp: Stamp) {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     out.extend_from_slice(b"\"id\":\"msg_");
-    let digits: [u8; 16] = std::array::from_fn(|connection_id| {
-        DIGITS[(stamp.id >> (60 - 4 * connection_id) & 0xf) as usize]
-    });
+    let digits: [u8; 16] =
+        std::array::from_fn(|index| DIGITS[(stamp.id >> (60 - 4 * index) & 0xf) as usize]);
     out.extend_from_slice(&digits);
     out.extend_from_slice(b"\",");
 }

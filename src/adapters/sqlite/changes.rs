@@ -101,7 +101,7 @@ impl DatabaseFile {
             }
         }
         let mut tops = HashMap::new();
-        for (connection_id, entry) in which.zip(entries) {
+        for (index, entry) in which.zip(entries) {
             let used_key = entry.item.used_key();
             let saved = used_key.map_or(Ok(()), |used| self.save_key(used));
             let applied = saved.and_then(|()| self.apply(batch, &entry.item, &mut tops));
@@ -109,7 +109,7 @@ impl DatabaseFile {
                 if is_of_the_file(&error) {
                     Failure::File(error)
                 } else {
-                    Failure::Change(connection_id, error)
+                    Failure::Change(index, error)
                 }
             })?;
         }

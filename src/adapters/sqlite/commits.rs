@@ -227,9 +227,9 @@ mod tests {
         assert_eq!(file.record(), None);
         file.begin(&RECORD).unwrap();
         assert_eq!(file.record(), Some(RECORD));
-        for connection_id in 0..RECORD_SIZE as u64 {
-            write_at(&file.file, &[0xA5], connection_id).unwrap();
-            assert_eq!(file.record(), None, "byte {connection_id}");
+        for byte in 0..RECORD_SIZE as u64 {
+            write_at(&file.file, &[0xA5], byte).unwrap();
+            assert_eq!(file.record(), None, "byte {byte}");
             file.write(&RECORD).unwrap();
         }
     }

@@ -147,22 +147,17 @@ mod tests {
     }
 
     fn step() -> impl Strategy<Value = Step> {
-        let connection_id = || 0_u64..2;
+        let either = || 0_u64..2;
         prop_oneof![
-            (connection_id(), any::<bool>())
-                .prop_map(|(stream, key)| Step::Publish { stream, key }),
-            (connection_id(), 0_u64..20)
-                .prop_map(|(stream, through)| Step::Trim { stream, through }),
-            connection_id().prop_map(|stream| Step::Forget { stream }),
-            connection_id().prop_map(|client| Step::Mail { client }),
-            (connection_id(), 0_u64..20)
-                .prop_map(|(client, number)| Step::Unmail { client, number }),
-            connection_id().prop_map(|client| Step::SaveClient { client }),
-            connection_id().prop_map(|client| Step::ForgetClient { client }),
-            (connection_id(), connection_id())
-                .prop_map(|(client, channel)| Step::Join { client, channel }),
-            (connection_id(), connection_id())
-                .prop_map(|(client, channel)| Step::Leave { client, channel }),
+            (either(), any::<bool>()).prop_map(|(stream, key)| Step::Publish { stream, key }),
+            (either(), 0_u64..20).prop_map(|(stream, through)| Step::Trim { stream, through }),
+            either().prop_map(|stream| Step::Forget { stream }),
+            either().prop_map(|client| Step::Mail { client }),
+            (either(), 0_u64..20).prop_map(|(client, number)| Step::Unmail { client, number }),
+            either().prop_map(|client| Step::SaveClient { client }),
+            either().prop_map(|client| Step::ForgetClient { client }),
+            (either(), either()).prop_map(|(client, channel)| Step::Join { client, channel }),
+            (either(), either()).prop_map(|(client, channel)| Step::Leave { client, channel }),
         ]
     }
 

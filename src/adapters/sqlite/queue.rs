@@ -222,8 +222,8 @@ impl State {
             }
             Item::ClientSaved { client } => {
                 let next = self.waiting.entries.len();
-                let connection_id = *self.clients.entry(Arc::clone(&client.id)).or_insert(next);
-                let Some(entry) = self.waiting.entries.get_mut(connection_id) else {
+                let index = *self.clients.entry(Arc::clone(&client.id)).or_insert(next);
+                let Some(entry) = self.waiting.entries.get_mut(index) else {
                     return Some(item);
                 };
                 entry.item = item;

@@ -35,7 +35,7 @@ pub(super) struct Writer {
 
 /// A change of the backlog: which batch, and which of its entries.
 #[derive(Clone, Copy, Default)]
-struct ConnectionId {
+struct BacklogPosition {
     batch: usize,
     entry: usize,
 }
@@ -154,11 +154,11 @@ impl Writer {
     /// transactions shrink until they fit, and a large message that alone does not fit is passed over until the next
     /// time. Any other change that alone does not fit, deletions among them, ends the attempt as an unwritable file does.
     fn save_backlog(&mut self) {
-        let mut at = ConnectionId::default();
+        let mut at = BacklogPosition::default();
         let mut misfit: Option<Misfit> = None;
         while let Some(batch) = self.backlog.get(at.batch) {
             let Some(first) = batch.entries.get(at.entry) else {
-                at = ConnectionId {
+                at = BacklogPosition {
                     batch: at.batch + 1,
                     entry: 0,
                 };
@@ -187,8 +187,8 @@ impl Writer {
                     self.told = (told, begun.elapsed());
                     self.together = (self.together * 2).min(TOGETHER);
                 }
-                Err(Failure::Change(connection_id, error)) => {
-                    self.drop_culprit(at.batch, connection_id, &error.to_string());
+                Err(Failure::Change(index, error)) => {
+                    self.drop_culprit(at.batch, index, &error.to_string());
                 }
                 Err(Failure::File(error)) => return self.fail(&error.to_string()),
                 Err(Failure::NoRoom(error)) => {
@@ -196,7 +196,7 @@ impl Writer {
                     if let Some((count, weight)) = deletions::put_first(&mut self.backlog) {
                         self.gauges.saved.fetch_add(count as u64, Ordering::Relaxed);
                         self.queue.release(count, weight);
-                        at = ConnectionId::default();
+                        at = BacklogPosition::default();
                     } else if self.file.has_leftovers() {
                         if self.delete_leftovers().is_err() {
                             return self.fail(&problem);
@@ -224,7 +224,7 @@ impl Writer {
     }
 
     /// The file has no room for this message alone: it waits, unless somebody waits for it, who is told.
-    fn pass_over(&mut self, at: &mut ConnectionId, problem: &str) {
+    fn pass_over(&mut self, at: &mut BacklogPosition, problem: &str) {
         // before anybody is told
         self.degrade(problem);
         let error = self.error(problem);
@@ -258,7 +258,7 @@ impl Writer {
     }
 
     /// So many changes are in the file; returns how many callers waited for them.
-    fn saved(&mut self, at: ConnectionId, count: usize) -> usize {
+    fn saved(&mut self, at: BacklogPosition, count: usize) -> usize {
         self.gauges.commits.fetch_add(1, Ordering::Relaxed);
         self.gauges.saved.fetch_add(count as u64, Ordering::Relaxed);
         let Some(batch) = self.backlog.get_mut(at.batch) else {
@@ -277,10 +277,10 @@ impl Writer {
         told
     }
 
-    fn drop_if_empty(&mut self, connection_id: usize) {
+    fn drop_if_empty(&mut self, index: usize) {
         let is_empty = |batch: &Batch| batch.entries.is_empty();
-        if self.backlog.get(connection_id).is_some_and(is_empty)
-            && let Some(batch) = self.backlog.remove(connection_id)
+        if self.backlog.get(index).is_some_and(is_empty)
+            && let Some(batch) = self.backlog.remove(index)
         {
             self.queue.recycle(batch);
         }
@@ -313,12 +313,12 @@ impl Writer {
     }
 
     /// One change cannot be saved though the file can be written.
-    fn drop_culprit(&mut self, batch: usize, connection_id: usize, problem: &str) {
+    fn drop_culprit(&mut self, batch: usize, index: usize, problem: &str) {
         let error = self.error(problem);
         let Some(entries) = self.backlog.get_mut(batch).map(|batch| &mut batch.entries) else {
             return;
         };
-        let entry = entries.remove(connection_id);
+        let entry = entries.remove(index);
         self.drop_if_empty(batch);
         self.gauges.lost.fetch_add(1, Ordering::Relaxed);
         lose(&entry);
