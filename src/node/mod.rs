@@ -30,7 +30,7 @@ pub use client::{Client, Peer};
 pub use counters::Counters;
 pub use delivery::{ConnectionId, Delivery, DeliveryOptions, ShardHandle};
 pub use execute::{Backpressure, FanOut};
-pub use session::{Connected, Greeting};
+pub use session::{ConnectRequest, Connected};
 pub use shards::{Incoming, Shards};
 
 use crate::base::clock::{LastTime, WallTime};

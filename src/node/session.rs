@@ -23,14 +23,14 @@ enum Unresumed {
     Full,
 }
 
-/// What a client says when it connects.
+/// What a client asks for when it connects.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Greeting<'a> {
-    /// The token of the client that it was.
+pub struct ConnectRequest<'a> {
+    /// The resume token of a client that returns.
     pub resume: Option<&'a str>,
-    /// It acknowledges what is sent to it.
+    /// The client acknowledges what is sent to it.
     pub acknowledges: bool,
-    /// Where it connects from.
+    /// The address that the client connects from.
     pub peer: Option<Peer>,
 }
 
@@ -55,23 +55,19 @@ impl Node {
     pub fn connect(
         &self,
         connection_id: ConnectionId,
-        greeting: &Greeting<'_>,
+        request: &ConnectRequest<'_>,
     ) -> Option<Connected> {
-        let resumed = greeting
+        let resumed = request
             .resume
-            .map(|token| self.resume(connection_id, token, greeting));
+            .map(|token| self.resume(connection_id, token, request));
         let connected = match resumed {
             Some(Ok(resumed)) => Some(resumed),
             Some(Err(Unresumed::Full)) => None,
             Some(Err(Unresumed::Refused(reason))) => {
                 self.counters.resumes_refused.add(1);
-                self.begin(
-                    connection_id,
-                    greeting,
-                    Some(ResumeOutcome::Refused(reason)),
-                )
+                self.begin(connection_id, request, Some(ResumeOutcome::Refused(reason)))
             }
-            None => self.begin(connection_id, greeting, None),
+            None => self.begin(connection_id, request, None),
         };
         let Some(connected) = connected else {
             self.counters.refused_full.add(1);
@@ -89,8 +85,8 @@ impl Node {
         Some(connected)
     }
 
-    /// After `connect` and its welcome: puts the client on the channels that it is to be on.
-    pub fn enter(&self, connected: &Connected) {
+    /// Subscribes a new client to the default channel. To be called after `connect`, when the welcome is queued.
+    pub fn join_default_channel(&self, connected: &Connected) {
         if !connected.is_resumed {
             let name = self.config.default_channel.clone();
             self.add_member(&connected.client, &name);
@@ -216,7 +212,7 @@ impl Node {
     fn begin(
         &self,
         connection_id: ConnectionId,
-        greeting: &Greeting<'_>,
+        request: &ConnectRequest<'_>,
         outcome: Option<ResumeOutcome<'_>>,
     ) -> Option<Connected> {
         let emergencies = self.emergencies.read();
@@ -224,13 +220,13 @@ impl Node {
             return None;
         }
         let client = self.clients.add_connected(connection_id);
-        client.begin_connection(false, greeting.peer);
+        client.begin_connection(false, request.peer);
         let mut state = client.state.lock();
-        state.acknowledges = greeting.acknowledges;
+        state.acknowledges = request.acknowledges;
         if !self.config.resume_ttl.is_zero() {
             state.session = Some(Session::new());
         }
-        // `enter` puts it there
+        // `join_default_channel` subscribes it
         let channels = [Arc::from(self.config.default_channel.as_str())];
         let welcome = self.welcome(&client, &state, &channels, outcome);
         self.save_client(&client, &state);
@@ -248,7 +244,7 @@ impl Node {
         &self,
         connection_id: ConnectionId,
         token: &str,
-        greeting: &Greeting<'_>,
+        request: &ConnectRequest<'_>,
     ) -> Result<Connected, Unresumed> {
         let refused = Unresumed::Refused;
         let (id, secret) = read_token(token).ok_or(refused(MALFORMED))?;
@@ -268,10 +264,10 @@ impl Node {
             return Err(Unresumed::Full);
         }
         session.rotate(used);
-        client.begin_connection(true, greeting.peer);
+        client.begin_connection(true, request.peer);
         client.ping(WallTime::now());
         let displaced = state.connection_id.replace(connection_id);
-        state.acknowledges = greeting.acknowledges;
+        state.acknowledges = request.acknowledges;
         let names = state.channel_names();
         let remembered = match state.away.take() {
             Some(away) => {

@@ -7,9 +7,10 @@
 //! and go on in the next turn, with a look at the sockets in between.
 
 mod acceptor;
+mod admission;
 mod deliver;
+mod handshake_limit;
 mod hold;
-mod newcomers;
 mod receive;
 mod socket;
 mod transport;

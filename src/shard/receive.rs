@@ -1,19 +1,15 @@
-//! The way in: what a connection's socket has, read, decoded and carried out.
+//! The way in: reads a connection's socket, decodes frames, and executes commands.
 
 use super::hold::Hold;
-use super::socket::{Connection, Phase};
+use super::socket::Phase;
 use super::write::{InLine, SLICE_WORK, fan_out_work};
 use super::{READ_BUFFER, Shard};
 use crate::base::error::{Disconnect, ErrorCode, Refusal};
 use crate::base::priority::Priority;
-use crate::core::events::LogLevel;
 use crate::core::hub::Slot;
-use crate::core::outbound::Chunk;
-use crate::node::{Backpressure, Channel, ConnectionId, Delivery, FanOut, Greeting};
-use crate::wire::client_module::client_file;
+use crate::node::{Backpressure, Channel, ConnectionId, Delivery, FanOut};
 use crate::wire::frame::EncodedFrame;
 use crate::wire::frame_reader::Received;
-use crate::wire::handshake::{self, Refused, Request};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -37,9 +33,6 @@ pub(super) const BYTES_PER_WORK: usize = 4;
 
 /// What each subscriber adds to that when a frame is published.
 pub(super) const PUSH_WORK: usize = 50;
-
-/// What it takes to open a connection.
-const OPEN_WORK: usize = 20_000;
 
 /// Bytes that one connection may publish in a turn, about: what joins into one run.
 const SHARE_BYTES: usize = 64 << 10;
@@ -216,143 +209,14 @@ impl Shard {
             return;
         };
         connection.last_seen = now;
-        match &mut connection.phase {
+        match connection.phase {
             Phase::Open { .. } => self.read_frames(slot, bytes),
             Phase::Closing { .. } => {}
-            Phase::Handshake { head, .. } => {
-                if head.is_empty() {
-                    let used = self.read_head(slot, bytes);
-                    self.read_frames(slot, &mut bytes[used..]);
-                    return;
-                }
-                head.extend_from_slice(bytes);
-                // a head ends with a line: without one there is nothing new to see
-                if bytes.contains(&b'\n') || head.len() >= self.config.max_header_size {
-                    let mut head = std::mem::take(head);
-                    let used = self.read_head(slot, &head);
-                    self.read_frames(slot, &mut head[used..]);
-                }
-            }
+            Phase::Handshake { .. } => self.read_head(slot, bytes),
         }
     }
 
-    /// Reads a request head, all of it so far; returns how much was used up.
-    fn read_head(&mut self, slot: Slot, bytes: &[u8]) -> usize {
-        let limit = self.config.max_header_size;
-        let is_draining = self.draining.is_some();
-        match handshake::read_request(bytes, limit, &self.config.http_prefix) {
-            Request::Incomplete => {
-                if let Some(Connection {
-                    phase: Phase::Handshake { head, .. },
-                    ..
-                }) = self.connections.get_mut(slot as usize)
-                {
-                    *head = bytes.to_vec();
-                }
-            }
-            Request::Upgrade { .. } if is_draining => {
-                let seconds = self.config.reconnect_window.as_secs().max(1);
-                self.last_word(
-                    slot,
-                    handshake::refusal_response(Refused::Draining(seconds)),
-                );
-            }
-            Request::Upgrade {
-                accept,
-                len,
-                resume,
-                acknowledges,
-                offered,
-                may_return,
-            } => {
-                let subprotocol = self.config.subprotocols.select(&offered);
-                if subprotocol.is_none() && !offered.is_empty() {
-                    self.node.log_unselected(&offered);
-                }
-                let mut connection = self.connections.get_mut(slot as usize);
-                if let Some(connection) = &mut connection {
-                    connection.may_return = may_return;
-                }
-                let peer = connection.and_then(|connection| connection.stream.peer());
-                let greeting = Greeting {
-                    resume: resume.as_deref(),
-                    acknowledges,
-                    peer,
-                };
-                let response = handshake::accept_response(&accept, subprotocol);
-                self.open(slot, response, &greeting);
-                return len;
-            }
-            Request::Page {
-                path,
-                is_head,
-                if_none_match,
-            } => {
-                let response = match path.as_str() {
-                    "/" => handshake::index_response(is_head),
-                    "/favicon.ico" => handshake::icon_response(is_head),
-                    "/healthz" => {
-                        let is_draining = is_draining || self.node.shards.is_draining();
-                        handshake::health_response(
-                            is_draining,
-                            self.node.connection_count(),
-                            is_head,
-                        )
-                    }
-                    path => match client_file(path) {
-                        Some(file) => {
-                            handshake::file_response(file, if_none_match.as_deref(), is_head)
-                        }
-                        None => handshake::refusal_response(Refused::NotFound),
-                    },
-                };
-                self.last_word(slot, response);
-            }
-            Request::Options => self.last_word(slot, handshake::options_response()),
-            Request::Refused(refused) => self.last_word(slot, handshake::refusal_response(refused)),
-        }
-        bytes.len()
-    }
-
-    fn open(&mut self, slot: Slot, response: Vec<u8>, greeting: &Greeting<'_>) {
-        let next_ping = self.wheel.now() + self.ticks(self.config.heartbeat_interval);
-        let Some(connection) = self.connections.get_mut(slot as usize) else {
-            return;
-        };
-        let connection_id = ConnectionId {
-            shard: self.index,
-            slot,
-            generation: connection.generation,
-        };
-        let Some(connected) = self.node.connect(connection_id, greeting) else {
-            self.last_word(slot, handshake::refusal_response(Refused::Full));
-            return;
-        };
-        let Some(connection) = self.connections.get_mut(slot as usize) else {
-            return;
-        };
-        connection.phase = Phase::Open {
-            client: Arc::clone(&connected.client),
-            next_ping,
-        };
-        self.open_count += 1;
-        connection.emergencies = connected.emergencies;
-        self.queue(slot, Chunk::first_words(response.into()));
-        self.queue(slot, Chunk::first_words(connected.welcome.bytes().clone()));
-        self.watch(slot, next_ping);
-        self.node.events.log(LogLevel::Debug, "connections", || {
-            let word = if connected.is_resumed {
-                "resumed"
-            } else {
-                "connected"
-            };
-            format!("{} {word}", connected.client.id)
-        });
-        self.node.enter(&connected);
-        self.read_work += OPEN_WORK;
-    }
-
-    fn read_frames(&mut self, slot: Slot, bytes: &mut [u8]) {
+    pub(super) fn read_frames(&mut self, slot: Slot, bytes: &mut [u8]) {
         let Some(connection) = self.connections.get_mut(slot as usize) else {
             return;
         };

@@ -14,7 +14,8 @@ use crate::net::listener::Accepted;
 use crate::node::{Client, ConnectionId};
 use crate::wire::frame::EncodedFrame;
 use crate::wire::frame_reader::Reader;
-use crate::wire::handshake::{self, Refused};
+use crate::wire::http::head::HeadReader;
+use crate::wire::http::pages::Refused;
 use std::io::{self, IoSlice};
 use std::net::Shutdown;
 use std::sync::Arc;
@@ -73,8 +74,13 @@ pub(super) struct Watch {
 }
 
 pub(super) enum Phase {
-    /// The request head so far, and the tick by which it has to be whole.
-    Handshake { head: Vec<u8>, deadline: u64 },
+    /// The request head has not arrived in full.
+    Handshake {
+        /// The part of the head that has arrived; `None` before the first byte.
+        reader: Option<Box<HeadReader>>,
+        /// The tick by which the head must be complete.
+        deadline: u64,
+    },
     Open {
         client: Arc<Client>,
         /// The tick of the next heartbeat.
@@ -111,7 +117,7 @@ impl Shard {
             readiness,
             generation,
             phase: Phase::Handshake {
-                head: Vec::new(),
+                reader: None,
                 deadline,
             },
             reader: Reader::default(),
@@ -204,7 +210,7 @@ impl Shard {
         }
         let next_look = match &mut connection.phase {
             Phase::Handshake { deadline, .. } if now >= *deadline => {
-                self.last_word(slot, handshake::refusal_response(Refused::TimedOut));
+                self.refuse(slot, Refused::TimedOut);
                 return;
             }
             // a stop gives what waits all of its own time
@@ -326,7 +332,7 @@ impl Shard {
             .disconnect(client, connection_id, disconnect, unwritten);
     }
 
-    fn connection_id(&self, slot: Slot, generation: u32) -> ConnectionId {
+    pub(super) fn connection_id(&self, slot: Slot, generation: u32) -> ConnectionId {
         ConnectionId {
             shard: self.index,
             slot,

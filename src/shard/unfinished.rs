@@ -6,7 +6,7 @@ use super::socket::{Connection, Phase};
 use crate::base::error::Disconnect;
 use crate::core::hub::Slot;
 use crate::node::ShardHandle;
-use crate::wire::handshake::{self, Refused};
+use crate::wire::http::pages::Refused;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -138,7 +138,7 @@ impl Shard {
         match connection.phase {
             Phase::Handshake { .. } => {
                 self.node.counters.handshakes_shed.add(1);
-                self.last_word(slot, handshake::refusal_response(Refused::Full));
+                self.refuse(slot, Refused::Full);
             }
             Phase::Open { .. } => self.end(slot, disconnect),
             Phase::Closing { .. } => {}
@@ -150,7 +150,7 @@ impl Connection {
     /// Bytes of memory that unfinished input takes.
     fn held_input(&self) -> usize {
         match &self.phase {
-            Phase::Handshake { head, .. } => head.capacity(),
+            Phase::Handshake { reader, .. } => reader.as_ref().map_or(0, |reader| reader.memory()),
             Phase::Open { .. } => self.reader.held(),
             Phase::Closing { .. } => 0,
         }

@@ -4,6 +4,6 @@ pub mod client_module;
 pub mod command;
 pub mod frame;
 pub mod frame_reader;
-pub mod handshake;
+pub mod http;
 pub mod json_limits;
 pub mod messages;

@@ -3,7 +3,7 @@
 use crate::peer::{broadcast, history_limits};
 use _tantor::adapters::memory_broker::MemoryBroker;
 use _tantor::adapters::memory_store::MemoryStore;
-use _tantor::node::{ConnectionId, Delivery, Greeting, Node, ShardHandle};
+use _tantor::node::{ConnectRequest, ConnectionId, Delivery, Node, ShardHandle};
 use _tantor::ports::broker::CHANNEL_SIZE;
 use _tantor::settings::config::Config;
 use std::sync::Arc;
@@ -35,7 +35,8 @@ fn no_more_connect_than_may_from_any_number_of_threads() {
                         slot,
                         generation: 1,
                     };
-                    node.connect(connection_id, &Greeting::default()).is_some()
+                    node.connect(connection_id, &ConnectRequest::default())
+                        .is_some()
                 })
             })
             .collect();
@@ -65,8 +66,10 @@ fn one_encode_and_one_push_a_shard_for_ten_thousand_subscribers() {
             slot: number,
             generation: 1,
         };
-        let connected = node.connect(connection_id, &Greeting::default()).unwrap();
-        node.enter(&connected);
+        let connected = node
+            .connect(connection_id, &ConnectRequest::default())
+            .unwrap();
+        node.join_default_channel(&connected);
     }
     let mut taken = Vec::new();
     for handle in &shards {

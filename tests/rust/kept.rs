@@ -10,7 +10,7 @@ use _tantor::base::priority::Priority;
 use _tantor::base::sync::Mutex;
 use _tantor::core::mailbox::{Mail, Mailbox};
 use _tantor::node::idempotency::{Idempotency, Known, Limits, Scope};
-use _tantor::node::{ConnectionId, Delivery, Greeting, Node, ShardHandle};
+use _tantor::node::{ConnectRequest, ConnectionId, Delivery, Node, ShardHandle};
 use _tantor::ports::calls::PublishOptions;
 use _tantor::ports::store::{Committed, Store, StoreError};
 use _tantor::settings::config::Config;
@@ -304,7 +304,7 @@ fn an_emergency_waits_for_no_shard_that_is_behind() {
     let node = node_over(Arc::new(MemoryStore), Config::default());
     let handle = Arc::new(ShardHandle::new(1));
     node.shards.attach(vec![Arc::clone(&handle)]);
-    node.connect(PLACE, &Greeting::default()).unwrap();
+    node.connect(PLACE, &ConnectRequest::default()).unwrap();
     handle.inbox.push(Delivery::Drain);
     assert!(handle.inbox.is_full());
     let begun = Instant::now();
@@ -329,7 +329,7 @@ fn a_connection_knows_which_emergencies_went_out_before_it_came() {
     node.shards.attach(vec![Arc::clone(&handle)]);
     assert_eq!(emergency(&node, "one"), 0);
     assert_eq!(
-        node.connect(PLACE, &Greeting::default())
+        node.connect(PLACE, &ConnectRequest::default())
             .unwrap()
             .emergencies,
         1

@@ -4,7 +4,7 @@ use crate::peer::{PATIENCE, eventually, history_limits};
 use _tantor::adapters::memory_broker::MemoryBroker;
 use _tantor::adapters::memory_store::MemoryStore;
 use _tantor::base::error::Disconnect;
-use _tantor::node::{ConnectionId, Greeting, Node, ShardHandle};
+use _tantor::node::{ConnectRequest, ConnectionId, Node, ShardHandle};
 use _tantor::ports::broker::Broker;
 use _tantor::settings::channel_kind::ChannelKind;
 use _tantor::settings::config::Config;
@@ -35,8 +35,10 @@ fn a_client_cannot_return_while_its_leave_is_being_told() {
         slot: 0,
         generation: 1,
     };
-    let connected = node.connect(connection_id, &Greeting::default()).unwrap();
-    node.enter(&connected);
+    let connected = node
+        .connect(connection_id, &ConnectRequest::default())
+        .unwrap();
+    node.join_default_channel(&connected);
     let id = Arc::clone(&connected.client.id);
     let stream = broker.open(&Arc::from(channel), ChannelKind::Public, settings);
     node.disconnect(

@@ -5,7 +5,7 @@ use _tantor::adapters::memory_broker::MemoryBroker;
 use _tantor::adapters::memory_store::MemoryStore;
 use _tantor::base::error::Disconnect;
 use _tantor::core::hub::{Hub, Slot};
-use _tantor::node::{Client, ConnectionId, Delivery, Greeting, Node, ShardHandle};
+use _tantor::node::{Client, ConnectRequest, ConnectionId, Delivery, Node, ShardHandle};
 use _tantor::settings::config::Config;
 use _tantor::wire::frame::EncodedFrame;
 use serde_json::{Value as Json, json};
@@ -64,21 +64,21 @@ impl Shard {
     /// A connection to the node, resumed with a token if there is one.
     pub fn connect(&mut self, token: Option<&str>) -> Greeted {
         let slot = self.lines.len() as Slot;
-        let greeting = Greeting {
+        let request = ConnectRequest {
             resume: token,
             acknowledges: false,
-            ..Greeting::default()
+            ..ConnectRequest::default()
         };
         let connected = self
             .node
-            .connect(self.connection_id(slot), &greeting)
+            .connect(self.connection_id(slot), &request)
             .unwrap();
         self.lines.push(Line {
             client: Arc::clone(&connected.client),
             is_open: true,
             unread: VecDeque::new(),
         });
-        self.node.enter(&connected);
+        self.node.join_default_channel(&connected);
         Greeted {
             slot,
             welcome: parsed(&connected.welcome),

@@ -1,0 +1,147 @@
+//! Whole HTTP answers: pages, the files of the JavaScript client, and refusals. The connection ends with each.
+
+use crate::wire::client_module::ClientFile;
+
+/// A request that gets an error status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    Malformed(&'static str),
+    MethodNotAllowed,
+    NotFound,
+    TimedOut,
+    Version,
+    HeadTooLarge,
+    Full,
+    /// The server is stopping; the client may try again after this many seconds.
+    Draining(u64),
+}
+
+/// The answer to a request that is refused.
+pub fn refusal_response(refused: Refused) -> Vec<u8> {
+    let retry_after;
+    let (status, extra, body) = match refused {
+        Refused::Malformed(problem) => ("400 Bad Request", "", problem),
+        Refused::MethodNotAllowed => (
+            "405 Method Not Allowed",
+            ALLOW,
+            "only GET, HEAD and OPTIONS are answered here",
+        ),
+        Refused::NotFound => (
+            "404 Not Found",
+            "",
+            "there are /, /healthz, /tantor.js and /tantor.d.ts here, and WebSockets on any path",
+        ),
+        Refused::TimedOut => ("408 Request Timeout", "", "the request head took too long"),
+        Refused::Version => (
+            "426 Upgrade Required",
+            "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n",
+            "only WebSocket version 13 is spoken here",
+        ),
+        Refused::HeadTooLarge => (
+            "431 Request Header Fields Too Large",
+            "",
+            "the request head is too large",
+        ),
+        Refused::Full => (
+            "503 Service Unavailable",
+            "Retry-After: 5\r\n",
+            "as many clients as allowed are connected",
+        ),
+        Refused::Draining(seconds) => {
+            retry_after = format!("Retry-After: {seconds}\r\n");
+            (
+                "503 Service Unavailable",
+                retry_after.as_str(),
+                "the server is stopping",
+            )
+        }
+    };
+    response(
+        status,
+        &format!("Content-Type: text/plain; charset=utf-8\r\n{NO_STORE}{extra}"),
+        format!("{body}\n").as_bytes(),
+        false,
+    )
+}
+
+/// `OPTIONS`: the methods that are answered (RFC 9110 section 9.3.7).
+pub fn options_response() -> Vec<u8> {
+    head("204 No Content", &format!("{ALLOW}{NO_STORE}")).into_bytes()
+}
+
+/// `GET /favicon.ico`: the elephant.
+pub fn icon_response(is_head: bool) -> Vec<u8> {
+    response(
+        "200 OK",
+        "Content-Type: image/svg+xml\r\nCache-Control: max-age=86400\r\n",
+        ICON.as_bytes(),
+        is_head,
+    )
+}
+
+/// `GET /healthz`: whether connects are welcome, and how many clients there are.
+pub fn health_response(is_draining: bool, connections: usize, is_head: bool) -> Vec<u8> {
+    let (status, word) = if is_draining {
+        ("503 Service Unavailable", "draining")
+    } else {
+        ("200 OK", "ok")
+    };
+    let extra = if is_draining {
+        "Retry-After: 1\r\n"
+    } else {
+        ""
+    };
+    let body = format!("{{\"status\":\"{word}\",\"connections\":{connections}}}\n");
+    response(
+        status,
+        &format!("Content-Type: application/json\r\n{NO_STORE}{extra}"),
+        body.as_bytes(),
+        is_head,
+    )
+}
+
+/// `GET /` without an upgrade: what this is and how to connect.
+pub fn index_response(is_head: bool) -> Vec<u8> {
+    response(
+        "200 OK",
+        &format!("Content-Type: text/html; charset=utf-8\r\n{NO_STORE}"),
+        INDEX
+            .replace("{version}", env!("CARGO_PKG_VERSION"))
+            .as_bytes(),
+        is_head,
+    )
+}
+
+/// A file of the JavaScript client, for pages of any origin; only that it is unchanged, if the client has it.
+pub fn file_response(file: &ClientFile, if_none_match: Option<&str>, is_head: bool) -> Vec<u8> {
+    let shared = format!(
+        "ETag: {}\r\nCache-Control: no-cache\r\nAccess-Control-Allow-Origin: *\r\n",
+        file.etag
+    );
+    if if_none_match.is_some_and(|known| file.is_known(known)) {
+        return head("304 Not Modified", &shared).into_bytes();
+    }
+    let headers = format!("Content-Type: {}\r\n{shared}", file.content_type);
+    response("200 OK", &headers, file.body, is_head)
+}
+
+const INDEX: &str = include_str!("index.html");
+
+const ICON: &str = include_str!("favicon.svg");
+
+const ALLOW: &str = "Allow: GET, HEAD, OPTIONS\r\n";
+
+const NO_STORE: &str = "Cache-Control: no-store\r\n";
+
+fn response(status: &str, headers: &str, body: &[u8], is_head: bool) -> Vec<u8> {
+    let length = format!("Content-Length: {}\r\n", body.len());
+    let mut response = head(status, &(length + headers)).into_bytes();
+    if !is_head {
+        response.extend_from_slice(body);
+    }
+    response
+}
+
+fn head(status: &str, headers: &str) -> String {
+    format!("HTTP/1.1 {status}\r\n{headers}Connection: close\r\n\r\n")
+}
