@@ -93,7 +93,7 @@ impl Calls for NodeCalls {
 impl Node {
     /// A snapshot of all gauges and counters. Apart, because inlined it would enlarge the stack frame of every call.
     #[inline(never)]
-    fn stats(&self) -> Stats {
+    pub fn stats(&self) -> Stats {
         let incoming = self.shards.incoming();
         let counters = &self.counters;
         Stats {
@@ -119,8 +119,8 @@ impl Node {
             shards: self.config.shards,
             history: self.history_size(),
             mail: self.mail_size(),
-            away: self.away_count(),
-            away_bytes: self.away_bytes(),
+            away: self.away.count(),
+            away_bytes: self.away.bytes(),
             idempotency_keys: self.idempotency_size(),
             dropped: self.dropped(),
             worst_connections: self.worst_connections(WORST),

@@ -77,7 +77,7 @@ pub struct Away {
     pub number: u64,
     /// Channels that it was on until others were told that it has left.
     pub remembered: Vec<Arc<str>>,
-    /// What is counted for it in `Node::away_bytes`.
+    /// The bytes that `AwayClients` counts for the client.
     pub bytes: usize,
 }
 

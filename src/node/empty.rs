@@ -82,7 +82,7 @@ impl Node {
             + self.clients.len() * CLIENT_SIZE
             + history.evictable
             + history.durable
-            + self.away_bytes()
+            + self.away.bytes()
             + self.mail_bytes.load(Ordering::Relaxed)
     }
 

@@ -32,9 +32,6 @@ struct Letter<'a> {
     used_key: Option<Box<UsedKey>>,
 }
 
-/// Emergencies whose acknowledgements are counted also from clients for which they are not kept.
-const KNOWN_EMERGENCIES: usize = 1000;
-
 impl Node {
     /// Sends to one client; returns the message's stamp. For a client that is not connected it is kept, and handed
     /// over when it returns. `commit` is called when it is kept, and durable by `options` or because everything is.
@@ -132,7 +129,7 @@ impl Node {
         ids: &[u64],
         malformed: Option<String>,
     ) -> Result<usize, Refusal> {
-        let _emergencies = self.emergencies.read();
+        let _emergencies = self.emergencies.hold_back();
         let mut state = client.state.lock();
         state.acknowledges = true;
         let taken = self.with_mailbox(&mut state, |mailbox| mailbox.take_each(ids));
@@ -143,7 +140,7 @@ impl Node {
             let was_kept = waited.remove(id);
             if was_kept {
                 self.note_waiting(*id, -1);
-            } else if !self.acknowledge_emergency(&mut state, *id) {
+            } else if !self.emergencies.acknowledge(&mut state, *id) {
                 unknown = Some(messages::message_id_text(*id));
                 continue;
             }
@@ -164,16 +161,10 @@ impl Node {
         })
     }
 
-    /// Keeps an emergency for clients that are away, and for those that acknowledge until they do. To be called with
-    /// `emergencies` locked, so that nobody comes or goes meanwhile.
+    /// Keeps an emergency for clients that are away, and, until they acknowledge the emergency, for those that
+    /// acknowledge. To be called between `Emergencies::begin` and its end.
     pub(super) fn keep_emergency(&self, message: u64, frame: &EncodedFrame) {
-        {
-            let mut known = self.known_emergencies.lock();
-            known.push_back(message);
-            if known.len() > KNOWN_EMERGENCIES {
-                known.pop_front();
-            }
-        }
+        self.emergencies.add(message);
         if self.config.emergency_ttl.is_zero() {
             return;
         }
@@ -321,19 +312,6 @@ impl Node {
             self.make_room_for_mail();
             return stamp;
         }
-    }
-
-    /// A client has acknowledged an emergency that was not kept for it; true once.
-    fn acknowledge_emergency(&self, state: &mut ClientState, id: u64) -> bool {
-        let known = self.known_emergencies.lock();
-        if !known.contains(&id) || state.acknowledged.contains(&id) {
-            return false;
-        }
-        if state.acknowledged.len() >= KNOWN_EMERGENCIES {
-            state.acknowledged.retain(|id| known.contains(id));
-        }
-        state.acknowledged.push(id);
-        true
     }
 
     /// How long a message is kept.

@@ -9,6 +9,8 @@ mod client;
 mod clients;
 mod counters;
 mod delivery;
+mod departure;
+mod emergencies;
 mod empty;
 mod execute;
 pub mod idempotency;
@@ -49,14 +51,15 @@ use crate::settings::config::Config;
 use crate::settings::socket_limits::SocketLimits;
 use crate::wire::frame::EncodedFrame;
 use crate::wire::messages::{self, Stamp};
-use away::{Due, Expected};
+use away::AwayClients;
 use clients::Clients;
+use emergencies::Emergencies;
 use empty::EmptyChannels;
 use idempotency::Idempotency;
 use mailroom::Mailed;
 use stamps::Stamps;
 use std::cell::RefCell;
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -76,20 +79,8 @@ pub struct Node {
     restoring: Mutex<()>,
     store_use: ForkSensitive,
     channels: RwLock<HashMap<Arc<str>, Arc<Channel>>>,
-    /// Clients of `clients` that are away.
-    away: AtomicUsize,
-    /// Bytes that they take, about.
-    away_bytes: AtomicUsize,
-    next_away: AtomicU64,
-    /// Clients that are away and of whom nobody was told yet that they have left.
-    leaving: Mutex<Due>,
-    /// Clients that are away, by when they are forgotten.
-    expiring: Mutex<Expected>,
-    /// How many emergencies went out. Held for writing while one does: nobody comes or goes meanwhile, and nobody
-    /// acknowledges it before it is known for whom it is kept.
-    emergencies: RwLock<u64>,
-    /// The latest emergencies, by id.
-    known_emergencies: Mutex<VecDeque<u64>>,
+    away: AwayClients,
+    emergencies: Emergencies,
     /// Clients with mail.
     mailed: Mutex<Mailed>,
     mail_count: AtomicUsize,
@@ -141,13 +132,8 @@ impl Node {
             store_use: ForkSensitive::default(),
             channels: RwLock::new(Rank::Channels, HashMap::new()),
             clients: Clients::default(),
-            away: AtomicUsize::new(0),
-            away_bytes: AtomicUsize::new(0),
-            next_away: AtomicU64::new(1),
-            leaving: Mutex::default(),
-            expiring: Mutex::new(Rank::Away, Expected::default()),
-            emergencies: RwLock::new(Rank::Emergencies, 0),
-            known_emergencies: Mutex::default(),
+            away: AwayClients::new(Arc::clone(&config)),
+            emergencies: Emergencies::new(),
             mailed: Mutex::default(),
             mail_count: AtomicUsize::new(0),
             mail_bytes: AtomicUsize::new(0),
@@ -290,7 +276,7 @@ impl Node {
     /// peak since the last tick.
     pub fn tick(&self) -> usize {
         self.tell_due_notices();
-        self.tend_away();
+        self.expire_away();
         self.tend_mail();
         self.watch_store();
         self.events.log_withheld();

@@ -76,9 +76,7 @@ impl Node {
         let mut recipients = 0;
         let stamp = self.stamps.next();
         {
-            // nobody comes or goes meanwhile, so that everybody gets it, and gets it once
-            let mut emergencies = self.emergencies.write();
-            *emergencies += 1;
+            let number = self.emergencies.begin();
             let mut encoded = None;
             let encode_at = |position: Option<StreamPosition>| {
                 let publication = Publication {
@@ -100,7 +98,7 @@ impl Node {
                 let receipt = self.receipts.open(stamp.id, recipients);
                 for handle in shards.iter() {
                     handle.inbox.push(Delivery::Urgent {
-                        number: *emergencies,
+                        number: *number,
                         frame: frame.clone(),
                         receipt: Some(Arc::clone(&receipt)),
                     });

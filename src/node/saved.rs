@@ -79,7 +79,7 @@ impl Node {
             ));
             state.user_data = saved.user_data;
             let channels = memberships.remove(&saved.id).unwrap_or_default();
-            self.expect(&client, &mut state, channels);
+            self.away.add(&client, &mut state, channels);
         }
         self.forget_surplus();
     }

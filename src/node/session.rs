@@ -1,19 +1,16 @@
 //! A client's session: with what it comes back, what it comes back to, and what happens while it is away.
 
-use super::client::{Away, Client, ClientState, Joined, Peer};
+use super::client::{Client, ClientState, Joined, Peer};
 use super::delivery::{ConnectionId, Delivery};
 use super::token::{Session, read_token};
-use super::{Channel, Node, Notice, argument};
-use crate::base::clock::{SteadyTime, WallTime};
+use super::{Node, argument};
+use crate::base::clock::WallTime;
 use crate::base::error::{Disconnect, Error};
 use crate::base::names;
 use crate::core::events::{Detail, LogLevel};
-use crate::core::outbound::Unwritten;
-use crate::ports::store::Change;
 use crate::wire::frame::EncodedFrame;
 use crate::wire::messages::{self, ResumeOutcome, WelcomeFields};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 /// Why a client could not come back.
 enum Unresumed {
@@ -93,30 +90,6 @@ impl Node {
         }
     }
 
-    /// A client's connection has ended. One that is expected back is away; of any other it is told that it has left.
-    /// `unwritten` are the emergencies that its connection had not taken.
-    pub fn disconnect(
-        &self,
-        client: &Arc<Client>,
-        connection_id: ConnectionId,
-        disconnect: Disconnect,
-        unwritten: Vec<Unwritten>,
-    ) {
-        {
-            let _emergencies = self.emergencies.read();
-            let mut state = client.state.lock();
-            if state.connection_id == Some(connection_id) {
-                state.connection_id = None;
-                if state.session.is_some() && disconnect.is_abrupt() {
-                    self.keep_unwritten(client, &mut state, unwritten);
-                }
-                self.clients.release();
-                self.lose(client, state, connection_id, disconnect);
-            }
-        }
-        self.disconnected(client, disconnect);
-    }
-
     /// A token with which a client can connect under this id, whether it was ever connected or not. One that was not
     /// begins on the default channel, as every client does.
     ///
@@ -145,7 +118,8 @@ impl Node {
                 let start = &self.config.default_channel;
                 let is_there = state.position(start).is_some();
                 let remembered = (!is_there).then(|| Arc::from(start.as_str()));
-                self.expect(&client, &mut state, remembered.into_iter().collect());
+                self.away
+                    .add(&client, &mut state, remembered.into_iter().collect());
             }
             self.save_client(&client, &state);
             if is_new {
@@ -175,39 +149,6 @@ impl Node {
         }
     }
 
-    /// Clients that were lost and may be back.
-    pub fn away_count(&self) -> usize {
-        self.away.load(Ordering::Relaxed)
-    }
-
-    /// Bytes that clients take that were lost and may be back, about.
-    pub fn away_bytes(&self) -> usize {
-        self.away_bytes.load(Ordering::Relaxed)
-    }
-
-    /// Tells of lost clients that were given their time to come back, and forgets those that did not.
-    pub(super) fn tend_away(&self) {
-        let now = SteadyTime::now();
-        loop {
-            // the lock must not be held while the client is dealt with
-            let due = self.leaving.lock().pop_due(now);
-            let Some((number, client)) = due else { break };
-            let state = client.state.lock();
-            if state
-                .away
-                .as_ref()
-                .is_some_and(|away| away.number == number)
-            {
-                self.leave_all(&client, state);
-            }
-        }
-        loop {
-            let due = self.expiring.lock().pop_due(now);
-            let Some((number, client)) = due else { break };
-            self.forget_away(&client, number);
-        }
-    }
-
     /// A new client; `None` when as many as may be are connected already.
     fn begin(
         &self,
@@ -215,7 +156,7 @@ impl Node {
         request: &ConnectRequest<'_>,
         outcome: Option<ResumeOutcome<'_>>,
     ) -> Option<Connected> {
-        let emergencies = self.emergencies.read();
+        let emergencies = self.emergencies.hold_back();
         if !self.clients.reserve(self.shards.limits().connections) {
             return None;
         }
@@ -250,7 +191,7 @@ impl Node {
         let (id, secret) = read_token(token).ok_or(refused(MALFORMED))?;
         let client = self.clients.get(&id);
         let client = client.ok_or(refused(UNKNOWN))?;
-        let emergencies = self.emergencies.read();
+        let emergencies = self.emergencies.hold_back();
         let mut guard = client.state.lock();
         let state = &mut *guard;
         let session = state
@@ -269,16 +210,7 @@ impl Node {
         let displaced = state.connection_id.replace(connection_id);
         state.acknowledges = request.acknowledges;
         let names = state.channel_names();
-        let remembered = match state.away.take() {
-            Some(away) => {
-                self.away.fetch_sub(1, Ordering::Relaxed);
-                self.away_bytes.fetch_sub(away.bytes, Ordering::Relaxed);
-                self.leaving.lock().remove(away.number);
-                self.expiring.lock().remove(away.number);
-                away.remembered
-            }
-            None => Vec::new(),
-        };
+        let remembered = self.away.remove(state);
         if let Some(mailbox) = &mut state.mailbox {
             self.expire_mail(&client.id, mailbox);
         }
@@ -382,176 +314,5 @@ impl Node {
             outcome,
         };
         super::encode(|out| messages::write_welcome(out, stamp, &client.id, &fields))
-    }
-
-    /// A client has no connection any more.
-    fn lose(
-        &self,
-        client: &Arc<Client>,
-        mut state: crate::base::sync::MutexGuard<'_, ClientState>,
-        connection_id: ConnectionId,
-        disconnect: Disconnect,
-    ) {
-        for joined in &state.channels {
-            joined
-                .channel
-                .members
-                .lock()
-                .interest
-                .remove(connection_id.shard);
-        }
-        if state.session.is_none() || !disconnect.is_abrupt() {
-            state.session = None;
-            self.leave_for_good(client, state);
-            return;
-        }
-        self.expect(client, &mut state, Vec::new());
-        self.save_client(client, &state);
-        if self.config.leave_delay.is_zero() || self.shards.is_draining() {
-            self.leave_all(client, state);
-        } else {
-            if let Some(away) = &state.away {
-                let wait = self.config.leave_delay;
-                self.leaving.lock().push(wait, away.number, client);
-            }
-            drop(state);
-        }
-        self.forget_surplus();
-    }
-
-    /// Gives a client its time to come back.
-    pub(super) fn expect(
-        &self,
-        client: &Arc<Client>,
-        state: &mut ClientState,
-        remembered: Vec<Arc<str>>,
-    ) {
-        let number = self.next_away.fetch_add(1, Ordering::Relaxed);
-        state.away = Some(Box::new(Away {
-            number,
-            remembered,
-            bytes: 0,
-        }));
-        self.away.fetch_add(1, Ordering::Relaxed);
-        self.weigh_away(state);
-        let wait = self.config.resume_ttl;
-        self.expiring.lock().push(wait, number, client);
-    }
-
-    /// Counts what a client that is away takes of `away_bytes`.
-    fn weigh_away(&self, state: &mut ClientState) {
-        let bytes = state.away_weight();
-        if let Some(away) = &mut state.away {
-            self.away_bytes.fetch_add(bytes, Ordering::Relaxed);
-            let before = std::mem::replace(&mut away.bytes, bytes);
-            self.away_bytes.fetch_sub(before, Ordering::Relaxed);
-        }
-    }
-
-    /// Forgets clients that are away while they are too many, or take too many bytes. Must not be called with a client's
-    /// state locked.
-    pub(super) fn forget_surplus(&self) {
-        while self.away_count() > self.config.max_away_clients
-            || self.away_bytes() > self.config.away_bytes
-        {
-            let Some((number, client)) = self.expiring.lock().pop_surplus() else {
-                return;
-            };
-            if self.forget_away(&client, number) {
-                self.counters.away_forgotten.add(1);
-            }
-        }
-    }
-
-    /// Clients that are away and were told to have left are not on a channel again when they are back. Not to be called
-    /// with a client's state locked.
-    pub(super) fn forget_channel(&self, name: &str) {
-        let away = self.expiring.lock().clients();
-        for client in away {
-            let mut state = client.state.lock();
-            if state.forget_channel(name) {
-                self.save_left(&client, &state, name);
-            }
-        }
-    }
-
-    /// A client is expected back no longer; false when it has come back meanwhile.
-    fn forget_away(&self, client: &Arc<Client>, number: u64) -> bool {
-        let mut state = client.state.lock();
-        let Some(away) = state.away.take_if(|away| away.number == number) else {
-            return false;
-        };
-        self.away_bytes.fetch_sub(away.bytes, Ordering::Relaxed);
-        state.session = None;
-        self.away.fetch_sub(1, Ordering::Relaxed);
-        self.leaving.lock().remove(number);
-        self.leave_for_good(client, state);
-        true
-    }
-
-    /// Others are told that a client has left its channels, which are remembered for its return.
-    fn leave_all(
-        &self,
-        client: &Arc<Client>,
-        mut state: crate::base::sync::MutexGuard<'_, ClientState>,
-    ) {
-        let channels: Vec<_> = state.channels.drain(..).collect();
-        if let Some(away) = &mut state.away {
-            let names = channels
-                .iter()
-                .map(|joined| Arc::clone(&joined.channel.name));
-            away.remembered.extend(names);
-        }
-        self.weigh_away(&mut state);
-        let left = self.remove_members(client, channels);
-        // with the client locked, so that no notice of its return goes out before the notices of its leave
-        self.tell_left(client, left);
-        drop(state);
-    }
-
-    /// A client is off all channels, and gone if nothing else is known of it.
-    fn leave_for_good(
-        &self,
-        client: &Arc<Client>,
-        mut state: crate::base::sync::MutexGuard<'_, ClientState>,
-    ) {
-        let channels: Vec<_> = state.channels.drain(..).collect();
-        let left = self.remove_members(client, channels);
-        // of what was dropped from it, nobody is left to be told
-        state.mailbox.take_if(|mailbox| mailbox.is_empty());
-        let is_gone = state.end_if_idle();
-        if self.store.is_durable() {
-            let id = Arc::clone(&client.id);
-            self.store.save(Change::ClientForgotten { id }, None);
-        }
-        // with the client locked, as in `leave_all`
-        self.tell_left(client, left);
-        drop(state);
-        if is_gone {
-            self.clients.remove(&client.id);
-        }
-        // only the client itself could repeat its publications, and the client does not return
-        self.clients_published_once.forget_client(&client.id);
-    }
-
-    fn remove_members(
-        &self,
-        client: &Arc<Client>,
-        channels: Vec<Joined>,
-    ) -> Vec<(Arc<Channel>, usize)> {
-        let remove = |joined: Joined| {
-            let mut members = joined.channel.members.lock();
-            self.remove_member(&joined.channel, &mut members, &client.id);
-            let total = members.roster.len();
-            drop(members);
-            (joined.channel, total)
-        };
-        channels.into_iter().map(remove).collect()
-    }
-
-    fn tell_left(&self, client: &Arc<Client>, left: Vec<(Arc<Channel>, usize)>) {
-        for (channel, total) in left {
-            self.notice(&channel, Notice::Left, &client.id, total);
-        }
     }
 }

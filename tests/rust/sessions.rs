@@ -218,7 +218,7 @@ fn check_nothing_stays(node: &Arc<Node>, shards: &mut [Shard], known: &Known) {
     }
     eventually("nobody is expected back", || {
         node.tick();
-        node.away_count() == 0
+        node.stats().away == 0
     });
     let ids = known.ids.lock().unwrap();
     assert!(ids.len() > 100, "only {} clients were there", ids.len());

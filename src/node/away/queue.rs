@@ -1,7 +1,7 @@
 //! Clients that are away, in the order in which they went, and which of them makes room for others.
 
-use super::client::{Client, Peer};
 use crate::base::clock::SteadyTime;
+use crate::node::client::{Client, Peer};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
@@ -91,7 +91,6 @@ impl Expected {
         Some((number, client))
     }
 
-    /// All of them.
     pub fn clients(&self) -> Vec<Arc<Client>> {
         let clients = self.due.0.values();
         clients.map(|(_, client)| Arc::clone(client)).collect()

@@ -1,0 +1,179 @@
+//! The end of a connection: the client is away for a while, or leaves at once.
+
+use super::channel::Channel;
+use super::client::{Client, ClientState, Joined};
+use super::delivery::ConnectionId;
+use super::{Node, Notice};
+use crate::base::clock::SteadyTime;
+use crate::base::error::Disconnect;
+use crate::base::sync::MutexGuard;
+use crate::core::outbound::Unwritten;
+use crate::ports::store::Change;
+use std::sync::Arc;
+
+impl Node {
+    /// Ends a connection of a client. The client is away if it may resume; otherwise it leaves its channels.
+    /// `unwritten` are the emergencies that the socket had not taken.
+    pub fn disconnect(
+        &self,
+        client: &Arc<Client>,
+        connection_id: ConnectionId,
+        disconnect: Disconnect,
+        unwritten: Vec<Unwritten>,
+    ) {
+        {
+            let _emergencies = self.emergencies.hold_back();
+            let mut state = client.state.lock();
+            if state.connection_id == Some(connection_id) {
+                state.connection_id = None;
+                if state.session.is_some() && disconnect.is_abrupt() {
+                    self.keep_unwritten(client, &mut state, unwritten);
+                }
+                self.clients.release();
+                self.lose(client, state, connection_id, disconnect);
+            }
+        }
+        self.disconnected(client, disconnect);
+    }
+
+    /// Announces the leave of clients that are away for longer than `leave_delay`. Forgets clients whose `resume_ttl` is
+    /// over.
+    pub(super) fn expire_away(&self) {
+        let now = SteadyTime::now();
+        while let Some((number, client)) = self.away.pop_leaving(now) {
+            let state = client.state.lock();
+            if state
+                .away
+                .as_ref()
+                .is_some_and(|away| away.number == number)
+            {
+                self.leave_all(&client, state);
+            }
+        }
+        while let Some((number, client)) = self.away.pop_expired(now) {
+            self.forget_away(&client, number);
+        }
+    }
+
+    /// Forgets clients that are away while they are too many, or take too many bytes. Must not be called with the state
+    /// of a client locked.
+    pub(super) fn forget_surplus(&self) {
+        while let Some((number, client)) = self.away.pop_surplus() {
+            if self.forget_away(&client, number) {
+                self.counters.away_forgotten.add(1);
+            }
+        }
+    }
+
+    /// Removes a channel from those that clients which are away join again on their return. Must not be called with the
+    /// state of a client locked.
+    pub(super) fn forget_channel(&self, name: &str) {
+        for client in self.away.clients() {
+            let mut state = client.state.lock();
+            if state.forget_channel(name) {
+                self.save_left(&client, &state, name);
+            }
+        }
+    }
+
+    fn lose(
+        &self,
+        client: &Arc<Client>,
+        mut state: MutexGuard<'_, ClientState>,
+        connection_id: ConnectionId,
+        disconnect: Disconnect,
+    ) {
+        for joined in &state.channels {
+            joined
+                .channel
+                .members
+                .lock()
+                .interest
+                .remove(connection_id.shard);
+        }
+        if state.session.is_none() || !disconnect.is_abrupt() {
+            state.session = None;
+            self.leave_for_good(client, state);
+            return;
+        }
+        self.away.add(client, &mut state, Vec::new());
+        self.save_client(client, &state);
+        if self.config.leave_delay.is_zero() || self.shards.is_draining() {
+            self.leave_all(client, state);
+        } else {
+            self.away.delay_leave(client, &state);
+            drop(state);
+        }
+        self.forget_surplus();
+    }
+
+    /// Ends the absence `number` of a client; false if the client has returned meanwhile.
+    fn forget_away(&self, client: &Arc<Client>, number: u64) -> bool {
+        let mut state = client.state.lock();
+        if !self.away.forget(&mut state, number) {
+            return false;
+        }
+        state.session = None;
+        self.leave_for_good(client, state);
+        true
+    }
+
+    /// Announces that a client has left its channels. The client joins them again on its return.
+    fn leave_all(&self, client: &Arc<Client>, mut state: MutexGuard<'_, ClientState>) {
+        let channels: Vec<_> = state.channels.drain(..).collect();
+        if let Some(away) = &mut state.away {
+            let names = channels
+                .iter()
+                .map(|joined| Arc::clone(&joined.channel.name));
+            away.remembered.extend(names);
+        }
+        self.away.weigh(&mut state);
+        let left = self.remove_members(client, channels);
+        // with the client locked, so that no notice of its return goes out before the notices of its leave
+        self.announce_left(client, left);
+        drop(state);
+    }
+
+    /// Removes a client from all its channels, and from the map if no mail is kept for the client.
+    fn leave_for_good(&self, client: &Arc<Client>, mut state: MutexGuard<'_, ClientState>) {
+        let channels: Vec<_> = state.channels.drain(..).collect();
+        let left = self.remove_members(client, channels);
+        // an empty mailbox only counts dropped messages, and the client never asks for that count
+        state.mailbox.take_if(|mailbox| mailbox.is_empty());
+        let is_gone = state.end_if_idle();
+        if self.store.is_durable() {
+            let id = Arc::clone(&client.id);
+            self.store.save(Change::ClientForgotten { id }, None);
+        }
+        // with the client locked, as in `leave_all`
+        self.announce_left(client, left);
+        drop(state);
+        if is_gone {
+            self.clients.remove(&client.id);
+        }
+        // only the client itself could repeat its publications, and the client does not return
+        self.clients_published_once.forget_client(&client.id);
+    }
+
+    /// Returns each channel with the number of clients that are left on the channel.
+    fn remove_members(
+        &self,
+        client: &Arc<Client>,
+        channels: Vec<Joined>,
+    ) -> Vec<(Arc<Channel>, usize)> {
+        let remove = |joined: Joined| {
+            let mut members = joined.channel.members.lock();
+            self.remove_member(&joined.channel, &mut members, &client.id);
+            let total = members.roster.len();
+            drop(members);
+            (joined.channel, total)
+        };
+        channels.into_iter().map(remove).collect()
+    }
+
+    fn announce_left(&self, client: &Arc<Client>, left: Vec<(Arc<Channel>, usize)>) {
+        for (channel, total) in left {
+            self.notice(&channel, Notice::Left, &client.id, total);
+        }
+    }
+}

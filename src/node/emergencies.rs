@@ -1,0 +1,60 @@
+//! The numbers and the ids of emergencies.
+
+use super::client::ClientState;
+use crate::base::sync::{Mutex, Rank, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::collections::VecDeque;
+
+/// Emergencies whose acknowledgements count also from clients for which the emergency is not kept.
+const MAX_KNOWN: usize = 1000;
+
+pub struct Emergencies {
+    /// How many emergencies went out.
+    count: RwLock<u64>,
+    /// The ids of the latest emergencies.
+    known: Mutex<VecDeque<u64>>,
+}
+
+impl Emergencies {
+    pub fn new() -> Self {
+        Self {
+            count: RwLock::new(Rank::Emergencies, 0),
+            known: Mutex::default(),
+        }
+    }
+
+    /// Begins an emergency, and returns its number. While the guard lives, no client connects, disconnects or
+    /// acknowledges: each client gets the emergency exactly once.
+    pub fn begin(&self) -> RwLockWriteGuard<'_, u64> {
+        let mut count = self.count.write();
+        *count += 1;
+        count
+    }
+
+    /// Holds emergencies back while the guard lives. Returns how many went out before.
+    pub fn hold_back(&self) -> RwLockReadGuard<'_, u64> {
+        self.count.read()
+    }
+
+    /// Lets clients acknowledge the emergency with this id.
+    pub fn add(&self, id: u64) {
+        let mut known = self.known.lock();
+        known.push_back(id);
+        if known.len() > MAX_KNOWN {
+            known.pop_front();
+        }
+    }
+
+    /// Acknowledges an emergency that is not kept for the client. True for the first acknowledgement of a known
+    /// emergency.
+    pub fn acknowledge(&self, state: &mut ClientState, id: u64) -> bool {
+        let known = self.known.lock();
+        if !known.contains(&id) || state.acknowledged.contains(&id) {
+            return false;
+        }
+        if state.acknowledged.len() >= MAX_KNOWN {
+            state.acknowledged.retain(|id| known.contains(id));
+        }
+        state.acknowledged.push(id);
+        true
+    }
+}
