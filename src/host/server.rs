@@ -149,7 +149,7 @@ impl Server {
 
     /// Saves what waits, for at most `timeout`, and closes the storage until it is needed again.
     pub fn close_storage(&self, timeout: Duration) {
-        self.node.close_store(timeout);
+        self.node.store.close(timeout);
     }
 
     /// True in a child of the process that started the server, or opened its storage. The child must use nothing of the
@@ -157,7 +157,7 @@ impl Server {
     pub fn is_inherited(&self) -> bool {
         self.started_by.is_ancestor()
             || self.start_in_work.was_cut()
-            || self.node.has_inherited_store()
+            || self.node.store.is_inherited()
     }
 
     /// Binds and starts the shards; returns once connections are accepted. False when it is started already.
@@ -169,7 +169,7 @@ impl Server {
         if running.is_some() {
             return Ok(false);
         }
-        let was_restored = self.node.is_restored();
+        let was_restored = self.node.store.is_open();
         match self.start_all(timeout) {
             Ok(started) => {
                 self.started_by.claim();
@@ -180,7 +180,7 @@ impl Server {
             }
             Err(error) => {
                 if !was_restored {
-                    self.node.close_store(MAX_STORE_WAIT);
+                    self.node.store.close(MAX_STORE_WAIT);
                 }
                 Err(error)
             }
@@ -418,7 +418,7 @@ impl Server {
             never = keep_house(&self.node, tick_of(&self.node.config)) => match never {},
         }
         self.node.shards.detach();
-        self.node.close_store(MAX_STORE_WAIT);
+        self.node.store.close(MAX_STORE_WAIT);
         self.node
             .events
             .log(LogLevel::Info, "server", || "stopped".to_owned());

@@ -118,13 +118,13 @@ impl Node {
             disconnects: counters.disconnects(),
             shards: self.config.shards,
             history: self.history_size(),
-            mail: self.mail_size(),
+            mail: self.mailroom.size(),
             away: self.away.count(),
             away_bytes: self.away.bytes(),
             idempotency_keys: self.idempotency_size(),
             dropped: self.dropped(),
             worst_connections: self.worst_connections(WORST),
-            storage: self.storage_health(),
+            storage: self.store.health(),
         }
     }
 }

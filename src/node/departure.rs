@@ -8,7 +8,6 @@ use crate::base::clock::SteadyTime;
 use crate::base::error::Disconnect;
 use crate::base::sync::MutexGuard;
 use crate::core::outbound::Unwritten;
-use crate::ports::store::Change;
 use std::sync::Arc;
 
 impl Node {
@@ -27,7 +26,7 @@ impl Node {
             if state.connection_id == Some(connection_id) {
                 state.connection_id = None;
                 if state.session.is_some() && disconnect.is_abrupt() {
-                    self.keep_unwritten(client, &mut state, unwritten);
+                    self.mailroom.keep_unwritten(client, &mut state, unwritten);
                 }
                 self.clients.release();
                 self.lose(client, state, connection_id, disconnect);
@@ -71,7 +70,7 @@ impl Node {
         for client in self.away.clients() {
             let mut state = client.state.lock();
             if state.forget_channel(name) {
-                self.save_left(&client, &state, name);
+                self.store.save_left(&client, &state, name);
             }
         }
     }
@@ -97,7 +96,7 @@ impl Node {
             return;
         }
         self.away.add(client, &mut state, Vec::new());
-        self.save_client(client, &state);
+        self.store.save_client(client, &state);
         if self.config.leave_delay.is_zero() || self.shards.is_draining() {
             self.leave_all(client, state);
         } else {
@@ -141,10 +140,7 @@ impl Node {
         // an empty mailbox only counts dropped messages, and the client never asks for that count
         state.mailbox.take_if(|mailbox| mailbox.is_empty());
         let is_gone = state.end_if_idle();
-        if self.store.is_durable() {
-            let id = Arc::clone(&client.id);
-            self.store.save(Change::ClientForgotten { id }, None);
-        }
+        self.store.delete_client(&client.id);
         // with the client locked, as in `leave_all`
         self.announce_left(client, left);
         drop(state);

@@ -41,7 +41,7 @@ impl Node {
             .empty_channel_ttl
             .clamp(MIN_HISTORY_TEND_INTERVAL, HISTORY_TEND_INTERVAL);
         // a store without room needs the deletions soon
-        let is_urgent = self.was_degraded.load(Ordering::Relaxed);
+        let is_urgent = self.store.was_degraded();
         if !is_urgent && !self.history_tended.is_due(now, interval) {
             return;
         }
@@ -83,7 +83,7 @@ impl Node {
             + history.evictable
             + history.durable
             + self.away.bytes()
-            + self.mail_bytes.load(Ordering::Relaxed)
+            + self.mailroom.bytes()
     }
 
     /// Ends channels without history that were empty for `empty_channel_ttl`, or are too many to leave room for so many

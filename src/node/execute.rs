@@ -71,7 +71,7 @@ impl Node {
         text: &str,
     ) -> Backpressure {
         self.counters.frames_received.add(1);
-        if !client.hear(connection_id, |state| self.save_client(client, state)) {
+        if !client.hear(connection_id, |state| self.store.save_client(client, state)) {
             return Backpressure::default();
         }
         let limits = JsonLimits {

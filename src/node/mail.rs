@@ -3,34 +3,21 @@
 use super::client::{Client, ClientState};
 use super::delivery::{ConnectionId, Delivery};
 use super::idempotency::{Known, Scope};
+use super::mailroom::Letter;
 use super::{Node, argument, encode};
-use crate::base::clock::{SteadyTime, WallTime};
+use crate::base::clock::SteadyTime;
 use crate::base::error::{Error, ErrorCode, Refusal};
 use crate::base::names;
 use crate::base::priority::Priority;
-use crate::core::events::LogLevel;
 use crate::core::mailbox::{Mail, Mailbox};
-use crate::core::outbound::Unwritten;
 use crate::ports::calls::{DeliveryReport, PublishOptions, Sent};
-use crate::ports::store::{Change, Committed, KeyResult, LostFlag, StoreError, UsedKey};
+use crate::ports::store::{Committed, KeyResult, LostFlag};
 use crate::wire::frame::EncodedFrame;
 use crate::wire::messages::{self, Body, Stamp};
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-
-/// A message to be kept.
-struct Letter<'a> {
-    message: u64,
-    frame: &'a EncodedFrame,
-    ttl: Duration,
-    is_emergency: bool,
-    /// It is on its way to the client already.
-    is_handed_over: bool,
-    /// What it was sent under.
-    used_key: Option<Box<UsedKey>>,
-}
 
 impl Node {
     /// Sends to one client; returns the message's stamp. For a client that is not connected it is kept, and handed
@@ -101,22 +88,14 @@ impl Node {
     /// What became of a message that `send` or `emergency` sent; `None` for one that is not known (any more).
     pub fn delivery(&self, message_id: &str) -> Option<DeliveryReport> {
         let receipt = self
-            .receipts
-            .find(messages::parse_message_id(message_id)?)?;
+            .mailroom
+            .receipt(messages::parse_message_id(message_id)?)?;
         Some(DeliveryReport {
             handed_over: receipt.handed_over.load(Ordering::Relaxed) as usize,
             written: receipt.written.load(Ordering::Relaxed) as usize,
             acknowledged: receipt.acknowledged.load(Ordering::Relaxed) as usize,
             waiting: receipt.waiting.load(Ordering::Relaxed) as usize,
         })
-    }
-
-    /// Messages and bytes that are kept for clients.
-    pub fn mail_size(&self) -> (usize, usize) {
-        (
-            self.mail_count.load(Ordering::Relaxed),
-            self.mail_bytes.load(Ordering::Relaxed),
-        )
     }
 
     /// A client has taken messages; returns how many of them were waiting for that. `malformed` is a text among their
@@ -132,24 +111,21 @@ impl Node {
         let _emergencies = self.emergencies.hold_back();
         let mut state = client.state.lock();
         state.acknowledges = true;
-        let taken = self.with_mailbox(&mut state, |mailbox| mailbox.take_each(ids));
+        let taken = self.mailroom.take(&client.id, &mut state, ids);
         let mut waited: HashSet<u64> = taken.iter().map(|mail| mail.message).collect();
         let mut unknown = malformed;
         let mut count = 0;
         for id in ids {
             let was_kept = waited.remove(id);
-            if was_kept {
-                self.note_waiting(*id, -1);
-            } else if !self.emergencies.acknowledge(&mut state, *id) {
+            if !was_kept && !self.emergencies.acknowledge(&mut state, *id) {
                 unknown = Some(messages::message_id_text(*id));
                 continue;
             }
             count += 1;
-            if let Some(receipt) = self.receipts.find(*id) {
+            if let Some(receipt) = self.mailroom.receipt(*id) {
                 receipt.acknowledged.fetch_add(1, Ordering::Relaxed);
             }
         }
-        self.unmail(&client.id, taken.iter().map(|mail| mail.number).collect());
         drop(state);
         unknown.map_or(Ok(count), |id| {
             Err(Refusal::new(
@@ -182,61 +158,23 @@ impl Node {
                 is_handed_over: is_connected,
                 used_key: None,
             };
-            self.keep(&client, &mut state, letter, None);
+            self.mailroom.keep(&client, &mut state, letter, None);
         }
         self.make_room_for_mail();
     }
 
-    /// Keeps emergencies for a client that was lost before it had taken them.
-    pub(super) fn keep_unwritten(
-        &self,
-        client: &Arc<Client>,
-        state: &mut ClientState,
-        unwritten: Vec<Unwritten>,
-    ) {
-        for Unwritten { message, frame } in unwritten {
-            let mailbox = state.mailbox.as_ref();
-            if self.config.emergency_ttl.is_zero()
-                || mailbox.is_some_and(|mailbox| mailbox.has(message))
-            {
-                continue;
-            }
-            let letter = Letter {
-                message,
-                frame: &frame,
-                ttl: self.config.emergency_ttl,
-                is_emergency: true,
-                is_handed_over: false,
-                used_key: None,
-            };
-            self.keep(client, state, letter, None);
-        }
-    }
-
-    /// Hands over all that is kept for a client that has connected. Of one that does not acknowledge, it is done with
-    /// that.
+    /// Hands all kept messages over to a connection of the client.
     pub(super) fn hand_over_mail(
         &self,
         client: &Client,
         state: &mut ClientState,
         connection_id: ConnectionId,
     ) {
-        let acknowledges = state.acknowledges;
         let now = SteadyTime::now();
-        let mut numbers = Vec::new();
-        self.with_mailbox(state, |mailbox| {
-            for mail in mailbox.iter_mut() {
-                mail.handed_over = Some(now);
-                self.push_mail(connection_id, mail);
-            }
-            if !acknowledges {
-                for mail in mailbox.take_all() {
-                    self.note_waiting(mail.message, -1);
-                    numbers.push(mail.number);
-                }
-            }
+        self.mailroom.hand_over(&client.id, state, |mail| {
+            mail.handed_over = Some(now);
+            self.push_mail(connection_id, mail);
         });
-        self.unmail(&client.id, numbers);
     }
 
     fn send_now(
@@ -272,8 +210,8 @@ impl Node {
                 frame = encoded(false);
             }
             let receipt = self
-                .receipts
-                .open(stamp.id, usize::from(connection_id.is_some()));
+                .mailroom
+                .open_receipt(stamp.id, usize::from(connection_id.is_some()));
             if is_kept {
                 let letter = Letter {
                     message: stamp.id,
@@ -289,7 +227,7 @@ impl Node {
                     ),
                 };
                 let committed = options.durable.then(&mut *commit);
-                self.keep(&client, &mut state, letter, committed);
+                self.mailroom.keep(&client, &mut state, letter, committed);
             }
             if let Some(connection_id) = connection_id {
                 self.counters.messages_sent.add(1);
@@ -340,67 +278,8 @@ impl Node {
         })
     }
 
-    fn keep(
-        &self,
-        client: &Arc<Client>,
-        state: &mut ClientState,
-        letter: Letter<'_>,
-        committed: Option<Committed>,
-    ) {
-        let now = SteadyTime::now();
-        let mailbox = state.mailbox.get_or_insert_default();
-        if !Mailbox::has_room(letter.frame.len(), self.config.mailbox_bytes) {
-            // alone it takes more than all may: the others stay
-            mailbox.note_dropped();
-            self.counters.dropped("mailbox_full", "*", 1);
-            if let Some(committed) = committed {
-                let (size, limit) = (letter.frame.len(), self.config.mailbox_bytes);
-                committed(Err(StoreError(format!(
-                    "the message has {size} bytes and cannot be kept: mailbox_bytes is {limit}"
-                ))));
-            }
-            return;
-        }
-        let before = (mailbox.len(), mailbox.weight());
-        let number = mailbox.push(Mail {
-            number: 0,
-            message: letter.message,
-            expires: now + letter.ttl,
-            is_emergency: letter.is_emergency,
-            frame: letter.frame.clone(),
-            handed_over: letter.is_handed_over.then_some(now),
-        });
-        self.note_waiting(letter.message, 1);
-        if self.store.is_durable() {
-            let change = Change::Mailed {
-                client: Arc::clone(&client.id),
-                number,
-                message: letter.message,
-                expires: WallTime::now() + letter.ttl,
-                is_emergency: letter.is_emergency,
-                frame: letter.frame,
-                used_key: letter.used_key,
-            };
-            self.store.save(change, committed);
-        } else if let Some(committed) = committed {
-            committed(Ok(()));
-        }
-        let trimmed = mailbox.trim(self.config.mailbox_size, self.config.mailbox_bytes);
-        self.count_mail(before, mailbox);
-        self.note_mailed(client, state);
-        if !trimmed.is_empty() {
-            self.events.log(LogLevel::Debug, "connections", || {
-                format!(
-                    "the mailbox of {} is full; its oldest messages were dropped",
-                    client.id
-                )
-            });
-        }
-        self.let_go(&client.id, &trimmed, "mailbox_full");
-    }
-
     pub(super) fn push_mail(&self, connection_id: ConnectionId, mail: &Mail) {
-        let receipt = self.receipts.find(mail.message);
+        let receipt = self.mailroom.receipt(mail.message);
         if let Some(receipt) = &receipt {
             receipt.handed_over.fetch_add(1, Ordering::Relaxed);
         }
@@ -419,22 +298,6 @@ impl Node {
                 receipt,
             },
         );
-    }
-
-    pub(super) fn unmail(&self, client_id: &Arc<str>, numbers: Vec<u64>) {
-        if !numbers.is_empty() && self.store.is_durable() {
-            let client = Arc::clone(client_id);
-            self.store.save(Change::Unmailed { client, numbers }, None);
-        }
-    }
-
-    pub(super) fn note_waiting(&self, message: u64, change: i32) {
-        if let Some(receipt) = self.receipts.find(message) {
-            // wraps to a subtraction
-            receipt
-                .waiting
-                .fetch_add(change.cast_unsigned(), Ordering::Relaxed);
-        }
     }
 }
 

@@ -70,7 +70,7 @@ impl Node {
         }
         let joined = self.add_subscription(client, &mut state, channel, Some(asked));
         if let Some((channel, _)) = &joined {
-            self.save_joined(client, &state, &channel.name);
+            self.store.save_joined(client, &state, &channel.name);
         }
         drop(state);
         Ok(self.tell_joined(client, joined))
@@ -82,7 +82,7 @@ impl Node {
         let was_remembered = state.forget_channel(channel);
         let Some(at) = state.position(channel) else {
             if was_remembered {
-                self.save_left(client, &state, channel);
+                self.store.save_left(client, &state, channel);
             }
             return None;
         };
@@ -95,7 +95,7 @@ impl Node {
             self.push_unsubscribe(connection_id, &channel);
         }
         drop(members);
-        self.save_left(client, &state, &channel.name);
+        self.store.save_left(client, &state, &channel.name);
         let is_idle = state.end_if_idle();
         drop(state);
         if is_idle {
@@ -160,9 +160,9 @@ impl Node {
                     self.push_unsubscribe(connection_id, &channel);
                 }
                 drop(members);
-                self.save_left(&client, &state, name);
+                self.store.save_left(&client, &state, name);
             } else if was_remembered {
-                self.save_left(&client, &state, name);
+                self.store.save_left(&client, &state, name);
             }
             let is_idle = state.end_if_idle();
             drop(state);
@@ -243,7 +243,7 @@ impl Node {
         }
         let joined = self.add_subscription(client, &mut state, name, None);
         if let Some((channel, _)) = &joined {
-            self.save_joined(client, &state, &channel.name);
+            self.store.save_joined(client, &state, &channel.name);
         }
         drop(state);
         self.tell_joined(client, joined);

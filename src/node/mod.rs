@@ -15,15 +15,17 @@ mod empty;
 mod execute;
 pub mod idempotency;
 mod mail;
+mod mail_upkeep;
 mod mailroom;
 mod membership;
 mod publish;
 mod recovery;
 mod report;
-mod saved;
+mod restore;
 mod session;
 mod shards;
 mod stamps;
+mod storage;
 mod token;
 
 pub use answer::NodeCalls;
@@ -37,13 +39,11 @@ pub use shards::{Incoming, Shards};
 
 use crate::base::clock::{LastTime, WallTime};
 use crate::base::error::{Disconnect, Error, Refusal};
-use crate::base::fork::{ForkSensitive, OwningProcess};
 use crate::base::names;
 use crate::base::sync::{Mutex, Rank, RwLock};
-use crate::core::events::{Detail, Event, EventQueue, LogLevel};
+use crate::core::events::{Detail, Event, EventQueue};
 use crate::core::hub::{ChannelKey, ChannelKeys};
 use crate::core::outbound::Dropped;
-use crate::core::receipt::Receipts;
 use crate::ports::broker::{Broker, Stream};
 use crate::ports::calls::Published;
 use crate::ports::store::Store;
@@ -56,41 +56,29 @@ use clients::Clients;
 use emergencies::Emergencies;
 use empty::EmptyChannels;
 use idempotency::Idempotency;
-use mailroom::Mailed;
+use mailroom::Mailroom;
 use stamps::Stamps;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use storage::Storage;
 
 pub struct Node {
     pub config: Arc<Config>,
-    pub events: EventQueue,
-    pub counters: Counters,
+    pub events: Arc<EventQueue>,
+    pub counters: Arc<Counters>,
+    pub store: Arc<Storage>,
     pub shards: Shards,
     clients: Clients,
     stamps: Stamps,
     broker: Arc<dyn Broker>,
-    store: Arc<dyn Store>,
-    /// The process that opened the store and took in what was saved; none after `close_store`.
-    store_opened_by: OwningProcess,
-    /// Held by whoever opens or closes the store.
-    restoring: Mutex<()>,
-    store_use: ForkSensitive,
     channels: RwLock<HashMap<Arc<str>, Arc<Channel>>>,
     away: AwayClients,
     emergencies: Emergencies,
-    /// Clients with mail.
-    mailed: Mutex<Mailed>,
-    mail_count: AtomicUsize,
-    mail_bytes: AtomicUsize,
-    /// As `watch_store` has seen it.
-    was_degraded: AtomicBool,
+    mailroom: Mailroom,
     /// The log says that subprotocols were offered and none was selected.
     has_logged_subprotocols: AtomicBool,
-    known_lost: AtomicU64,
-    receipts: Receipts,
     published_once: Idempotency<Published>,
     /// Apart, so that clients cannot have the application's keys forgotten.
     clients_published_once: Idempotency<Published>,
@@ -104,9 +92,6 @@ pub struct Node {
     noticed: Mutex<Vec<Arc<Channel>>>,
     channel_keys: ChannelKeys,
 }
-
-/// Messages of which it is known what became of them.
-const KNOWN_RECEIPTS: usize = 100_000;
 
 thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -122,25 +107,26 @@ impl Node {
             total: config.max_idempotency_keys,
             of_one_client: config.max_client_keys,
         };
+        let events = Arc::new(EventQueue::new(config.event_queue_bytes));
+        let counters = Arc::new(Counters::default());
+        let store = Arc::new(Storage::new(store, config.resume_ttl));
+        let mailroom = Mailroom::new(
+            Arc::clone(&config),
+            Arc::clone(&counters),
+            Arc::clone(&events),
+            Arc::clone(&store),
+        );
         let node = Self {
-            events: EventQueue::new(config.event_queue_bytes),
-            counters: Counters::default(),
+            events,
+            counters,
             broker,
             store,
-            store_opened_by: OwningProcess::default(),
-            restoring: Mutex::new(Rank::Restore, ()),
-            store_use: ForkSensitive::default(),
             channels: RwLock::new(Rank::Channels, HashMap::new()),
             clients: Clients::default(),
             away: AwayClients::new(Arc::clone(&config)),
             emergencies: Emergencies::new(),
-            mailed: Mutex::default(),
-            mail_count: AtomicUsize::new(0),
-            mail_bytes: AtomicUsize::new(0),
-            was_degraded: AtomicBool::new(false),
+            mailroom,
             has_logged_subprotocols: AtomicBool::new(false),
-            known_lost: AtomicU64::new(0),
-            receipts: Receipts::new(KNOWN_RECEIPTS),
             published_once: Idempotency::new(key_ttl, key_limits),
             clients_published_once: Idempotency::new(key_ttl, key_limits),
             sent_once: Idempotency::new(key_ttl, key_limits),
@@ -157,57 +143,6 @@ impl Node {
             node.channel(name);
         }
         node
-    }
-
-    /// Opens the storage and takes in what was saved, at the first use and again after each stop.
-    ///
-    /// Errors: the storage cannot be opened.
-    pub fn restore(&self) -> Result<(), Error> {
-        if self.is_restored() {
-            return Ok(());
-        }
-        let _worker = self.store_use.begin();
-        let _only_one = self.restoring.lock();
-        if self.is_restored() {
-            return Ok(());
-        }
-        let saved = self.store.open().map_err(|error| Error::Storage(error.0))?;
-        let channels: Vec<_> = saved
-            .streams
-            .iter()
-            .map(|stream| (Arc::clone(&stream.channel), stream.kind))
-            .collect();
-        self.broker.restore(saved.streams);
-        for (name, kind) in channels {
-            let channel = self.channel_with(&name, || kind);
-            self.stream(&channel);
-        }
-        self.restore_clients(saved.clients, saved.memberships);
-        self.restore_mail(saved.mail);
-        self.restore_keys(saved.used_keys);
-        self.store_opened_by.claim();
-        Ok(())
-    }
-
-    /// True while the storage is open.
-    pub fn is_restored(&self) -> bool {
-        self.store_opened_by.is_some()
-    }
-
-    /// True in a child of the process that opened the storage, or was about to: the storage's writer is a thread that the
-    /// child does not have.
-    pub fn has_inherited_store(&self) -> bool {
-        let was_opened = self.store.is_durable() && self.store_opened_by.is_ancestor();
-        was_opened || self.store_use.was_cut()
-    }
-
-    /// Has everything saved that is still to be, and lets go of the storage until it is needed again.
-    pub fn close_store(&self, within: Duration) {
-        let _worker = self.store_use.begin();
-        let _only_one = self.restoring.lock();
-        if self.store_opened_by.release() {
-            self.store.close(within);
-        }
     }
 
     /// Tells every shard to close its connections and to end.
@@ -277,8 +212,8 @@ impl Node {
     pub fn tick(&self) -> usize {
         self.tell_due_notices();
         self.expire_away();
-        self.tend_mail();
-        self.watch_store();
+        self.expire_mail();
+        self.store.watch(&self.events);
         self.events.log_withheld();
         self.count_evicted();
         self.expire_kept();
@@ -286,34 +221,6 @@ impl Node {
         let held = self.held_bytes();
         let peak = self.held_peak.swap(held, Ordering::Relaxed);
         peak.saturating_sub(held)
-    }
-
-    /// Logs when what is to be saved cannot be, and when it can be again.
-    fn watch_store(&self) {
-        let health = self.store.health();
-        let was_degraded = self
-            .was_degraded
-            .swap(health.is_degraded, Ordering::Relaxed);
-        match (was_degraded, health.is_degraded) {
-            (false, true) => self.events.log(LogLevel::Error, "storage", || {
-                let problem = health.error.unwrap_or_default();
-                format!("{problem}; messages are delivered, but those that wait may be lost with the process")
-            }),
-            (true, false) => self.events.log(LogLevel::Info, "storage", || {
-                "the database can be written again".to_owned()
-            }),
-            _ => {}
-        }
-        let lost = health.changes_lost;
-        let known = self.known_lost.swap(lost, Ordering::Relaxed);
-        if lost > known {
-            self.events.log(LogLevel::Warning, "storage", || {
-                format!(
-                    "{} changes could not be saved ({lost} since the start)",
-                    lost - known
-                )
-            });
-        }
     }
 
     /// The stream of a channel, opened where it was left.

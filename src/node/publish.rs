@@ -95,7 +95,7 @@ impl Node {
                 if !shards.is_empty() {
                     recipients = self.clients.connected();
                 }
-                let receipt = self.receipts.open(stamp.id, recipients);
+                let receipt = self.mailroom.open_receipt(stamp.id, recipients);
                 for handle in shards.iter() {
                     handle.inbox.push(Delivery::Urgent {
                         number: *number,

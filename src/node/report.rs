@@ -5,7 +5,6 @@ use crate::base::names::EMERGENCY_CHANNEL;
 use crate::core::events::LogLevel;
 use crate::ports::broker::HistorySize;
 use crate::ports::calls::{ChannelInfo, ConnectionInfo};
-use crate::ports::store::Health;
 use crate::settings::channel_kind::ChannelKind;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -152,10 +151,6 @@ impl Node {
     pub fn dropped(&self) -> Vec<(&'static str, Box<str>, u64)> {
         self.count_evicted();
         self.counters.dropped_by_reason()
-    }
-
-    pub fn storage_health(&self) -> Health {
-        self.store.health()
     }
 
     /// Connections with the most bytes that wait for their sockets, the worst first: client id and bytes.

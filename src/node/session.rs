@@ -121,10 +121,10 @@ impl Node {
                 self.away
                     .add(&client, &mut state, remembered.into_iter().collect());
             }
-            self.save_client(&client, &state);
+            self.store.save_client(&client, &state);
             if is_new {
                 for name in state.channel_names() {
-                    self.save_joined(&client, &state, &name);
+                    self.store.save_joined(&client, &state, &name);
                 }
             }
             drop(state);
@@ -145,7 +145,7 @@ impl Node {
         if let Some(client) = client {
             let mut state = client.state.lock();
             state.user_data = Some(json.into());
-            self.save_client(&client, &state);
+            self.store.save_client(&client, &state);
         }
     }
 
@@ -170,7 +170,7 @@ impl Node {
         // `join_default_channel` subscribes it
         let channels = [Arc::from(self.config.default_channel.as_str())];
         let welcome = self.welcome(&client, &state, &channels, outcome);
-        self.save_client(&client, &state);
+        self.store.save_client(&client, &state);
         drop(state);
         Some(Connected {
             client,
@@ -212,7 +212,7 @@ impl Node {
         let names = state.channel_names();
         let remembered = self.away.remove(state);
         if let Some(mailbox) = &mut state.mailbox {
-            self.expire_mail(&client.id, mailbox);
+            self.mailroom.expire(&client.id, mailbox);
         }
         let (waiting, dropped) = state
             .mailbox
@@ -232,7 +232,7 @@ impl Node {
         if let Some(old) = displaced {
             self.displace(&client, old);
         }
-        self.save_client(&client, state);
+        self.store.save_client(&client, state);
         drop(guard);
         let known = *emergencies;
         drop(emergencies);

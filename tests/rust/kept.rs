@@ -237,7 +237,7 @@ fn a_repeat_of_a_durable_message_waits_until_the_first_is_saved() {
     assert_eq!(counts(&outcomes), [2, 0]);
     assert_eq!(send_durably(&node, &outcomes, BODY), first);
     assert_eq!(counts(&outcomes), [3, 0]);
-    assert_eq!(node.mail_size().0, 1);
+    assert_eq!(node.stats().mail.0, 1);
 }
 
 #[test]

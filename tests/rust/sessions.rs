@@ -230,7 +230,7 @@ fn check_nothing_stays(node: &Arc<Node>, shards: &mut [Shard], known: &Known) {
     }
     eventually("no mail is kept", || {
         node.tick();
-        node.mail_size() == (0, 0)
+        node.stats().mail == (0, 0)
     });
     for channel in CHANNELS {
         assert_eq!(node.presence(channel).len(), 0, "{channel}");

@@ -1,0 +1,71 @@
+//! The state that the store brings back: streams, clients and mail.
+
+use super::Node;
+use super::client::Client;
+use super::token::Session;
+use crate::base::clock::{SteadyTime, WallTime};
+use crate::base::error::Error;
+use crate::ports::store::{Saved, SavedClient, SavedMail};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+impl Node {
+    /// Opens the store and restores what was saved, at the first use and again after each stop.
+    ///
+    /// Errors: the store cannot be opened.
+    pub fn restore(&self) -> Result<(), Error> {
+        self.store.open(|saved| self.restore_saved(saved))
+    }
+
+    fn restore_saved(&self, saved: Saved) {
+        let channels: Vec<_> = saved
+            .streams
+            .iter()
+            .map(|stream| (Arc::clone(&stream.channel), stream.kind))
+            .collect();
+        self.broker.restore(saved.streams);
+        for (name, kind) in channels {
+            let channel = self.channel_with(&name, || kind);
+            self.stream(&channel);
+        }
+        self.restore_clients(saved.clients, saved.memberships);
+        self.restore_mail(saved.mail);
+        self.restore_keys(saved.used_keys);
+    }
+
+    /// Restores clients. They are away, and have all of `resume_ttl` to return.
+    fn restore_clients(
+        &self,
+        clients: Vec<SavedClient>,
+        mut memberships: HashMap<Arc<str>, Vec<Arc<str>>>,
+    ) {
+        for saved in clients {
+            let client = Client::new(Arc::clone(&saved.id), saved.joined, None);
+            client.ping(saved.last_ping);
+            client.note_spoken();
+            let Some(client) = self.clients.add(client) else {
+                continue;
+            };
+            let mut state = client.state.lock();
+            state.session = Some(Session::restored(
+                saved.root,
+                saved.rotation,
+                saved.previous,
+            ));
+            state.user_data = saved.user_data;
+            let channels = memberships.remove(&saved.id).unwrap_or_default();
+            self.away.add(&client, &mut state, channels);
+        }
+        self.forget_surplus();
+    }
+
+    fn restore_mail(&self, mail: Vec<SavedMail>) {
+        let now = (WallTime::now(), SteadyTime::now());
+        for saved in mail {
+            let client = self.clients.get_or_add(&saved.client);
+            let mut state = client.state.lock();
+            self.mailroom.restore(&client, &mut state, saved, now);
+        }
+        self.make_room_for_mail();
+    }
+}
