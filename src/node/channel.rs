@@ -138,11 +138,11 @@ pub struct Members {
     pub leaves: Pending,
     /// When the last subscriber left, or, without one, the channel was made or its history became empty.
     pub empty_since: Option<SteadyTime>,
-    /// It is in the node's list of empty channels.
-    pub noted_empty: bool,
-    /// It is in the node's list of channels with notices that wait.
+    /// The channel is in the queue of empty channels of `Channels`.
+    pub is_marked_empty: bool,
+    /// The channel is in the list of channels with notices of `Channels`.
     pub is_noticed: bool,
-    /// The channel is out of the node's map; whoever still holds it must look it up again.
+    /// The channel has ended: a thread that still has it looks its name up again.
     pub removed: bool,
 }
 

@@ -1,11 +1,11 @@
 //! Who is connected, who is on which channel, and who is told of it.
 
 use super::channel::{Channel, Members, Notice, Tell};
+use super::channels::kind_of;
 use super::client::{Client, ClientState, Joined};
 use super::delivery::{ConnectionId, Delivery, DeliveryOptions};
 use super::recovery::Asked;
 use super::{FanOut, Node, argument};
-use crate::base::capacity::shrink_map;
 use crate::base::clock::SteadyTime;
 use crate::base::error::{Error, ErrorCode, Refusal};
 use crate::base::names;
@@ -125,21 +125,28 @@ impl Node {
     /// Errors: the storage cannot be opened.
     pub fn delete_channel(&self, name: &str) -> Result<bool, Error> {
         self.restore()?;
-        self.note_held();
-        let mut channels = self.channels.write();
-        let Some(channel) = channels.remove(name) else {
+        let Some(channel) = self.channels.get(name) else {
             return Ok(false);
         };
-        let ids: Vec<Arc<str>> = {
-            let mut members = channel.members.lock();
-            members.removed = true;
-            members.roster.ids().cloned().collect()
-        };
-        // whoever holds the channel must not open its successor's stream by it
-        self.stream(&channel);
-        self.broker.close(name, Closing::Whatever);
-        shrink_map(&mut channels);
-        drop(channels);
+        self.record_held();
+        let mut ids: Vec<Arc<str>> = Vec::new();
+        let is_removed = self.channels.remove_if(&channel, || {
+            {
+                let mut members = channel.members.lock();
+                if members.removed {
+                    return false;
+                }
+                members.removed = true;
+                ids = members.roster.ids().cloned().collect();
+            }
+            // a thread that still has the channel must not open the stream of its successor
+            self.stream(&channel);
+            self.broker.close(name, Closing::Whatever);
+            true
+        });
+        if !is_removed {
+            return Ok(false);
+        }
         for id in ids {
             let Some(client) = self.clients.get(&id) else {
                 continue;
@@ -176,16 +183,12 @@ impl Node {
 
     /// The channel of this name, made if there is none.
     pub(super) fn channel(&self, name: &str) -> Arc<Channel> {
-        self.channel_with(name, || match name {
-            "treehouse" => ChannelKind::Private,
-            names::EMERGENCY_CHANNEL => ChannelKind::Emergency,
-            _ => ChannelKind::Public,
-        })
+        self.channel_with(name, || kind_of(name))
     }
 
     pub(super) fn tell_due_notices(&self) {
         let now = SteadyTime::now();
-        let noticed = std::mem::take(&mut *self.noticed.lock());
+        let noticed = self.channels.take_noticed();
         let mut waiting = Vec::new();
         for channel in noticed {
             let mut members = channel.members.lock();
@@ -209,7 +212,7 @@ impl Node {
                 waiting.push(channel);
             }
         }
-        self.noticed.lock().append(&mut waiting);
+        self.channels.add_noticed(waiting);
     }
 
     pub(super) fn channel_with(
@@ -217,22 +220,12 @@ impl Node {
         name: &str,
         kind: impl FnOnce() -> ChannelKind,
     ) -> Arc<Channel> {
-        if let Some(channel) = self.channels.read().get(name) {
-            return Arc::clone(channel);
+        if let Some(channel) = self.channels.get(name) {
+            return channel;
         }
-        // before, so that the new one is not the one to go
+        // before the new channel is added, so that the new channel is not the one that ends
         self.remove_empty_channels(1);
-        let mut channels = self.channels.write();
-        if let Some(channel) = channels.get(name) {
-            return Arc::clone(channel);
-        }
-        let key = self.channel_keys.next();
-        let settings = self.config.of_channel(name);
-        let channel = Arc::new(Channel::new(key, name, kind(), settings));
-        channels.insert(Arc::clone(&channel.name), Arc::clone(&channel));
-        drop(channels);
-        self.note_empty(&channel, &mut channel.members.lock());
-        channel
+        self.channels.get_or_add(name, kind)
     }
 
     /// Puts a client on a channel; false when the client has ended meanwhile.
@@ -323,7 +316,7 @@ impl Node {
         id: &Arc<str>,
     ) {
         if members.roster.remove(id) && members.roster.is_empty() {
-            self.note_empty(channel, members);
+            self.channels.mark_empty(channel, members);
         }
     }
 
@@ -387,7 +380,7 @@ impl Node {
             }
             Tell::Later => {
                 if !std::mem::replace(&mut channel.members.lock().is_noticed, true) {
-                    self.noticed.lock().push(Arc::clone(channel));
+                    self.channels.add_noticed([Arc::clone(channel)]);
                 }
             }
         }

@@ -5,6 +5,7 @@
 mod answer;
 mod away;
 mod channel;
+mod channels;
 mod client;
 mod clients;
 mod counters;
@@ -26,7 +27,9 @@ mod session;
 mod shards;
 mod stamps;
 mod storage;
+mod tick;
 mod token;
+mod upkeep;
 
 pub use answer::NodeCalls;
 pub use channel::{BehindWith, Channel, InFlight, Notice};
@@ -37,12 +40,10 @@ pub use execute::{Backpressure, FanOut};
 pub use session::{ConnectRequest, Connected};
 pub use shards::{Incoming, Shards};
 
-use crate::base::clock::{LastTime, WallTime};
+use crate::base::clock::WallTime;
 use crate::base::error::{Disconnect, Error, Refusal};
 use crate::base::names;
-use crate::base::sync::{Mutex, Rank, RwLock};
 use crate::core::events::{Detail, Event, EventQueue};
-use crate::core::hub::{ChannelKey, ChannelKeys};
 use crate::core::outbound::Dropped;
 use crate::ports::broker::{Broker, Stream};
 use crate::ports::calls::Published;
@@ -52,17 +53,17 @@ use crate::settings::socket_limits::SocketLimits;
 use crate::wire::frame::EncodedFrame;
 use crate::wire::messages::{self, Stamp};
 use away::AwayClients;
+use channels::Channels;
 use clients::Clients;
 use emergencies::Emergencies;
-use empty::EmptyChannels;
 use idempotency::Idempotency;
 use mailroom::Mailroom;
 use stamps::Stamps;
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::AtomicBool;
 use storage::Storage;
+use upkeep::Upkeep;
 
 pub struct Node {
     pub config: Arc<Config>,
@@ -73,24 +74,17 @@ pub struct Node {
     clients: Clients,
     stamps: Stamps,
     broker: Arc<dyn Broker>,
-    channels: RwLock<HashMap<Arc<str>, Arc<Channel>>>,
+    pub channels: Channels,
     away: AwayClients,
     emergencies: Emergencies,
     mailroom: Mailroom,
+    upkeep: Upkeep,
     /// The log says that subprotocols were offered and none was selected.
     has_logged_subprotocols: AtomicBool,
     published_once: Idempotency<Published>,
     /// Apart, so that clients cannot have the application's keys forgotten.
     clients_published_once: Idempotency<Published>,
     sent_once: Idempotency<Stamp>,
-    /// When expired publications were last let go of.
-    history_tended: LastTime,
-    empty_channels: Mutex<EmptyChannels>,
-    /// The most that the node has held since the last tick; see `note_held`.
-    held_peak: AtomicUsize,
-    /// Channels with notices that wait.
-    noticed: Mutex<Vec<Arc<Channel>>>,
-    channel_keys: ChannelKeys,
 }
 
 thread_local! {
@@ -116,12 +110,12 @@ impl Node {
             Arc::clone(&events),
             Arc::clone(&store),
         );
-        let node = Self {
+        Self {
             events,
             counters,
             broker,
             store,
-            channels: RwLock::new(Rank::Channels, HashMap::new()),
+            channels: Channels::new(Arc::clone(&config)),
             clients: Clients::default(),
             away: AwayClients::new(Arc::clone(&config)),
             emergencies: Emergencies::new(),
@@ -130,19 +124,11 @@ impl Node {
             published_once: Idempotency::new(key_ttl, key_limits),
             clients_published_once: Idempotency::new(key_ttl, key_limits),
             sent_once: Idempotency::new(key_ttl, key_limits),
-            history_tended: LastTime::never(),
-            empty_channels: Mutex::default(),
-            held_peak: AtomicUsize::new(0),
-            noticed: Mutex::default(),
             shards: Shards::new(SocketLimits::of_settings(&config)),
             stamps: Stamps::new(),
-            channel_keys: ChannelKeys::default(),
+            upkeep: Upkeep::new(),
             config,
-        };
-        for name in node.permanent_channels() {
-            node.channel(name);
         }
-        node
     }
 
     /// Tells every shard to close its connections and to end.
@@ -191,36 +177,10 @@ impl Node {
         self.counters.dropped(reason, name, frames);
     }
 
-    /// The channel with this key, if there still is one; takes a look at all.
-    pub fn channel_of(&self, key: ChannelKey) -> Option<Arc<Channel>> {
-        let channels = self.channels.read();
-        channels
-            .values()
-            .find(|channel| channel.key == key)
-            .cloned()
-    }
-
     /// The heartbeat that pages can see; one for all connections that are due.
     pub fn heartbeat(&self) -> EncodedFrame {
         let stamp = self.stamps.next();
         encode(|out| messages::write_ping(out, stamp))
-    }
-
-    /// Work that is due from time to time: notices that waited, clients that stay away, mail, channels that stayed
-    /// empty, publications that have expired. Returns approximately how many bytes less the node holds now than at its
-    /// peak since the last tick.
-    pub fn tick(&self) -> usize {
-        self.tell_due_notices();
-        self.expire_away();
-        self.expire_mail();
-        self.store.watch(&self.events);
-        self.events.log_withheld();
-        self.count_evicted();
-        self.expire_kept();
-        self.remove_empty_channels(0);
-        let held = self.held_bytes();
-        let peak = self.held_peak.swap(held, Ordering::Relaxed);
-        peak.saturating_sub(held)
     }
 
     /// The stream of a channel, opened where it was left.
@@ -283,15 +243,6 @@ impl Node {
             channel: channel.map(Arc::from),
             detail,
         });
-    }
-
-    fn permanent_channels(&self) -> [&str; 4] {
-        [
-            &self.config.default_channel,
-            "jungle",
-            "treehouse",
-            names::EMERGENCY_CHANNEL,
-        ]
     }
 
     /// Counts an ended connection and tells of it.

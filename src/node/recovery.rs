@@ -49,7 +49,7 @@ impl Node {
     ) -> Result<HistoryPage, Error> {
         names::check_channel_name(channel).map_err(argument)?;
         self.restore()?;
-        let Some(channel) = self.channels.read().get(channel).cloned() else {
+        let Some(channel) = self.channels.get(channel) else {
             // a channel that is only asked for is not made; its publications, should it be, come behind this answer
             return Ok(HistoryPage::empty(self.broker.next_epoch(channel)));
         };
@@ -172,7 +172,7 @@ impl Node {
 
     /// How many are on a channel, and the first of them.
     pub(super) fn answer_presence(&self, asker: Asker<'_>, name: &str) {
-        let channel = self.channels.read().get(name).cloned();
+        let channel = self.channels.get(name);
         let (online, users) = channel.map_or_else(<(usize, Vec<Arc<str>>)>::default, |channel| {
             let members = channel.members.lock();
             let users = members.roster.ids().take(MAX_PRESENT).cloned().collect();

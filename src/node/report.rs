@@ -1,6 +1,6 @@
 //! What the node tells about itself.
 
-use super::{Channel, Client, Node};
+use super::{Client, Node};
 use crate::base::names::EMERGENCY_CHANNEL;
 use crate::core::events::LogLevel;
 use crate::ports::broker::HistorySize;
@@ -38,7 +38,7 @@ impl Node {
 
     /// Who is on a channel; nobody is on one that there is not.
     pub fn presence(&self, channel: &str) -> Vec<Arc<str>> {
-        let channel = self.channels.read().get(channel).cloned();
+        let channel = self.channels.get(channel);
         channel.map_or_else(Vec::new, |channel| {
             channel.members.lock().roster.ids().cloned().collect()
         })
@@ -46,7 +46,8 @@ impl Node {
 
     /// How many are on each channel, in the order in which the channels were made.
     pub fn census(&self) -> Vec<(Arc<str>, usize)> {
-        self.channels_by_age()
+        self.channels
+            .all()
             .iter()
             .map(|channel| {
                 (
@@ -59,28 +60,15 @@ impl Node {
 
     /// Names in the order in which the channels were made.
     pub fn channel_names(&self) -> Vec<Arc<str>> {
-        self.channels_by_age()
+        self.channels
+            .all()
             .iter()
             .map(|channel| Arc::clone(&channel.name))
             .collect()
     }
 
-    fn channels_by_age(&self) -> Vec<Arc<Channel>> {
-        let mut channels: Vec<_> = self.channels.read().values().cloned().collect();
-        channels.sort_unstable_by_key(|channel| channel.key);
-        channels
-    }
-
-    pub fn channel_count(&self) -> usize {
-        self.channels.read().len()
-    }
-
-    pub fn has_channel(&self, name: &str) -> bool {
-        self.channels.read().contains_key(name)
-    }
-
     pub fn channel_info(&self, name: &str) -> Option<ChannelInfo> {
-        let channel = self.channels.read().get(name).cloned()?;
+        let channel = self.channels.get(name)?;
         let subscribers = channel.members.lock().roster.ids().cloned().collect();
         Some(ChannelInfo {
             name: Arc::clone(&channel.name),
@@ -130,9 +118,9 @@ impl Node {
 
     /// The names of private channels, which without authorisation admit everyone.
     pub fn private_channels(&self) -> Vec<Arc<str>> {
-        let channels = self.channels.read();
+        let channels = self.channels.all();
         let mut names: Vec<_> = channels
-            .values()
+            .iter()
             .filter(|channel| {
                 channel.kind == ChannelKind::Private && &*channel.name != EMERGENCY_CHANNEL
             })

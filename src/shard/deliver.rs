@@ -317,7 +317,7 @@ impl Shard {
         if self.channels_with_drops.len() >= KNOWN_CHANNELS {
             self.channels_with_drops.clear();
         }
-        let channel = self.node.channel_of(key)?;
+        let channel = self.node.channels.find(key)?;
         self.channels_with_drops.insert(key, Arc::clone(&channel));
         Some(channel)
     }
