@@ -1,6 +1,7 @@
 """The Rust half of Tantor. Use it through `tantor.Tantor`; these are its raw parts."""
 
-from collections.abc import Awaitable, Callable, Generator, Mapping
+import asyncio
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, Generic, Literal, NoReturn, Self, TypeVar, final
 
 from typing_extensions import disjoint_base
@@ -10,10 +11,10 @@ from tantor.setting_types import Priority
 from tantor.views import History
 
 __all__ = [
-    "Bell",
-    "Commit",
     "Done",
+    "LoopTasks",
     "Messenger",
+    "Operation",
     "__version__",
     "after_fork_in_child",
     "after_fork_in_parent",
@@ -59,28 +60,40 @@ def wait_for_threads(timeout: float) -> bool:
     """Block until no thread of an ended server can call into Python; False when `timeout` seconds passed before."""
 
 @final
-class Commit:
-    """Something that is being saved. Not made by Python."""
+class Operation:
+    """An operation that has begun: something is being saved, or a server stops. Python code cannot make one.
+
+    In a forked child, an operation of the parent that had not ended raises `ForkedError`.
+    """
 
     def done(self) -> bool:
-        """Whether it is saved, or could not be."""
+        """True if the operation has ended, with success or with an error."""
 
-    def wait(self, timeout: float | None = None) -> None:
-        """Block (without the interpreter lock) until it is. `StorageError` if it could not be; `TimeoutError`."""
+    def wait(self, timeout: float | None = None) -> bool:
+        """Block (without the interpreter lock) until the operation has ended; False if `timeout` seconds passed before.
 
-    def ring_when_done(self, bell: Bell) -> bool:
-        """Have a bell rung when it is; False, without a ring, when it is already."""
+        Errors: `StorageError` if the operation failed.
+        """
+
+    def future(self, tasks: LoopTasks) -> asyncio.Future[None]:
+        """A future of the running event loop, which is done when the operation has ended, also with an error.
+
+        `tasks` are the tasks of that loop.
+        """
 
 @final
-class Bell:
-    """A socket that becomes readable when what it was given to is done. `OSError` where there are none."""
+class LoopTasks:
+    """The tasks of one event loop, which watches `fileno` and calls `run_woken` when the socket is readable.
+
+    `OSError` where there are no such sockets.
+    """
 
     def __new__(cls) -> Self: ...
     def fileno(self) -> int:
         """The socket's file descriptor."""
 
-    def hear(self) -> None:
-        """Make it unreadable until it is rung again."""
+    def run_woken(self) -> None:
+        """Run each task that was woken; on the thread of the event loop."""
 
 @final
 class Done(Generic[_T]):
@@ -162,8 +175,8 @@ class Messenger:
     def _close_storage(self, timeout: float) -> None:
         """Have saved what is still to be, within so many seconds; then the database is closed until it is needed."""
 
-    def _stopped(self) -> Awaitable[None]:
-        """An asyncio future of the running loop, done when the server has ended."""
+    def _stopped(self) -> Operation:
+        """The end of the server, which may not have begun yet."""
 
     def send(
         self,

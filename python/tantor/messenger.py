@@ -19,7 +19,7 @@ from tantor.dispatch import Dispatcher, Handlers, effective_log_level
 from tantor.errors import ForkedError
 from tantor.latest import remember_latest
 from tantor.memory import Keeper, Memory, find_memory
-from tantor.pending import Pending, Stopping
+from tantor.pending import Pending, Stopping, ended
 from tantor.setting_types import Priority, Settings
 from tantor.settings import resolve
 from tantor.signals import exit_at_sigterm, stop_at_sigterm
@@ -100,7 +100,7 @@ class Tantor(_tantor.Messenger):
         started = self._serve(asyncio.get_running_loop())
         restore_sigterm = stop_at_sigterm(self) if started and self.setting("handle_sigterm") else None
         try:
-            await self._stopped()
+            await ended(self._stopped())
         except GeneratorExit:  # the loop was closed under it
             self._begin_stop()
             raise
@@ -141,7 +141,7 @@ class Tantor(_tantor.Messenger):
         has returned. May be called from any thread and loop, also when nothing runs.
         """
         self._begin_stop()
-        return Stopping(self._stopped, self._wait_stopped)
+        return Stopping(self._stopped())
 
     def __enter__(self) -> Self:
         return self.start_background()
@@ -307,7 +307,7 @@ class Tantor(_tantor.Messenger):
 
     async def _ended(self) -> None:
         """The server has ended, and handlers had their time for its last events."""
-        await self._stopped()
+        await ended(self._stopped())
         if self._dispatcher is not None:
             await self._dispatcher.finished(_HANDLER_TIMEOUT)
 

@@ -1,8 +1,8 @@
-"""What calls return whose end is still to come: awaitables that also have `.result()`, for where nothing is awaited."""
+"""Results of calls whose work goes on after the call: awaitables that also have `.result()`, for synchronous code."""
 
 import asyncio
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Coroutine, Generator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -15,19 +15,24 @@ _POLL_INTERVAL = 0.005
 
 
 class _Begun(Coroutine[Any, Any, _T], Generic[_T]):
-    """Work that has begun. May be awaited more than once, and be made a task."""
+    """An operation that has begun. May be awaited more than once, and be made a task."""
 
-    __slots__ = ("__weakref__", "_running")
+    __slots__ = ("__weakref__", "_operation", "_running")
 
-    def __init__(self) -> None:
+    def __init__(self, operation: _tantor.Operation) -> None:
+        self._operation = operation
         self._running: Coroutine[Any, Any, _T] | None = None
 
     @abstractmethod
-    async def _finished(self) -> _T:
-        """Wait on the running loop."""
+    def result(self, timeout: float | None = None) -> _T:
+        """Block until the operation has ended, and return its result."""
+
+    async def _ended(self) -> _T:
+        await ended(self._operation)
+        return self.result()
 
     def __await__(self) -> Generator[Any, Any, _T]:
-        return self._finished().__await__()
+        return self._ended().__await__()
 
     def send(self, value: Any, /) -> Any:
         """As a coroutine, for `asyncio.create_task`."""
@@ -46,67 +51,56 @@ class _Begun(Coroutine[Any, Any, _T], Generic[_T]):
 
     def _coroutine(self) -> Coroutine[Any, Any, _T]:
         if self._running is None:
-            self._running = self._finished()
+            self._running = self._ended()
         return self._running
 
 
 class Pending(_Begun[_T]):
-    """Done when it is saved. `await` it, or call `.result()` where nothing can be awaited.
+    """The result of a call whose message is being saved. `await` it, or call `.result()` in synchronous code.
 
-    May be awaited more than once, from any loop; what is published stays published when the wait is cancelled.
-    Errors: `StorageError` if it could not be saved; what was to be handed over after saving was not, then.
+    May be awaited more than once, and from any event loop. Cancelling the wait does not undo the call.
+    Errors: `StorageError` if the message could not be saved; then no client got what was to be delivered after saving.
     """
 
-    __slots__ = ("_commit", "message_id", "value")
+    __slots__ = ("message_id", "value")
 
-    def __init__(self, value: _T, commit: _tantor.Commit, message_id: str | None = None) -> None:
-        super().__init__()
+    def __init__(self, value: _T, operation: _tantor.Operation, message_id: str | None = None) -> None:
+        super().__init__(operation)
         self.value = value
-        """The result, known before it is saved."""
+        """The result, known before the message is saved."""
         self.message_id = message_id
-        """Of an emergency, for `delivery()`; None for anything else."""
-        self._commit = commit
+        """The id of an emergency, for `delivery()`; None for other messages."""
 
     def done(self) -> bool:
-        """Whether it is saved, or could not be."""
-        return self._commit.done()
+        """True if the message is saved, or could not be saved."""
+        return self._operation.done()
 
     def result(self, timeout: float | None = None) -> _T:
-        """Block until it is saved. `TimeoutError` after `timeout` seconds; not to be called on an event loop's thread
-        unless it is done."""
-        self._commit.wait(timeout)
-        return self.value
+        """Block until the message is saved. `TimeoutError` after `timeout` seconds.
 
-    async def _finished(self) -> _T:
-        if not self._commit.done():
-            await _watch(self._commit)
-        return self.result()
+        On the thread of an event loop, call it only when `done()` is true: it blocks the loop.
+        """
+        if not self._operation.wait(timeout):
+            raise TimeoutError(f"the message was not saved within {timeout:g} s")
+        return self.value
 
     def __repr__(self) -> str:
         return f"Pending({self.value!r}, {'done' if self.done() else 'being saved'})"
 
 
 class Stopping(_Begun[None]):
-    """The end of a server, which has begun. `await` it, or call `.result()` where nothing can be awaited."""
+    """The stop of a server, which has begun. `await` it, or call `.result()` in synchronous code."""
 
-    __slots__ = ("_stopped", "_wait")
-
-    def __init__(self, stopped: Callable[[], Awaitable[None]], wait: Callable[[float | None], bool]) -> None:
-        super().__init__()
-        self._stopped = stopped
-        self._wait = wait
+    __slots__ = ()
 
     def done(self) -> bool:
-        """Whether the server has ended."""
-        return self._wait(0.0)
+        """True if the server has ended."""
+        return self._operation.done()
 
     def result(self, timeout: float | None = None) -> None:
         """Block until the server has ended. `TimeoutError` after `timeout` seconds."""
-        if not self._wait(timeout):
+        if not self._operation.wait(timeout):
             raise TimeoutError(f"the server has not ended within {timeout:g} s")
-
-    async def _finished(self) -> None:
-        await self._stopped()
 
     def __repr__(self) -> str:
         return f"Stopping({'done' if self.done() else 'under way'})"
@@ -119,65 +113,43 @@ if TYPE_CHECKING:
 
         @property
         def value(self) -> int:
-            """How many clients it was handed to."""
+            """The number of clients that the emergency was delivered to."""
 
         @property
         def message_id(self) -> str:
-            """For `delivery()`."""
+            """The id for `delivery()`."""
 
         def result(self) -> int:
-            """The number of clients, once the emergency is saved if it is to be."""
+            """The number of clients; with a durable emergency, blocks until it is saved."""
 
 
-class _Watcher:
-    """An event loop's bell, and who waits for it."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._bell = _tantor.Bell()
-        self._waiting: dict[asyncio.Future[None], _tantor.Commit] = {}
-
-    async def wait(self, commit: _tantor.Commit) -> None:
-        future: asyncio.Future[None] = self._loop.create_future()
-        if not self._waiting:
-            self._loop.add_reader(self._bell.fileno(), self._hear)
-        self._waiting[future] = commit
-        try:
-            if commit.ring_when_done(self._bell):
-                await future
-        finally:
-            self._waiting.pop(future, None)
-            if not self._waiting:
-                self._loop.remove_reader(self._bell.fileno())
-
-    def _hear(self) -> None:
-        self._bell.hear()
-        for future, commit in self._waiting.items():
-            if commit.done() and not future.done():
-                future.set_result(None)
+# the tasks of each event loop on which an operation was awaited; None for a loop that cannot watch a socket
+_tasks: "WeakKeyDictionary[asyncio.AbstractEventLoop, _tantor.LoopTasks | None]" = WeakKeyDictionary()
 
 
-_watchers: "WeakKeyDictionary[asyncio.AbstractEventLoop, _Watcher | None]" = WeakKeyDictionary()
-
-
-async def _watch(commit: _tantor.Commit) -> None:
-    loop = asyncio.get_running_loop()
-    if loop not in _watchers:
-        _watchers[loop] = _make_watcher(loop)
-    watcher = _watchers[loop]
-    if watcher is not None:
-        await watcher.wait(commit)
+async def ended(operation: _tantor.Operation) -> None:
+    """Wait, on the running event loop, until an operation has ended, also with an error."""
+    if operation.done():
         return
-    while not commit.done():
+    loop = asyncio.get_running_loop()
+    if loop not in _tasks:
+        _tasks[loop] = _make_tasks(loop)
+    tasks = _tasks[loop]
+    if tasks is not None:
+        await operation.future(tasks)
+        return
+    while not operation.done():
         await asyncio.sleep(_POLL_INTERVAL)
 
 
-def _make_watcher(loop: asyncio.AbstractEventLoop) -> _Watcher | None:
-    """None for a loop that cannot watch a socket, as Windows' own."""
+def _make_tasks(loop: asyncio.AbstractEventLoop) -> "_tantor.LoopTasks | None":
+    for other in list(_tasks):
+        # a task that a closed loop never ran refers to its loop, so such a loop would stay in memory
+        if other.is_closed():
+            del _tasks[other]
     try:
-        watcher = _Watcher(loop)
-        loop.add_reader(watcher._bell.fileno(), watcher._hear)
-        loop.remove_reader(watcher._bell.fileno())
-    except (NotImplementedError, OSError):
+        tasks = _tantor.LoopTasks()
+        loop.add_reader(tasks.fileno(), tasks.run_woken)
+    except (NotImplementedError, OSError):  # Windows' default loop, or a system without such sockets
         return None
-    return watcher
+    return tasks

@@ -11,6 +11,7 @@ use crate::core::events::{EventQueue, LogLevel};
 use crate::net::listener::{self, Endpoint, Listeners};
 use crate::node::{Delivery, Node, NodeCalls, ShardHandle};
 use crate::ports::calls::Calls;
+use crate::ports::completion::Completion;
 use crate::ports::store::Store;
 use crate::settings::config::Config;
 use crate::settings::database::Database;
@@ -20,14 +21,8 @@ use arc_swap::ArcSwapOption;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
-use tokio::runtime::Handle;
-use tokio::sync::watch;
-
-/// How long the end of a server waits for those that were told of it.
-const MAX_FAREWELL: Duration = Duration::from_secs(2);
 
 /// How long the end of a server waits for the storage to save what is still to be saved.
 const MAX_STORE_WAIT: Duration = Duration::from_secs(30);
@@ -70,32 +65,8 @@ impl ShardThreads {
 struct Running {
     endpoints: Arc<Vec<Endpoint>>,
     stop: flume::Sender<()>,
-    waiting: Waiting,
-}
-
-/// What is needed to await the end of a server.
-#[derive(Clone)]
-pub struct Waiting {
-    /// The runtime of the server's own thread. It lives until the guards are gone.
-    pub handle: Handle,
-    pub ended: watch::Receiver<bool>,
-    guards: Arc<AtomicUsize>,
-}
-
-/// Keeps the server's own runtime alive at its end, for a while.
-pub struct WaitingGuard(Arc<AtomicUsize>);
-
-impl Waiting {
-    pub fn guard(&self) -> WaitingGuard {
-        self.guards.fetch_add(1, Ordering::AcqRel);
-        WaitingGuard(Arc::clone(&self.guards))
-    }
-}
-
-impl Drop for WaitingGuard {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
-    }
+    /// Completed when the server has ended.
+    when_ended: Vec<Completion<()>>,
 }
 
 impl Server {
@@ -240,12 +211,15 @@ impl Server {
         true
     }
 
-    /// `None` when it is not running. While the guard lives, its runtime does.
-    pub fn waiting(&self) -> Option<(Waiting, WaitingGuard)> {
-        // under the lock, or the server could end between the look and the guard
-        let running = self.running.lock();
-        let waiting = &running.as_ref()?.waiting;
-        Some((waiting.clone(), waiting.guard()))
+    /// Completes when the server has ended: at once when it is not running, else on the server's thread.
+    pub fn when_ended(&self, completion: Completion<()>) {
+        let mut running = self.running.lock();
+        if let Some(running) = &mut *running {
+            running.when_ended.push(completion);
+            return;
+        }
+        drop(running);
+        completion.complete(Ok(()));
     }
 
     /// True from the moment that connections are accepted until the server has ended.
@@ -333,11 +307,10 @@ impl Server {
                     }
                 };
                 runtime.block_on(server.serve(listeners, tell_ready, stopped, threads));
-                // waits for what is being told to Python
                 drop(runtime);
                 drop(counted);
             })?;
-        let (endpoints, waiting) = match timeout {
+        let endpoints = match timeout {
             None => ready.recv().map_err(io::Error::other)??,
             Some(timeout) => ready.recv_timeout(timeout).map_err(|error| match error {
                 flume::RecvTimeoutError::Timeout => {
@@ -357,7 +330,7 @@ impl Server {
         Ok(Running {
             endpoints: Arc::new(endpoints),
             stop,
-            waiting,
+            when_ended: Vec::new(),
         })
     }
 
@@ -365,17 +338,10 @@ impl Server {
     async fn serve(
         &self,
         listeners: Listeners,
-        ready: flume::Sender<io::Result<(Vec<Endpoint>, Waiting)>>,
+        ready: flume::Sender<io::Result<Vec<Endpoint>>>,
         stopped: flume::Receiver<()>,
         threads: ShardThreads,
     ) {
-        let (tell_ended, ended) = watch::channel(false);
-        let guards = Arc::new(AtomicUsize::new(0));
-        let waiting = Waiting {
-            handle: Handle::current(),
-            ended,
-            guards: Arc::clone(&guards),
-        };
         let (claims, endpoints, sockets) = listeners.into_parts();
         // whoever started this has a `ForkGuard` until it is told
         let acceptor = match Acceptor::new(sockets, &self.node) {
@@ -387,7 +353,7 @@ impl Server {
             }
         };
         // whoever started this may have given up, and then the node is no longer this thread's to serve
-        let is_wanted = ready.send(Ok((endpoints, waiting))).is_ok();
+        let is_wanted = ready.send(Ok(endpoints)).is_ok();
         drop(ready);
         let close = |acceptor: Acceptor| {
             let _whole = ForkGuard::new();
@@ -423,18 +389,16 @@ impl Server {
             .events
             .log(LogLevel::Info, "server", || "stopped".to_owned());
         self.node.events.close();
-        {
+        let ended = {
             let _worker = self.start_in_work.begin();
             let mut running = self.running.lock();
-            *running = None;
             self.endpoints.store(None);
             self.started_by.release();
-        }
+            running.take()
+        };
         self.ended.notify_all();
-        let _ = tell_ended.send(true);
-        let farewell = Instant::now() + MAX_FAREWELL;
-        while guards.load(Ordering::Acquire) > 0 && Instant::now() < farewell {
-            tokio::time::sleep(Duration::from_millis(1)).await;
+        for completion in ended.into_iter().flat_map(|ended| ended.when_ended) {
+            completion.complete(Ok(()));
         }
     }
 

@@ -1,16 +1,16 @@
 //! Calls as the methods of `Messenger` make them.
 
-use super::commit::Settled;
+use super::operation::Outcome;
 use crate::base::error::Error;
 use crate::ports::calls::{Call, Calls, Progress, Reply};
 use crate::ports::completion::Completion;
 use std::sync::Arc;
 
 /// Makes a call, and returns its reply and, while its result is being saved, what the caller may wait for.
-pub fn begin(calls: &dyn Calls, call: Call<'_>) -> Result<(Reply, Option<Arc<Settled>>), Error> {
+pub fn begin(calls: &dyn Calls, call: Call<'_>) -> Result<(Reply, Option<Arc<Outcome>>), Error> {
     let mut waited_for = None;
     let mut when_saved = || {
-        let (settled, completion) = Settled::begin();
+        let (settled, completion) = Outcome::begin();
         waited_for = Some(settled);
         completion
     };

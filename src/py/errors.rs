@@ -41,6 +41,12 @@ pub fn forked_error() -> PyErr {
     of_tantor("ForkedError", message.to_owned())
 }
 
+/// An event loop on which the parent of this process awaited operations.
+pub fn forked_loop_error() -> PyErr {
+    let message = "this event loop was used by the process that this one was forked from; use a new event loop here";
+    of_tantor("ForkedError", message.to_owned())
+}
+
 /// An exception of `tantor.errors`.
 fn of_tantor(name: &str, message: String) -> PyErr {
     static MODULE: PyOnceLock<Py<PyModule>> = PyOnceLock::new();

@@ -2,11 +2,11 @@
 
 use super::arguments::{key, optional_text, page, seconds, setting_value, text, texts, type_name};
 use super::asking::{begin, content_of, reply};
-use super::commit::Settled;
 use super::configured::{Configured, Owned};
 use super::done::Done;
+use super::operation::{self, Operation, Outcome};
 use super::publishing::{outcome, own_fields, publish_options};
-use super::{bridge, errors, event_dicts, json, to_python};
+use super::{errors, event_dicts, json, to_python};
 use crate::base::fork::CountedThread;
 use crate::host::server::Server;
 use crate::ports::calls::{Call, Reply};
@@ -20,7 +20,7 @@ use pyo3::{PyTraverseError, PyVisit};
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// A server and the calls on it. Every method may be called from any thread.
 ///
@@ -58,7 +58,7 @@ impl Messenger {
     }
 
     /// Makes a call without the interpreter lock, and returns its reply and what the caller may wait for.
-    fn make(&self, py: Python<'_>, call: Call<'_>) -> PyResult<(Reply, Option<Arc<Settled>>)> {
+    fn make(&self, py: Python<'_>, call: Call<'_>) -> PyResult<(Reply, Option<Arc<Outcome>>)> {
         let calls = &self.owned()?.calls;
         Ok(py.detach(|| begin(&**calls, call))?)
     }
@@ -201,19 +201,7 @@ impl Messenger {
     #[pyo3(name = "_wait_stopped", signature = (timeout = None))]
     fn wait_stopped(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
         let server = self.server()?;
-        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(seconds(timeout)));
-        loop {
-            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            let slice = left.map_or(SIGNAL_INTERVAL, |left| left.min(SIGNAL_INTERVAL));
-            if py.detach(|| server.wait_stopped(Some(slice))) {
-                return Ok(true);
-            }
-            // Ctrl-C counts while this waits
-            py.check_signals()?;
-            if left.is_some_and(|left| left.is_zero()) {
-                return Ok(false);
-            }
-        }
+        operation::wait(py, timeout, |slice| server.wait_stopped(Some(slice)))
     }
 
     /// Have saved what is still to be, within so many seconds; then the database is closed until it is needed.
@@ -224,19 +212,13 @@ impl Messenger {
         Ok(())
     }
 
-    /// An asyncio future of the running loop, done when the server has ended.
+    /// The end of the server, which may not have begun yet.
     #[pyo3(name = "_stopped")]
-    fn stopped<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+    fn stopped(&self, py: Python<'_>) -> PyResult<Operation> {
         let server = self.server()?;
-        if let Some((waiting, _guard)) = py.detach(|| server.waiting()) {
-            return bridge::ended(py, &waiting);
-        }
-        let future = py
-            .import("asyncio")?
-            .call_method0("get_running_loop")?
-            .call_method0("create_future")?;
-        future.call_method1("set_result", (py.None(),))?;
-        Ok(future)
+        let (outcome, completion) = Outcome::begin();
+        py.detach(|| server.when_ended(completion));
+        Ok(Operation::new(outcome))
     }
 
     /// As `tantor.Tantor.send`.
@@ -640,6 +622,3 @@ static IS_TOLD: AtomicBool = AtomicBool::new(false);
 pub fn warn_no_more() {
     IS_TOLD.store(true, Ordering::Relaxed);
 }
-
-/// How often a wait looks for signals.
-const SIGNAL_INTERVAL: Duration = Duration::from_millis(100);

@@ -3,15 +3,16 @@
 mod arguments;
 mod asking;
 mod bridge;
-mod commit;
 mod configured;
 mod done;
 mod errors;
 mod event_dicts;
 mod json;
 mod messenger;
+mod operation;
 mod publishing;
 mod stats;
+mod wake_socket;
 
 use crate::base::error::Error;
 use crate::settings::config::{Config, SETTINGS, Value};
@@ -22,11 +23,13 @@ use std::time::Duration;
 #[pymodule(gil_used = false)]
 mod _tantor {
     #[pymodule_export]
-    use super::commit::{Bell, Commit};
+    use super::bridge::LoopTasks;
     #[pymodule_export]
     use super::done::Done;
     #[pymodule_export]
     use super::messenger::Messenger;
+    #[pymodule_export]
+    use super::operation::Operation;
     #[pymodule_export]
     use super::{
         after_fork_in_child, after_fork_in_parent, back_up, before_fork, nearest_setting, restore,

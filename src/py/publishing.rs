@@ -1,8 +1,8 @@
 //! What `send`, `broadcast` and `emergency` have in common: their options and what they return.
 
 use super::arguments::optional_text;
-use super::commit::{Commit, Settled};
 use super::done::Done;
+use super::operation::{Operation, Outcome};
 use crate::base::priority::Priority;
 use crate::ports::calls::PublishOptions;
 use crate::wire::messages::OwnFields;
@@ -48,7 +48,7 @@ pub fn outcome(
     py: Python<'_>,
     value: Py<PyAny>,
     message_id: Option<String>,
-    waited_for: Option<Arc<Settled>>,
+    waited_for: Option<Arc<Outcome>>,
 ) -> PyResult<Py<PyAny>> {
     let Some(settled) = waited_for else {
         return match message_id {
@@ -59,6 +59,6 @@ pub fn outcome(
     };
     let pending = py.import("tantor.pending")?.getattr("Pending")?;
     Ok(pending
-        .call1((value, Commit::new(settled), message_id))?
+        .call1((value, Operation::new(settled), message_id))?
         .unbind())
 }
