@@ -207,6 +207,11 @@ pub enum Error {
     Storage(String),
 }
 
+/// The error of a call that has an argument for which a command would be refused.
+pub fn argument(refusal: Refusal) -> Error {
+    Error::Argument(refusal.message)
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

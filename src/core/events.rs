@@ -1,6 +1,7 @@
 //! What Python is told: a bounded queue from any thread to the one that calls handlers.
 
 use crate::base::clock::{SteadyTime, WallTime};
+use crate::base::sync::Mutex;
 use crate::core::log_throttle::LogThrottle;
 use arc_swap::ArcSwap;
 use std::collections::HashSet;
@@ -86,6 +87,8 @@ pub struct EventQueue {
     wanted: ArcSwap<HashSet<Arc<str>>>,
     log_level: AtomicU8,
     throttle: LogThrottle,
+    /// The places in the code that called `log_once`.
+    logged_once: Mutex<HashSet<&'static Location<'static>>>,
     open: AtomicBool,
     held_back: AtomicBool,
     dropped: AtomicU64,
@@ -113,6 +116,7 @@ impl EventQueue {
             wanted: ArcSwap::default(),
             log_level: AtomicU8::new(LogLevel::Info as u8),
             throttle: LogThrottle::default(),
+            logged_once: Mutex::default(),
             open: AtomicBool::new(false),
             held_back: AtomicBool::new(false),
             dropped: AtomicU64::new(0),
@@ -165,6 +169,19 @@ impl EventQueue {
         }
     }
 
+    /// As `log`, but only the first time that the same place in the code logs.
+    #[track_caller]
+    pub fn log_once(
+        &self,
+        level: LogLevel,
+        logger: &'static str,
+        message: impl FnOnce() -> String,
+    ) {
+        if self.logged_once.lock().insert(Location::caller()) {
+            self.log(level, logger, message);
+        }
+    }
+
     /// Logs how many lines were withheld in the last period. To be called about once a second.
     pub fn log_withheld(&self) {
         for (location, count) in self.throttle.end_periods(SteadyTime::now()) {
@@ -182,6 +199,27 @@ impl EventQueue {
 
     pub fn event(&self, event: Event) {
         self.tell(Told::Event(event));
+    }
+
+    /// Queues an event, which happens now, if a handler wants events of this name; true then. Calls `detail` only then.
+    pub fn emit(
+        &self,
+        name: &str,
+        client_id: Option<&Arc<str>>,
+        channel: Option<&str>,
+        detail: impl FnOnce() -> Detail,
+    ) -> bool {
+        let Some(name) = self.wanted(name) else {
+            return false;
+        };
+        self.event(Event {
+            name,
+            at: WallTime::now(),
+            client_id: client_id.cloned(),
+            channel: channel.map(Arc::from),
+            detail: detail(),
+        });
+        true
     }
 
     /// True while clients whose frames become events are to be read no further. Whoever heeds it is woken by the

@@ -1,6 +1,6 @@
 //! The node of this process as an implementation of the calls.
 
-use super::Node;
+use super::wiring::Node;
 use crate::base::error::Error;
 use crate::ports::calls::{Call, Calls, Progress, Reply};
 use crate::ports::completion::Completion;

@@ -1,12 +1,14 @@
 //! The end of a connection: the client is away for a while, or leaves at once.
 
-use super::channel::Channel;
+use super::channel::{Channel, Notice};
 use super::client::{Client, ClientState, Joined};
 use super::delivery::ConnectionId;
-use super::{Node, Notice};
+use super::wiring::Node;
 use crate::base::clock::SteadyTime;
 use crate::base::error::Disconnect;
+use crate::base::names;
 use crate::base::sync::MutexGuard;
+use crate::core::events::Detail;
 use crate::core::outbound::Unwritten;
 use std::sync::Arc;
 
@@ -32,7 +34,16 @@ impl Node {
                 self.lose(client, state, connection_id, disconnect);
             }
         }
-        self.disconnected(client, disconnect);
+        self.counters.disconnected(disconnect);
+        self.events.emit(
+            "disconnect",
+            Some(&client.id),
+            Some(names::SYSTEM_CHANNEL),
+            || Detail::Disconnect {
+                reason: disconnect.reason(),
+                code: disconnect.code(),
+            },
+        );
     }
 
     /// Announces the leave of clients that are away for longer than `leave_delay`. Forgets clients whose `resume_ttl` is

@@ -3,8 +3,8 @@
 //! Such a channel ends after `empty_channel_ttl`, or to keep within `max_empty_channels`. A channel with history is bounded
 //! by what its history is charged.
 
-use super::Node;
 use super::channel::Channel;
+use super::wiring::Node;
 use crate::base::clock::SteadyTime;
 use crate::ports::broker::Closing;
 use std::sync::Arc;

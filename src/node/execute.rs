@@ -1,11 +1,14 @@
 //! What clients ask for, and what they are answered.
 
-use super::channel::{Channel, Notice};
+use super::asker::Asker;
+use super::backpressure::{Backpressure, FanOut};
+use super::channel::Notice;
 use super::client::Client;
 use super::delivery::ConnectionId;
+use super::encode::encode;
 use super::publish::NewPublication;
 use super::recovery::Asked;
-use super::{Node, encode};
+use super::wiring::Node;
 use crate::base::clock::WallTime;
 use crate::base::error::{ErrorCode, Refusal};
 use crate::base::misspelling::nearest;
@@ -19,35 +22,6 @@ use crate::wire::command::{ACTIONS, Command, Request};
 use crate::wire::json_limits::JsonLimits;
 use crate::wire::messages::{self, Reference};
 use std::sync::Arc;
-
-/// What a frame of a client has put in queues. The client is read no further while these queues are too full.
-#[derive(Debug, Default)]
-pub struct Backpressure {
-    /// Shards have something to deliver.
-    pub published: bool,
-    /// Python has an event to handle.
-    pub told: bool,
-    /// The frame was published, or told as a notice, to the subscribers of a channel.
-    pub fan_out: Option<FanOut>,
-}
-
-/// A frame on its way to the subscribers of a channel.
-#[derive(Debug)]
-pub struct FanOut {
-    pub channel: Arc<Channel>,
-    /// Connected subscribers.
-    pub recipients: usize,
-    /// A shard can join the frame to the one published before on the same channel, and queue both as one.
-    pub can_be_joined: bool,
-}
-
-/// Who asks, by which of its connections, and what it calls its question. Answers go where the question came from.
-#[derive(Clone, Copy)]
-pub(super) struct Asker<'a> {
-    pub client: &'a Arc<Client>,
-    pub connection_id: ConnectionId,
-    pub reference: Option<Reference<'a>>,
-}
 
 /// A client's publication that is being saved: it is answered when it is, and when it is known where it is.
 struct Answer {
@@ -108,7 +82,12 @@ impl Node {
     /// A client answered the protocol's ping.
     pub fn ponged(&self, client: &Arc<Client>) -> Backpressure {
         client.ping(WallTime::now());
-        let told = self.client_event("pong", client, Some(names::SYSTEM_CHANNEL), || Detail::None);
+        let told = self.events.emit(
+            "pong",
+            Some(&client.id),
+            Some(names::SYSTEM_CHANNEL),
+            || Detail::None,
+        );
         Backpressure {
             told,
             ..Backpressure::default()
@@ -182,7 +161,9 @@ impl Node {
                 }
                 let system = Some(names::SYSTEM_CHANNEL);
                 Backpressure {
-                    told: self.client_event("ping", client, system, || Detail::None),
+                    told: self
+                        .events
+                        .emit("ping", Some(&client.id), system, || Detail::None),
                     ..Backpressure::default()
                 }
             }
@@ -210,7 +191,7 @@ impl Node {
                 self.check_spelling(asker, action.as_deref())?;
                 self.counters.messages_received.add(1);
                 let detail = || Detail::Frame(text.as_bytes().into());
-                let told = self.client_event("message", client, None, detail);
+                let told = self.events.emit("message", Some(&client.id), None, detail);
                 self.answer_reference(asker, names::SYSTEM_CHANNEL, |_| {});
                 Backpressure {
                     told,

@@ -2,11 +2,12 @@
 
 use super::client::{Client, ClientState};
 use super::delivery::{ConnectionId, Delivery};
+use super::encode::encode;
 use super::idempotency::{Known, Scope};
 use super::mailroom::Letter;
-use super::{Node, argument, encode};
+use super::wiring::Node;
 use crate::base::clock::SteadyTime;
-use crate::base::error::{Error, ErrorCode, Refusal};
+use crate::base::error::{Error, ErrorCode, Refusal, argument};
 use crate::base::names;
 use crate::base::priority::Priority;
 use crate::core::mailbox::{Mail, Mailbox};

@@ -1,7 +1,7 @@
 //! Regular work on mail: messages that expire, emergencies that are sent again, and room for all mailboxes.
 
-use super::Node;
 use super::client::{Client, ClientState};
+use super::wiring::Node;
 use crate::base::clock::SteadyTime;
 use crate::base::sync::MutexGuard;
 use std::sync::Arc;

@@ -1,13 +1,14 @@
 //! Who is connected, who is on which channel, and who is told of it.
 
+use super::backpressure::FanOut;
 use super::channel::{Channel, Members, Notice, Tell};
 use super::channels::kind_of;
 use super::client::{Client, ClientState, Joined};
 use super::delivery::{ConnectionId, Delivery, DeliveryOptions};
 use super::recovery::Asked;
-use super::{FanOut, Node, argument};
+use super::wiring::Node;
 use crate::base::clock::SteadyTime;
-use crate::base::error::{Error, ErrorCode, Refusal};
+use crate::base::error::{Error, ErrorCode, Refusal, argument};
 use crate::base::names;
 use crate::base::priority::{Priority, SlowConsumer};
 use crate::core::events::Detail;
@@ -343,14 +344,10 @@ impl Node {
             recipients: 0,
             can_be_joined: false,
         };
-        if let Some(name) = self.events.wanted(notice.event()) {
-            self.event(
-                name,
-                Some(id),
-                Some(&channel.name),
-                Detail::TotalUsers(total),
-            );
-        }
+        self.events
+            .emit(notice.event(), Some(id), Some(&channel.name), || {
+                Detail::TotalUsers(total)
+            });
         // goodbyes to all need no leaves
         if self.shards.is_draining() || self.shards.is_empty() {
             return told;

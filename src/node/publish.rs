@@ -3,10 +3,11 @@
 use super::channel::{Channel, InFlight, Members};
 use super::client::Client;
 use super::delivery::{Delivery, DeliveryOptions};
+use super::encode::encode;
 use super::idempotency::{Idempotency, Known, Scope};
-use super::{Node, argument, encode};
+use super::wiring::Node;
 use crate::base::clock::{SteadyTime, WallTime};
-use crate::base::error::Error;
+use crate::base::error::{Error, argument};
 use crate::base::names;
 use crate::base::priority::Priority;
 use crate::core::events::Detail;
@@ -114,14 +115,16 @@ impl Node {
         }
         self.counters.publications.add(1);
         self.counters.messages_sent.add(recipients);
-        if let Some(name) = self.events.wanted("emergency_alert") {
-            let detail = Detail::Emergency {
+        self.events.emit(
+            "emergency_alert",
+            None,
+            Some(names::EMERGENCY_CHANNEL),
+            || Detail::Emergency {
                 id: stamp.id_text(),
                 message: message.to_owned(),
                 recipients,
-            };
-            self.event(name, None, Some(names::EMERGENCY_CHANNEL), detail);
-        }
+            },
+        );
         Ok(Emergency { stamp, recipients })
     }
 
@@ -431,9 +434,10 @@ impl Node {
         }
         self.counters.publications.add(1);
         if let Some(client) = new.from {
-            self.client_event(new.event, client, Some(new.channel), || {
-                Detail::Data(new.data.into())
-            });
+            self.events
+                .emit(new.event, Some(&client.id), Some(new.channel), || {
+                    Detail::Data(new.data.into())
+                });
         }
         published
     }

@@ -1,10 +1,11 @@
 //! What a client is given of a channel's past: what it missed, when it joins, and pages of history.
 
+use super::asker::Asker;
 use super::client::Joined;
 use super::delivery::ConnectionId;
-use super::execute::Asker;
-use super::{Node, argument, encode};
-use crate::base::error::{Error, ErrorCode, Refusal};
+use super::encode::encode;
+use super::wiring::Node;
+use crate::base::error::{Error, ErrorCode, Refusal, argument};
 use crate::base::names;
 use crate::core::history::{History, Page};
 use crate::ports::calls::HistoryPage;

@@ -1,22 +1,19 @@
 //! What the node tells about itself.
 
-use super::{Client, Node};
+use super::client::Client;
+use super::wiring::Node;
 use crate::base::names::EMERGENCY_CHANNEL;
 use crate::core::events::LogLevel;
 use crate::ports::broker::HistorySize;
 use crate::ports::calls::{ChannelInfo, ConnectionInfo};
 use crate::settings::channel_kind::ChannelKind;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 impl Node {
     /// Logs, once, that a client offered subprotocols of which none was selected: browsers end such a connection.
     pub fn log_unselected(&self, offered: &[String]) {
         const MOST_SHOWN: usize = 10;
-        if self.has_logged_subprotocols.swap(true, Ordering::Relaxed) {
-            return;
-        }
-        self.events.log(LogLevel::Info, "connections", || {
+        self.events.log_once(LogLevel::Info, "connections", || {
             let shown = &offered[..offered.len().min(MOST_SHOWN)];
             format!(
                 "a client offered the subprotocols {shown:?}, and none was selected, which browsers take for a failure; \

@@ -1,8 +1,8 @@
 //! The state that the store brings back: streams, clients and mail.
 
-use super::Node;
 use super::client::Client;
 use super::token::Session;
+use super::wiring::Node;
 use crate::base::clock::{SteadyTime, WallTime};
 use crate::base::error::Error;
 use crate::ports::store::{Saved, SavedClient, SavedMail};

@@ -2,10 +2,11 @@
 
 use super::client::{Client, ClientState, Joined, Peer};
 use super::delivery::{ConnectionId, Delivery};
+use super::encode::encode;
 use super::token::{Session, read_token};
-use super::{Node, argument};
+use super::wiring::Node;
 use crate::base::clock::WallTime;
-use crate::base::error::{Disconnect, Error};
+use crate::base::error::{Disconnect, Error, argument};
 use crate::base::names;
 use crate::core::events::{Detail, LogLevel};
 use crate::wire::frame::EncodedFrame;
@@ -72,9 +73,9 @@ impl Node {
         };
         self.counters.connections_total.add(1);
         for event in ["welcome", "connect"] {
-            self.client_event(
+            self.events.emit(
                 event,
-                &connected.client,
+                Some(&connected.client.id),
                 Some(names::SYSTEM_CHANNEL),
                 || Detail::Message(messages::WELCOME.to_owned()),
             );
@@ -313,6 +314,6 @@ impl Node {
             channels,
             outcome,
         };
-        super::encode(|out| messages::write_welcome(out, stamp, &client.id, &fields))
+        encode(|out| messages::write_welcome(out, stamp, &client.id, &fields))
     }
 }

@@ -1,7 +1,7 @@
 //! Regular work: everything in the node that ends, expires or is repeated after some time.
 
-use super::Node;
 use super::client::CLIENT_SIZE;
+use super::wiring::Node;
 use crate::base::clock::SteadyTime;
 use crate::ports::broker::CHANNEL_SIZE;
 use std::time::Duration;

@@ -10,7 +10,7 @@ const LAYERS: &[&str] = &[
 ];
 
 /// Folders whose files extend one type, and so name each other. Everywhere else a circle of imports is refused.
-const ROOMS: &[&str] = &["node", "shard"];
+const ROOMS: &[&str] = &["shard"];
 
 /// Names that only some files may use, given by the beginnings of their paths.
 const RESERVED: &[(&str, &[&str])] = &[
