@@ -163,8 +163,10 @@ def refused(call):
 with Tantor(port=0, host="127.0.0.1", drain_timeout=1) as earlier:
     over = earlier._stopped()
     loop = asyncio.new_event_loop()
+    wait = loop.create_task(ended(over))
+    loop.run_until_complete(asyncio.sleep(0))  # the server runs, so the loop waits for its end
     earlier._begin_stop()
-    loop.run_until_complete(ended(over))
+    loop.run_until_complete(wait)
 tantor = Tantor(port=0, host="127.0.0.1", drain_timeout=1)
 with tantor:
     stopping = Stopping(tantor._stopped())
