@@ -1,5 +1,6 @@
 //! Implementations of the ports.
 
+pub mod admit_all;
 pub mod memory_broker;
 pub mod memory_store;
 pub mod sqlite;

@@ -151,10 +151,15 @@ impl<T: Weigh> Inbox<T> {
         true
     }
 
-    /// Takes nothing more, and lets go of whoever waits.
+    /// Takes nothing more, drops the items that wait, and wakes the threads that wait for room.
     pub fn close(&self) {
-        self.items.lock().closed = true;
+        let mut items = self.items.lock();
+        items.closed = true;
+        let waiting = std::mem::take(&mut items.queue);
+        drop(items);
         self.room.notify_all();
+        // without the lock: dropping an item may tell others
+        drop(waiting);
     }
 }
 

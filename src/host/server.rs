@@ -1,6 +1,7 @@
 //! The composition root: puts node, broker and store together, binds, starts the shards, drains and ends.
 
 use super::housekeeping::keep_house;
+use crate::adapters::admit_all::AdmitAll;
 use crate::adapters::memory_broker::{HistoryLimits, MemoryBroker};
 use crate::adapters::memory_store::MemoryStore;
 use crate::adapters::sqlite::{Limits, SqliteStore};
@@ -10,6 +11,7 @@ use crate::base::sync::{Condvar, Mutex, Rank};
 use crate::core::events::{EventQueue, LogLevel};
 use crate::net::listener::{self, Endpoint, Listeners};
 use crate::node::{Delivery, Node, NodeCalls, ShardHandle};
+use crate::ports::auth::Auth;
 use crate::ports::calls::Calls;
 use crate::ports::completion::Completion;
 use crate::ports::store::Store;
@@ -30,6 +32,7 @@ const MAX_STORE_WAIT: Duration = Duration::from_secs(30);
 /// A node, and the threads that serve it while it is started.
 pub struct Server {
     node: Arc<Node>,
+    auth: Arc<dyn Auth>,
     running: Mutex<Option<Running>>,
     /// What is listened on; `None` while the server does not run. Read without the lock of `running`, which a start holds
     /// for as long as it takes.
@@ -74,12 +77,17 @@ impl Server {
     ///
     /// Errors: the system has no source of random numbers.
     pub fn new(config: Config) -> Result<Arc<Self>, Error> {
-        crate::base::random::check_source()?;
-        let store = store_of(&config);
-        Ok(Self::over(config, store))
+        Self::with_auth(config, Arc::new(AdmitAll))
     }
 
-    fn over(config: Config, store: Arc<dyn Store>) -> Arc<Self> {
+    /// As `new`, with an authorisation that decides who may connect.
+    pub fn with_auth(config: Config, auth: Arc<dyn Auth>) -> Result<Arc<Self>, Error> {
+        crate::base::random::check_source()?;
+        let store = store_of(&config);
+        Ok(Self::over(config, store, auth))
+    }
+
+    fn over(config: Config, store: Arc<dyn Store>, auth: Arc<dyn Auth>) -> Arc<Self> {
         let limits = HistoryLimits {
             history_bytes: config.history_bytes,
             durable_bytes: config.durable_bytes,
@@ -88,6 +96,7 @@ impl Server {
         let node = Arc::new(Node::new(Arc::new(config), Arc::new(broker), store));
         Arc::new(Self {
             node,
+            auth,
             running: Mutex::new(Rank::Running, None),
             endpoints: ArcSwapOption::empty(),
             start_in_work: ForkSensitive::default(),
@@ -269,6 +278,7 @@ impl Server {
             let shard = Shard::new(
                 index,
                 Arc::clone(&self.node),
+                Arc::clone(&self.auth),
                 Arc::clone(handle),
                 tell_drained.clone(),
             );

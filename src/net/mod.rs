@@ -1,4 +1,5 @@
 //! The sockets that listen: made, given their options, and closed.
 
 pub mod listener;
+pub mod peer;
 pub mod unix_socket;

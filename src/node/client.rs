@@ -6,24 +6,16 @@ use super::token::Session;
 use crate::base::clock::{AtomicWallTime, WallTime};
 use crate::base::sync::{Mutex, Rank};
 use crate::core::mailbox::Mailbox;
+use crate::net::peer::Peer;
 use crate::ports::broker::CHANNEL_SIZE;
 use bytes::Bytes;
 use smallvec::SmallVec;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 /// What a client takes, about, and what each of its channels takes besides the name.
 pub(super) const CLIENT_SIZE: usize = 512;
 const MEMBERSHIP_SIZE: usize = 64;
-
-/// Where a connection comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Peer {
-    Ip(IpAddr),
-    /// A process of this machine, such as a proxy, by a Unix socket.
-    Unix,
-}
 
 pub struct Client {
     pub id: Arc<str>,

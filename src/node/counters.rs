@@ -40,6 +40,10 @@ pub struct Counters {
     pub dropped_slow_consumer: Counter,
     /// Connects refused because of `max_connections`.
     pub refused_full: Counter,
+    /// Connects that `Auth` refused, or could not decide about.
+    pub admissions_refused: Counter,
+    /// Connects for which `Auth` gave no verdict in time.
+    pub admissions_expired: Counter,
     /// Sockets closed in their handshake to make room: for newer ones, or in the budget of unfinished input.
     pub handshakes_shed: Counter,
     /// Clients that came back as who they were.
@@ -68,7 +72,7 @@ pub const OTHER_CHANNELS: &str = "*";
 
 impl Counters {
     /// The counters that `Tantor.stats()` has under these names.
-    pub fn named(&self) -> [(&'static str, &Counter); 17] {
+    pub fn named(&self) -> [(&'static str, &Counter); 19] {
         [
             ("messages_sent", &self.messages_sent),
             ("messages_received", &self.messages_received),
@@ -79,6 +83,8 @@ impl Counters {
             ("undelivered", &self.undelivered),
             ("errors_sent", &self.errors_sent),
             ("refused_connections", &self.refused_full),
+            ("admissions_refused", &self.admissions_refused),
+            ("admissions_expired", &self.admissions_expired),
             ("handshakes_shed", &self.handshakes_shed),
             ("dropped_slow_consumer", &self.dropped_slow_consumer),
             ("inbox_pauses", &self.inbox_pauses),

@@ -1,12 +1,13 @@
 //! What a shard's inbox takes, and where a connection is.
 
+use super::adoption::Adoption;
 use super::channel::InFlight;
-use crate::base::error::Disconnect;
+use crate::base::error::{Disconnect, Error};
 use crate::base::priority::{Priority, SlowConsumer};
 use crate::core::hub::{ChannelKey, Slot};
 use crate::core::inbox::{Inbox, Weigh};
 use crate::core::receipt::Receipt;
-use crate::net::listener::Accepted;
+use crate::ports::auth::Verdict;
 use crate::wire::frame::EncodedFrame;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
@@ -38,8 +39,13 @@ pub struct DeliveryOptions {
 
 #[derive(Debug)]
 pub enum Delivery {
-    /// A connected socket, whoever accepted it; `is_tuned` when it already has the options of a connection.
-    Adopt { socket: Accepted, is_tuned: bool },
+    /// A connected socket for the shard to serve.
+    Adopt(Adoption),
+    /// The verdict on a connection that waits to be admitted.
+    Verdict {
+        connection_id: ConnectionId,
+        verdict: Box<Result<Verdict, Error>>,
+    },
     Subscribe {
         connection_id: ConnectionId,
         channel: ChannelKey,
@@ -90,7 +96,8 @@ impl Weigh for Delivery {
             | Delivery::Direct { frame, .. }
             | Delivery::Close { frame, .. }
             | Delivery::Urgent { frame, .. } => frame.len(),
-            Delivery::Adopt { .. }
+            Delivery::Adopt(_)
+            | Delivery::Verdict { .. }
             | Delivery::Subscribe { .. }
             | Delivery::Unsubscribe { .. }
             | Delivery::Ended { .. }
@@ -111,7 +118,7 @@ pub struct ShardHandle {
     pub queued_bytes: AtomicUsize,
     /// Bytes of messages and request heads that have not arrived in full.
     pub unfinished_bytes: AtomicUsize,
-    /// Sockets whose request head has not arrived in full.
+    /// Connections in their handshake or in their close.
     pub handshakes: AtomicUsize,
     /// The shard has not finished its large fan-outs: those who publish such are read no further.
     pub has_backlog: AtomicBool,

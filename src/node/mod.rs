@@ -2,6 +2,7 @@
 //!
 //! `base/lock_rank.rs` has the order of locks.
 
+mod adoption;
 mod answer;
 mod asker;
 mod away;
@@ -36,10 +37,11 @@ mod token;
 mod upkeep;
 mod wiring;
 
+pub use adoption::{Adoption, NotAdopted, ReadRequest};
 pub use answer::NodeCalls;
 pub use backpressure::{Backpressure, FanOut};
 pub use channel::{BehindWith, Channel, InFlight, Notice};
-pub use client::{Client, Peer};
+pub use client::Client;
 pub use counters::Counters;
 pub use delivery::{ConnectionId, Delivery, DeliveryOptions, ShardHandle};
 pub use session::{ConnectRequest, Connected};

@@ -1,6 +1,6 @@
 //! A client's session: with what it comes back, what it comes back to, and what happens while it is away.
 
-use super::client::{Client, ClientState, Joined, Peer};
+use super::client::{Client, ClientState, Joined};
 use super::delivery::{ConnectionId, Delivery};
 use super::encode::encode;
 use super::token::{Session, read_token};
@@ -9,6 +9,8 @@ use crate::base::clock::WallTime;
 use crate::base::error::{Disconnect, Error, argument};
 use crate::base::names;
 use crate::core::events::{Detail, LogLevel};
+use crate::net::peer::Peer;
+use crate::ports::auth::Identity;
 use crate::wire::frame::EncodedFrame;
 use crate::wire::messages::{self, ResumeOutcome, WelcomeFields};
 use std::sync::Arc;
@@ -30,6 +32,8 @@ pub struct ConnectRequest<'a> {
     pub acknowledges: bool,
     /// The address that the client connects from.
     pub peer: Option<Peer>,
+    /// The client that the connection belongs to. Goes before `resume`.
+    pub identity: Option<&'a Identity>,
 }
 
 /// A client that has connected.
@@ -47,6 +51,8 @@ const UNKNOWN: &str =
     "the resume token is of nobody who is expected back: it has expired, or the client has left";
 const USED: &str = "the resume token is not the client's latest: it was used before, or made up";
 
+const NO_SESSIONS: &str = "the client cannot have its own id, because sessions are not kept";
+
 impl Node {
     /// A client has connected: the one that it was, if its token says so, or a new one. `None` when as many as may be
     /// are connected already; one that takes the place of its own older connection is not one more.
@@ -55,9 +61,12 @@ impl Node {
         connection_id: ConnectionId,
         request: &ConnectRequest<'_>,
     ) -> Option<Connected> {
-        let resumed = request
-            .resume
-            .map(|token| self.resume(connection_id, token, request));
+        let resumed = match request.identity {
+            Some(identity) => Some(self.connect_as(connection_id, identity, request)),
+            None => request
+                .resume
+                .map(|token| self.resume(connection_id, token, request)),
+        };
         let connected = match resumed {
             Some(Ok(resumed)) => Some(resumed),
             Some(Err(Unresumed::Full)) => None,
@@ -81,6 +90,29 @@ impl Node {
             );
         }
         Some(connected)
+    }
+
+    /// Connects the client that an identity names, as if the client had come with its resume token: a new client, one that
+    /// is away, or one that is connected, whose older connection is closed.
+    fn connect_as(
+        &self,
+        connection_id: ConnectionId,
+        identity: &Identity,
+        request: &ConnectRequest<'_>,
+    ) -> Result<Connected, Unresumed> {
+        let id = identity.client_id();
+        if !self.has_room() && !self.has_connection(id) {
+            return Err(Unresumed::Full);
+        }
+        match self.resume_token(id) {
+            Ok(token) => self.resume(connection_id, &token, request),
+            Err(_) => Err(Unresumed::Refused(NO_SESSIONS)),
+        }
+    }
+
+    /// True while one more client may connect.
+    pub fn has_room(&self) -> bool {
+        self.clients.connected() < self.shards.limits().connections
     }
 
     /// Subscribes a new client to the default channel. To be called after `connect`, when the welcome is queued.

@@ -1,5 +1,6 @@
 //! The interfaces between the layers: the calls on a messenger, and the traits that a broker and a store implement.
 
+pub mod auth;
 pub mod broker;
 pub mod calls;
 pub mod completion;

@@ -367,7 +367,7 @@ settings! {
     http_prefix: read("text", "nothing, or a path like /rt", read_prefix, String::clone), GIVEN, "path before that of each page, where a proxy keeps it: with /rt, /rt/healthz is answered as /healthz is (default: none)";
     subprotocols: read("list", "names of WebSocket subprotocols, or * for whatever a client offers first", Subprotocols::parse, Subprotocols::text), GIVEN, "WebSocket subprotocols that the server selects, each client's first that is listed; * for the first offered (default: none)";
     max_handshakes: integer(1, 10_000_000), GIVEN, "connections whose request head has not arrived yet, besides max_connections; beyond it the oldest are closed";
-    handshake_timeout: seconds(0.05, 3600.0), GIVEN, "seconds for an HTTP request head to arrive";
+    handshake_timeout: seconds(0.05, 3600.0), GIVEN, "seconds for an HTTP request head to arrive, and for the decision whether the client may connect";
     max_channels_per_client: integer(1, 1_000_000), GIVEN, "channels that one client may join";
     max_pending_bytes: integer(1024, GIB), GIVEN, "bytes that may wait for one client before it is closed as a slow consumer (3008)";
     max_queued_bytes: integer(1024, 64 * GIB), GIVEN, "bytes that may wait for all clients together; beyond it the one with most is treated as a slow consumer";

@@ -3,7 +3,7 @@
 use super::transport::{inherits_options, prepare_listener};
 use crate::core::events::LogLevel;
 use crate::net::listener::{Accepted, ListeningSocket};
-use crate::node::{Delivery, Node};
+use crate::node::{Adoption, Delivery, Node};
 use std::io;
 use std::net::Shutdown;
 use std::sync::Arc;
@@ -94,7 +94,8 @@ impl Acceptor {
         for socket in accepted.drain(..) {
             let next = self.next.fetch_add(1, Ordering::Relaxed);
             let is_tuned = inherits_options(&socket);
-            batches[next % shards.len()].push(Delivery::Adopt { socket, is_tuned });
+            let adoption = Adoption::new(socket, is_tuned);
+            batches[next % shards.len()].push(Delivery::Adopt(adoption));
         }
         for (handle, batch) in shards.iter().zip(batches) {
             handle.inbox.push_all(batch);

@@ -58,7 +58,11 @@ impl Shard {
                 frame,
                 delivery_options,
             } => return self.publish(channel, frame, delivery_options),
-            Delivery::Adopt { socket, is_tuned } => self.adopt(socket, is_tuned),
+            Delivery::Adopt(adoption) => self.adopt(adoption),
+            Delivery::Verdict {
+                connection_id,
+                verdict,
+            } => self.decide(connection_id, *verdict),
             Delivery::Subscribe {
                 connection_id,
                 channel,
@@ -379,6 +383,7 @@ impl Shard {
             self.queue(slot, Chunk::last_words(goodbye.bytes().clone()));
             self.end(slot, Disconnect::Shutdown);
         }
+        self.refuse_admissions();
     }
 
     fn is_open(&self, connection_id: ConnectionId) -> bool {

@@ -5,6 +5,7 @@ use super::receive::{BYTES_PER_WORK, PUSH_WORK, QUIET_READ, READ_SHARE};
 use super::socket::Phase;
 use crate::base::error::Disconnect;
 use crate::core::hub::Slot;
+use crate::wire::http::pages::Refused;
 use std::io;
 
 impl Shard {
@@ -34,6 +35,7 @@ impl Shard {
                 if !self.is_in_handshake(slot, generation) {
                     continue;
                 }
+                self.refuse_admitting(slot);
             } else {
                 // the answer to a request may be queued and not written yet
                 self.flush(slot);
@@ -51,13 +53,30 @@ impl Shard {
     fn read_handshake(&mut self, slot: Slot) {
         let before = self.read_work;
         self.contain(slot, |shard| shard.read_directly(slot));
+        self.charge_as_pushes(before);
+    }
+
+    /// Counts the work of reading since `before` as pushes.
+    pub(super) fn charge_as_pushes(&mut self, before: usize) {
         self.pushes += (self.read_work - before) / PUSH_WORK;
+    }
+
+    /// Tells a connection that waits for its verdict, and is about to be closed, that there is no room.
+    fn refuse_admitting(&mut self, slot: Slot) {
+        let connection = self.connections.get(slot as usize);
+        if connection.is_some_and(|each| matches!(each.phase, Phase::Admitting { .. })) {
+            self.refuse(slot, &Refused::Full);
+            self.flush(slot);
+        }
     }
 
     fn read_directly(&mut self, slot: Slot) {
         let Some(connection) = self.connections.get(slot as usize) else {
             return;
         };
+        if !matches!(connection.phase, Phase::Handshake { .. }) {
+            return;
+        }
         self.read_share = READ_SHARE;
         let mut buffer = std::mem::take(&mut self.buffer);
         let result = connection.stream.read_now(&mut buffer[..QUIET_READ]);
@@ -102,7 +121,10 @@ impl Shard {
             .get(slot as usize)
             .is_some_and(|connection| {
                 connection.generation == generation
-                    && matches!(connection.phase, Phase::Handshake { .. })
+                    && matches!(
+                        connection.phase,
+                        Phase::Handshake { .. } | Phase::Admitting { .. }
+                    )
             })
     }
 

@@ -8,6 +8,7 @@
 
 mod acceptor;
 mod admission;
+mod adopt;
 mod deliver;
 mod handshake_limit;
 mod hold;
@@ -26,7 +27,9 @@ use crate::core::events::LogLevel;
 use crate::core::hub::{ChannelKey, Hub, Slot};
 use crate::core::wheel::Wheel;
 use crate::node::{Channel, Delivery, Node, ShardHandle};
+use crate::ports::auth::Auth;
 use crate::settings::config::Config;
+use crate::wire::http::pages::Refused;
 use hold::{Hold, Stalls};
 use slab::Slab;
 use socket::{Connection, Phase, Watch};
@@ -70,6 +73,7 @@ pub struct Shard {
     index: usize,
     config: Arc<Config>,
     node: Arc<Node>,
+    auth: Arc<dyn Auth>,
     handle: Arc<ShardHandle>,
     connections: Slab<Connection>,
     next_generation: u32,
@@ -131,6 +135,7 @@ impl Shard {
     pub fn new(
         index: usize,
         node: Arc<Node>,
+        auth: Arc<dyn Auth>,
         handle: Arc<ShardHandle>,
         drained: flume::Sender<()>,
     ) -> Self {
@@ -141,6 +146,7 @@ impl Shard {
             tick: tick_of(&config),
             config,
             node,
+            auth,
             handle,
             connections: Slab::new(),
             next_generation: 0,
@@ -330,7 +336,14 @@ impl Shard {
                 // it was in use
                 self.buffer = vec![0; READ_BUFFER].into();
             }
-            self.end(slot, Disconnect::Internal);
+            let connection = self.connections.get(slot as usize);
+            match connection.map(|connection| &connection.phase) {
+                Some(Phase::Open { .. }) => self.end(slot, Disconnect::Internal),
+                Some(Phase::Handshake { .. } | Phase::Admitting { .. }) => {
+                    self.refuse(slot, &Refused::Failed);
+                }
+                Some(Phase::Closing { .. }) | None => {}
+            }
         }
     }
 
@@ -340,7 +353,7 @@ impl Shard {
     }
 
     fn on_tick(&mut self) {
-        let now = (self.started.elapsed().as_nanos() / self.tick.as_nanos()) as u64;
+        let now = self.current_tick();
         // a process that was stopped for a while heard nobody in that time; that is nobody's silence
         let missed = now.saturating_sub(self.wheel.now() + MAX_LATE_TICKS);
         if missed > 0 {
@@ -376,6 +389,11 @@ impl Shard {
         for slot in slots {
             self.drop_connection(slot, Disconnect::Shutdown);
         }
+    }
+
+    /// The tick of this moment. `wheel.now()` is the tick of the latest timer, which may be older.
+    fn current_tick(&self) -> u64 {
+        (self.started.elapsed().as_nanos() / self.tick.as_nanos()) as u64
     }
 
     /// Ticks until something that is to come after `wait`, rounded up.

@@ -131,7 +131,8 @@ impl Shard {
             let Some(connection) = self.connections.get_mut(slot as usize) else {
                 return false;
             };
-            if connection.is_held_back || connection.is_at_end {
+            let is_admitting = matches!(connection.phase, Phase::Admitting { .. });
+            if connection.is_held_back || connection.is_at_end || is_admitting {
                 return false;
             }
             // a close that was read is in the inbox, and comes before the end of the stream
@@ -187,7 +188,9 @@ impl Shard {
         };
         connection.is_at_end = true;
         match connection.phase {
-            Phase::Handshake { .. } => self.drop_connection(slot, Disconnect::Lost),
+            Phase::Handshake { .. } | Phase::Admitting { .. } => {
+                self.drop_connection(slot, Disconnect::Lost);
+            }
             Phase::Closing { .. } if connection.outbound.is_empty() => {
                 self.drop_connection(slot, Disconnect::Lost);
             }
@@ -211,7 +214,7 @@ impl Shard {
         connection.last_seen = now;
         match connection.phase {
             Phase::Open { .. } => self.read_frames(slot, bytes),
-            Phase::Closing { .. } => {}
+            Phase::Closing { .. } | Phase::Admitting { .. } => {}
             Phase::Handshake { .. } => self.read_head(slot, bytes),
         }
     }

@@ -10,11 +10,10 @@ use crate::base::error::Disconnect;
 use crate::core::events::LogLevel;
 use crate::core::hub::Slot;
 use crate::core::outbound::{Chunk, Dropped, Outbound, Unwritten};
-use crate::net::listener::Accepted;
 use crate::node::{Client, ConnectionId};
 use crate::wire::frame::EncodedFrame;
 use crate::wire::frame_reader::Reader;
-use crate::wire::http::head::HeadReader;
+use crate::wire::http::head::{HeadReader, RequestHead};
 use crate::wire::http::pages::Refused;
 use std::io::{self, IoSlice};
 use std::net::Shutdown;
@@ -81,6 +80,12 @@ pub(super) enum Phase {
         /// The tick by which the head must be complete.
         deadline: u64,
     },
+    /// `Auth` has the request, and has not decided. Nothing is read meanwhile.
+    Admitting {
+        head: Arc<RequestHead>,
+        /// The tick by which the verdict must come.
+        deadline: u64,
+    },
     Open {
         client: Arc<Client>,
         /// The tick of the next heartbeat.
@@ -91,18 +96,8 @@ pub(super) enum Phase {
 }
 
 impl Shard {
-    /// Takes over a connected socket, whoever accepted it.
-    pub(super) fn adopt(&mut self, socket: Accepted, is_tuned: bool) {
-        self.make_room_for_handshake();
-        let stream = match Transport::new(socket, is_tuned, &self.config) {
-            Ok(stream) => stream,
-            Err(error) => {
-                self.node.events.log(LogLevel::Debug, "server", || {
-                    format!("a connection ended at once: {error}")
-                });
-                return;
-            }
-        };
+    /// Adds a connection in its handshake; returns its slot.
+    pub(super) fn add_connection(&mut self, stream: Transport) -> Slot {
         self.next_generation = self.next_generation.wrapping_add(1);
         let generation = self.next_generation;
         let deadline = self.wheel.now() + self.ticks(self.config.handshake_timeout);
@@ -138,6 +133,7 @@ impl Shard {
         });
         self.handshakes.push_back((slot, generation));
         self.watch(slot, deadline);
+        slot
     }
 
     /// Writes what waits, as far as the socket takes it.
@@ -210,7 +206,11 @@ impl Shard {
         }
         let next_look = match &mut connection.phase {
             Phase::Handshake { deadline, .. } if now >= *deadline => {
-                self.refuse(slot, Refused::TimedOut);
+                self.refuse(slot, &Refused::TimedOut);
+                return;
+            }
+            Phase::Admitting { deadline, .. } if now >= *deadline => {
+                self.expire_admission(slot);
                 return;
             }
             // a stop gives what waits all of its own time
@@ -223,7 +223,9 @@ impl Shard {
                 self.drop_connection(slot, Disconnect::Lost);
                 return;
             }
-            Phase::Handshake { deadline, .. } | Phase::Closing { deadline, .. } => *deadline,
+            Phase::Handshake { deadline, .. }
+            | Phase::Admitting { deadline, .. }
+            | Phase::Closing { deadline, .. } => *deadline,
             // one that is held back may well have sent
             Phase::Open { .. }
                 if !connection.is_held_back && now >= connection.last_seen + timeout =>
@@ -301,7 +303,7 @@ impl Shard {
         self.stalls.has_ended |= connection.stall.is_some();
         connection.stream.shutdown(Shutdown::Both);
         match connection.phase {
-            Phase::Handshake { .. } => {}
+            Phase::Handshake { .. } | Phase::Admitting { .. } => {}
             Phase::Closing { .. } => self.closing_count -= 1,
             Phase::Open { client, .. } => {
                 self.open_count -= 1;
@@ -391,6 +393,8 @@ impl Shard {
         };
         let mut unfinished = std::mem::take(&mut connection.unfinished);
         let generation = connection.generation;
+        // frames may have come behind the head of a request that waited for its verdict
+        self.freed += std::mem::take(&mut connection.reader).held();
         self.forget_input(&mut unfinished);
         self.begin_closing(slot, generation);
         self.queue(slot, Chunk::last_words(response.into()));

@@ -1,7 +1,7 @@
 //! The stream of one connection: TCP, or a Unix socket.
 
 use crate::net::listener::{Accepted, ListeningSocket};
-use crate::node::Peer;
+use crate::net::peer::Peer;
 use crate::settings::config::Config;
 use socket2::SockRef;
 use std::io::{self, IoSlice, Read};

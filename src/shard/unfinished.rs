@@ -136,9 +136,9 @@ impl Shard {
             return;
         };
         match connection.phase {
-            Phase::Handshake { .. } => {
+            Phase::Handshake { .. } | Phase::Admitting { .. } => {
                 self.node.counters.handshakes_shed.add(1);
-                self.refuse(slot, Refused::Full);
+                self.refuse(slot, &Refused::Full);
             }
             Phase::Open { .. } => self.end(slot, disconnect),
             Phase::Closing { .. } => {}
@@ -151,6 +151,7 @@ impl Connection {
     fn held_input(&self) -> usize {
         match &self.phase {
             Phase::Handshake { reader, .. } => reader.as_ref().map_or(0, |reader| reader.memory()),
+            Phase::Admitting { head, .. } => head.memory() + self.reader.held(),
             Phase::Open { .. } => self.reader.held(),
             Phase::Closing { .. } => 0,
         }

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod admission;
+mod adoption;
 mod backups;
 mod calls;
 mod contract;

@@ -1,8 +1,10 @@
 //! A server to test, and a client that sends and reads bytes.
 
+use _tantor::adapters::admit_all::AdmitAll;
 use _tantor::adapters::memory_broker::HistoryLimits;
 use _tantor::host::server::Server;
 use _tantor::node::Node;
+use _tantor::ports::auth::Auth;
 use _tantor::ports::calls::PublishOptions;
 use _tantor::ports::store::Committed;
 use _tantor::settings::config::{Config, Value};
@@ -42,6 +44,10 @@ pub struct Served(pub Arc<Server>);
 
 impl Served {
     pub fn with(settings: &[(&str, i64)]) -> Self {
+        Self::with_auth(settings, Arc::new(AdmitAll))
+    }
+
+    pub fn with_auth(settings: &[(&str, i64)], auth: Arc<dyn Auth>) -> Self {
         let mut values = vec![
             ("port".to_owned(), Value::Integer(0)),
             ("host".to_owned(), Value::Text("127.0.0.1".into())),
@@ -51,7 +57,7 @@ impl Served {
                 .iter()
                 .map(|(name, value)| ((*name).to_owned(), Value::Integer(*value))),
         );
-        let server = Server::new(Config::from_values(&values).unwrap()).unwrap();
+        let server = Server::with_auth(Config::from_values(&values).unwrap(), auth).unwrap();
         assert!(server.start(None).unwrap());
         Self(server)
     }
@@ -176,6 +182,17 @@ impl Peer {
                 None => panic!("the connection ended without a close frame"),
             }
         }
+    }
+
+    /// The next bytes as text, in whatever pieces they come. `None` at the end of the stream.
+    pub fn some_text(&mut self) -> Option<String> {
+        if self.buffer.is_empty() {
+            let mut chunk = [0; 4096];
+            let count = self.stream.read(&mut chunk).unwrap_or(0);
+            self.buffer.extend_from_slice(&chunk[..count]);
+        }
+        let bytes = std::mem::take(&mut self.buffer);
+        (!bytes.is_empty()).then(|| String::from_utf8(bytes).unwrap())
     }
 
     pub fn read_head(&mut self) -> String {

@@ -59,7 +59,7 @@ fn a_panic_closes_one_connection() {
         ("shards".to_owned(), Value::Integer(1)),
     ];
     let config = Config::from_values(&values).unwrap();
-    let server = Server::over(config, Arc::new(FaultyStore));
+    let server = Server::over(config, Arc::new(FaultyStore), Arc::new(AdmitAll));
     server.start(None).unwrap();
     let (mut healthy, mut failing) = (connect(&server), connect(&server));
     read_to(&mut failing, "user_joined");

@@ -1,7 +1,8 @@
 //! Clients that are away, in the order in which they went, and which of them makes room for others.
 
 use crate::base::clock::SteadyTime;
-use crate::node::client::{Client, Peer};
+use crate::net::peer::Peer;
+use crate::node::client::Client;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;

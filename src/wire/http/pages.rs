@@ -3,7 +3,7 @@
 use crate::wire::client_module::ClientFile;
 
 /// A request that gets an error status.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refused {
     Malformed(&'static str),
     MethodNotAllowed,
@@ -14,13 +14,51 @@ pub enum Refused {
     Full,
     /// The server is stopping; the client may try again after this many seconds.
     Draining(u64),
+    /// The server failed while it answered.
+    Failed,
+    /// `Auth` refuses the connection.
+    Denied(Denial),
+    /// `Auth` could not decide.
+    Undecided,
+    /// `Auth` did not decide in time.
+    Unanswered,
+}
+
+/// Why a connection is not admitted, as the client is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Denial {
+    status: DenialStatus,
+    reason: String,
+}
+
+/// The status of a `Denial`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DenialStatus {
+    /// 401: the request does not say who asks, or not credibly.
+    Unauthorized,
+    /// 403
+    Forbidden,
+    /// 429
+    TooManyRequests,
+    /// 503
+    Unavailable,
+}
+
+impl Denial {
+    /// `reason` is the body of the answer.
+    pub fn new(status: DenialStatus, reason: impl Into<String>) -> Self {
+        Self {
+            status,
+            reason: reason.into(),
+        }
+    }
 }
 
 /// The answer to a request that is refused.
-pub fn refusal_response(refused: Refused) -> Vec<u8> {
+pub fn refusal_response(refused: &Refused) -> Vec<u8> {
     let retry_after;
     let (status, extra, body) = match refused {
-        Refused::Malformed(problem) => ("400 Bad Request", "", problem),
+        Refused::Malformed(problem) => ("400 Bad Request", "", *problem),
         Refused::MethodNotAllowed => (
             "405 Method Not Allowed",
             ALLOW,
@@ -44,9 +82,34 @@ pub fn refusal_response(refused: Refused) -> Vec<u8> {
         ),
         Refused::Full => (
             "503 Service Unavailable",
-            "Retry-After: 5\r\n",
+            RETRY_SOON,
             "as many clients as allowed are connected",
         ),
+        Refused::Failed => (
+            "500 Internal Server Error",
+            "",
+            "the server failed while it answered this request",
+        ),
+        Refused::Undecided => (
+            "503 Service Unavailable",
+            RETRY_SOON,
+            "whether this client may connect could not be checked",
+        ),
+        Refused::Unanswered => (
+            "503 Service Unavailable",
+            RETRY_SOON,
+            "whether this client may connect was not decided in time",
+        ),
+        Refused::Denied(denial) => {
+            let (status, extra) = match denial.status {
+                // RFC 9110 section 15.5.2 asks for a challenge
+                DenialStatus::Unauthorized => ("401 Unauthorized", "WWW-Authenticate: Bearer\r\n"),
+                DenialStatus::Forbidden => ("403 Forbidden", ""),
+                DenialStatus::TooManyRequests => ("429 Too Many Requests", RETRY_SOON),
+                DenialStatus::Unavailable => ("503 Service Unavailable", RETRY_SOON),
+            };
+            (status, extra, denial.reason.as_str())
+        }
         Refused::Draining(seconds) => {
             retry_after = format!("Retry-After: {seconds}\r\n");
             (
@@ -130,6 +193,8 @@ const INDEX: &str = include_str!("index.html");
 const ICON: &str = include_str!("favicon.svg");
 
 const ALLOW: &str = "Allow: GET, HEAD, OPTIONS\r\n";
+
+const RETRY_SOON: &str = "Retry-After: 5\r\n";
 
 const NO_STORE: &str = "Cache-Control: no-store\r\n";
 
