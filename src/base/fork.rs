@@ -1,4 +1,4 @@
-//! What a forked child must not keep: it has this process's memory and descriptors, but none of its threads.
+//! Forks: a child has the memory and the descriptors of its parent, but only the thread that forked.
 
 use crate::base::sync::{Mutex, Rank};
 use std::cell::Cell;
@@ -8,26 +8,29 @@ use std::time::Duration;
 
 static FORKS: AtomicU32 = AtomicU32::new(0);
 
-/// Threads that do what a fork must not cut in two, and threads that fork. No lock: a child could find it locked.
+/// The number of threads with a `ForkGuard`, and of threads that fork. Atomics, because a child could find a lock locked.
 static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
 static FORKING: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
-    /// How often this thread has said that it is not to be cut.
+    /// How many `ForkGuard`s this thread has.
     static DEPTH: Cell<u32> = const { Cell::new(0) };
-    /// This thread forks.
+    /// True while this thread forks.
     static FORKS_HERE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// The longest that a fork waits for what is under way, and the longest that the like of it waits for a fork. Both have
-/// an end, because a fork also waits for locks of the application and of the interpreter, behind which anything may be
-/// waited for; past it, a child may be cut off in the middle.
+/// The longest time that a fork waits for the guards of other threads.
+///
+/// This time and `MAX_HOLD` are bounded, because a fork also waits for locks of the application and of the interpreter, whose
+/// owners may wait for anything. After this time the child may get a state in the middle of a change.
 pub const MAX_WAIT: Duration = Duration::from_secs(2);
+
+/// The longest time that a new `ForkGuard` waits for a fork.
 const MAX_HOLD: Duration = Duration::from_millis(200);
 
-/// While it lives, this process forks on no other thread: a child would have what is under way as it is, and nobody to
-/// end it. What has locks of its own (SQLite), or is known to forks only once it is done (a database's lock, a
-/// listener), is begun, used and ended under one; servers' threads are started under one.
+/// While a guard lives, no other thread forks: a child would have a change in the middle, and no thread to finish the
+/// change. Hold a guard while you open, use or close something that has locks of its own (SQLite), or whose descriptor is
+/// registered for forks only at the end (the lock of a database, a listener), and while you start threads of a server.
 #[derive(Debug)]
 pub struct ForkGuard {
     is_counted: bool,
@@ -40,7 +43,7 @@ impl ForkGuard {
         reason = "making one waits; a default would hide it"
     )]
     pub fn new() -> Self {
-        // a thread that has one already must not wait for a fork that waits for it
+        // a thread with a guard must not wait for a fork that waits for this guard
         let is_counted = DEPTH.replace(DEPTH.get() + 1) == 0 && !FORKS_HERE.get();
         if is_counted {
             begin();
@@ -55,7 +58,7 @@ impl ForkGuard {
 fn begin() {
     let mut left = MAX_HOLD;
     loop {
-        // counted before it is looked: of two that look at each other, one sees the other
+        // counts before it checks: of a guard and a fork that begin at once, one sees the other
         UNDER_WAY.fetch_add(1, Ordering::SeqCst);
         if FORKING.load(Ordering::SeqCst) == 0 || left.is_zero() {
             return;
@@ -75,27 +78,27 @@ impl Drop for ForkGuard {
     }
 }
 
-/// Says of something with locks that it is being worked on: a child that is forked meanwhile finds them locked for good,
-/// and is not to touch it.
+/// Marks an object with locks as in use. A child that is forked meanwhile finds the locks locked forever, and must not touch
+/// the object.
 #[derive(Debug, Default)]
 pub struct ForkSensitive {
     workers: AtomicUsize,
     generation: AtomicU32,
 }
 
-/// While it lives, the work goes on.
+/// Marks a `ForkSensitive` object as in use while the worker lives.
 #[derive(Debug)]
 pub struct Worker<'a>(&'a ForkSensitive);
 
 impl ForkSensitive {
-    /// To be called before the locks are taken.
+    /// Call this before you take the locks.
     pub fn begin(&self) -> Worker<'_> {
         self.generation.store(generation(), Ordering::SeqCst);
         self.workers.fetch_add(1, Ordering::SeqCst);
         Worker(self)
     }
 
-    /// True in a child that was forked in the middle of it.
+    /// True in a child that was forked while the object was in use.
     pub fn was_cut(&self) -> bool {
         self.workers.load(Ordering::SeqCst) > 0
             && self.generation.load(Ordering::SeqCst) != generation()
@@ -143,9 +146,9 @@ impl OwningProcess {
     }
 }
 
-/// To be called before a fork, by the thread that forks: nothing more is begun that must not be cut, and up to `most` is
-/// waited for what is under way. `pause` is to call `wait`, and may let go of something meanwhile; it is looked again
-/// after it.
+/// Call this before a fork, on the thread that forks. New guards wait from now on. Waits up to `most` for the guards of
+/// other threads. `pause` must call `wait`, and may release a lock meanwhile; the guards are checked again after each
+/// `pause`.
 pub fn before(most: Duration, mut pause: impl FnMut(Duration) -> Duration) {
     if !FORKS_HERE.replace(true) {
         FORKING.fetch_add(1, Ordering::SeqCst);
@@ -156,7 +159,7 @@ pub fn before(most: Duration, mut pause: impl FnMut(Duration) -> Duration) {
     }
 }
 
-/// Blocks for a moment, and until nothing is under way or `most` has passed; returns for how long, about.
+/// Blocks for a moment, and then until there are no guards or `most` has passed. Returns the approximate time waited.
 pub fn wait(most: Duration) -> Duration {
     let mut waited = POLL;
     std::thread::sleep(POLL);
@@ -167,7 +170,7 @@ pub fn wait(most: Duration) -> Duration {
     waited
 }
 
-/// To be called by the thread that has forked, in the parent.
+/// Call this after a fork, in the parent, on the thread that forked.
 pub fn in_parent() {
     if FORKS_HERE.replace(false) {
         FORKING.fetch_sub(1, Ordering::SeqCst);
@@ -175,21 +178,21 @@ pub fn in_parent() {
 }
 
 /// Descriptors that a child closes.
-static PARENTS_OWN: Mutex<Vec<Descriptor>> = Mutex::new(Rank::Leaf, Vec::new());
+static CLOSED_IN_CHILD: Mutex<Vec<Descriptor>> = Mutex::new(Rank::Leaf, Vec::new());
 
 #[cfg(unix)]
 type Descriptor = std::os::fd::RawFd;
 #[cfg(not(unix))]
 type Descriptor = usize;
 
-/// `PARENTS_OWN` is locked for good, by a thread that is not there.
+/// True in a child where `CLOSED_IN_CHILD` stays locked, by a thread that the child does not have.
 static IS_LOST: AtomicBool = AtomicBool::new(false);
 
-/// Threads of servers that may yet call into Python.
+/// How many `CountedThread`s there are.
 static THREADS: AtomicUsize = AtomicUsize::new(0);
 
-/// A server's own thread until it has ended, or a thread in a call that runs Python code: before the end of either, the
-/// interpreter must not end.
+/// A thread of a server, or a thread that runs Python code for a call. The interpreter must not end before these threads
+/// end.
 #[derive(Debug)]
 pub struct CountedThread(());
 
@@ -210,9 +213,9 @@ impl Drop for CountedThread {
     }
 }
 
-/// Blocks until no counted thread is left; false when `timeout` passed before.
+/// Blocks until there is no `CountedThread`; false if `timeout` passed before.
 pub fn wait_for_threads(timeout: Duration) -> bool {
-    // without a lock, which a fork could find locked
+    // without a lock, because a child could find the lock locked
     let mut left = timeout;
     while THREADS.load(Ordering::Acquire) > 0 {
         if left.is_zero() {
@@ -226,44 +229,44 @@ pub fn wait_for_threads(timeout: Duration) -> bool {
 
 const POLL: Duration = Duration::from_micros(500);
 
-/// How often this process is a fork, counted from the first that loaded this library. What was started under
-/// another number is not this process's.
+/// How many forks lie between this process and the first process that loaded this library. Threads that were started under
+/// another number do not exist in this process.
 pub fn generation() -> u32 {
     FORKS.load(Ordering::Relaxed)
 }
 
-/// To be called first thing in a forked child, by its only thread: the parent's listeners and locks are closed here, so
-/// that its port and its files are its own.
+/// Call this first in a forked child, on its only thread. Closes the registered descriptors, so that the child does not
+/// hold the port and the files of its parent.
 pub fn in_child() {
     FORKS.fetch_add(1, Ordering::Relaxed);
     THREADS.store(0, Ordering::Relaxed);
-    // of the other threads nothing goes on here
+    // the guards of other threads do not end here
     UNDER_WAY.store(usize::from(DEPTH.get() > 0), Ordering::SeqCst);
     FORKING.store(0, Ordering::SeqCst);
     FORKS_HERE.set(false);
-    // a fork that was not announced may find it locked: then the descriptors are left open
-    match PARENTS_OWN.try_lock() {
+    // a fork that was not announced may find the lock locked: then the descriptors stay open
+    match CLOSED_IN_CHILD.try_lock() {
         Some(mut descriptors) => descriptors.drain(..).for_each(close),
         None => IS_LOST.store(true, Ordering::Relaxed),
     }
 }
 
-/// Has forks close a descriptor. To be called under a `ForkGuard`, from before it is opened.
-pub fn note_opened(descriptor: Descriptor) {
+/// Registers a descriptor that a child closes. Hold a `ForkGuard` from before the descriptor is opened.
+pub fn close_in_child(descriptor: Descriptor) {
     if !IS_LOST.load(Ordering::Relaxed) {
-        PARENTS_OWN.lock().push(descriptor);
+        CLOSED_IN_CHILD.lock().push(descriptor);
     }
 }
 
-/// Has forks close a descriptor no more. To be called under a `ForkGuard`, until after it is closed: its number may be given
-/// to another file.
-pub fn note_closing(descriptor: Descriptor) {
+/// Removes a descriptor from those that a child closes. Hold a `ForkGuard` until after the descriptor is closed, because its
+/// number may be given to another file.
+pub fn keep_in_child(descriptor: Descriptor) {
     if !IS_LOST.load(Ordering::Relaxed) {
-        PARENTS_OWN.lock().retain(|known| *known != descriptor);
+        CLOSED_IN_CHILD.lock().retain(|known| *known != descriptor);
     }
 }
 
-/// A descriptor that a child is to close, for as long as this value lives; as `note_opened` and `note_closing`.
+/// A descriptor that a child closes while this value lives. As `close_in_child` and `keep_in_child`.
 #[derive(Debug)]
 pub struct ClosedInChild(Option<Descriptor>);
 
@@ -271,7 +274,7 @@ impl ClosedInChild {
     #[cfg(unix)]
     pub fn register(file: &impl std::os::fd::AsRawFd) -> Self {
         let descriptor = file.as_raw_fd();
-        note_opened(descriptor);
+        close_in_child(descriptor);
         Self(Some(descriptor))
     }
 
@@ -284,7 +287,7 @@ impl ClosedInChild {
 impl Drop for ClosedInChild {
     fn drop(&mut self) {
         if let Some(descriptor) = self.0 {
-            note_closing(descriptor);
+            keep_in_child(descriptor);
         }
     }
 }

@@ -13,7 +13,7 @@ use smallvec::SmallVec;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-/// What a client takes, about, and what each of its channels takes besides the name.
+/// The approximate memory of a client, and of each of its channels besides the name, in bytes.
 pub(super) const CLIENT_SIZE: usize = 512;
 const MEMBERSHIP_SIZE: usize = 64;
 
@@ -21,53 +21,53 @@ pub struct Client {
     pub id: Arc<str>,
     pub joined: WallTime,
     last_ping: AtomicWallTime,
-    /// It has joined a channel with a `ref`, and so understands what plain pages do not.
+    /// The client has joined a channel with a `ref`, or has resumed: it understands `gap` messages.
     wants_gaps: AtomicBool,
-    /// The number of its latest connection (`ConnectionId::number`) once a frame has come on it; before that 0.
+    /// The number (`ConnectionId::number`) of the latest connection once it has sent a frame; before that 0.
     heard_on: AtomicU64,
-    /// It has sent a frame, on any of its connections.
+    /// The client has sent a frame, on any of its connections.
     has_spoken: AtomicBool,
-    /// Where its latest connection came from.
+    /// The peer of the latest connection.
     peer: Mutex<Option<Peer>>,
-    /// Bytes that wait for its socket; its shard keeps this up to date while it is behind.
+    /// Bytes that wait for the socket. The shard updates the number while the connection is behind.
     queued_bytes: AtomicUsize,
     pub state: Mutex<ClientState>,
 }
 
 #[derive(Default)]
 pub struct ClientState {
-    /// `None` while it is not connected.
+    /// `None` while the client is not connected.
     pub connection_id: Option<ConnectionId>,
     pub channels: SmallVec<[Joined; 1]>,
-    /// With what it may come back.
+    /// `None` for a client that cannot resume.
     pub session: Option<Session>,
-    /// Since it was lost.
+    /// `None` for a client that is not away.
     pub away: Option<Box<Away>>,
     pub mailbox: Option<Box<Mailbox>>,
-    /// It is in the node's list of clients with mail.
-    pub is_mailed: bool,
-    /// Emergencies that it acknowledged though they were not kept for it, of those that are known.
+    /// The client is in the rounds of `Mailroom`.
+    pub is_in_round: bool,
+    /// The known emergencies that the client acknowledged although they were not kept for the client.
     pub acknowledged: Vec<u64>,
-    /// It acknowledges what is sent to it, so that is kept until it does.
+    /// The client acknowledges messages: they are kept until then.
     pub acknowledges: bool,
-    /// What the application attached to it: JSON.
+    /// Data of the application: JSON.
     pub user_data: Option<Bytes>,
-    /// It is out of the node's map; whoever still holds it must look it up again.
+    /// The client is not in `Clients` any more: a thread that still has the client looks its id up again.
     pub removed: bool,
 }
 
-/// A channel that a client is on.
+/// A subscription of a client.
 pub struct Joined {
     pub channel: Arc<Channel>,
-    /// The stream's top when the client's latest connection went live on it.
+    /// The top of the stream when the latest connection of the client began to receive the publications.
     pub live_from: u64,
 }
 
-/// A client that was lost and may be back.
+/// The absence of a client that lost its connection and may resume.
 pub struct Away {
-    /// Which of all the times that clients went away.
+    /// Another number for each absence of any client, in the order of their beginnings.
     pub number: u64,
-    /// Channels that it was on until others were told that it has left.
+    /// Channels that the client joins again when it resumes: its leave was announced on them.
     pub remembered: Vec<Arc<str>>,
     /// The bytes that `AwayClients` counts for the client.
     pub bytes: usize,
@@ -100,7 +100,7 @@ impl Client {
         self.last_ping.load()
     }
 
-    /// Bytes that wait for its socket.
+    /// Bytes that wait for the socket.
     pub fn queued_bytes(&self) -> usize {
         self.queued_bytes.load(Ordering::Relaxed)
     }
@@ -117,31 +117,35 @@ impl Client {
         self.wants_gaps.store(wants, Ordering::Relaxed);
     }
 
-    /// A connection begins: nothing has come on it. One that resumes understands what plain pages do not.
+    /// Begins a connection, on which no frame has arrived. A client that resumes understands `gap` messages.
     pub fn begin_connection(&self, is_resuming: bool, peer: Option<Peer>) {
         *self.peer.lock() = peer;
         self.heard_on.store(0, Ordering::Relaxed);
         self.set_wants_gaps(is_resuming);
     }
 
-    /// Where its latest connection came from; `None` for a client that never connected.
+    /// The peer of the latest connection; `None` for a client that never connected.
     pub fn peer(&self) -> Option<Peer> {
         *self.peer.lock()
     }
 
-    /// True if the client has ever sent a frame, or the application vouches for it.
+    /// True if the client has ever sent a frame, or if the application asked for a token of the client.
     pub fn has_spoken(&self) -> bool {
         self.has_spoken.load(Ordering::Relaxed)
     }
 
-    pub fn note_spoken(&self) {
+    pub fn set_spoken(&self) {
         self.has_spoken.store(true, Ordering::Relaxed);
     }
 
-    /// A frame has come on a connection; false when another one has taken its place, so that it is not to be carried
-    /// out. The first one shows that the welcome has arrived: earlier tokens are of no use to the client any more, and
-    /// `changed` is called if there were any.
-    pub fn hear(&self, connection_id: ConnectionId, changed: impl FnOnce(&ClientState)) -> bool {
+    /// Accepts a frame of a connection; false if a newer connection has displaced this one. The first frame of a
+    /// connection shows that the welcome has arrived: earlier resume tokens become invalid, and `changed` is called if
+    /// there were any.
+    pub fn accept_frame(
+        &self,
+        connection_id: ConnectionId,
+        changed: impl FnOnce(&ClientState),
+    ) -> bool {
         if self.heard_on.load(Ordering::Relaxed) == connection_id.number() {
             return true;
         }
@@ -151,7 +155,7 @@ impl Client {
         }
         self.heard_on
             .store(connection_id.number(), Ordering::Relaxed);
-        self.note_spoken();
+        self.set_spoken();
         if let Some(mailbox) = &mut state.mailbox {
             mailbox.confirm();
         }
@@ -163,8 +167,8 @@ impl Client {
 }
 
 impl ClientState {
-    /// A client that is not connected, will not be back, is on no channel and has no mail is nobody; true when that
-    /// has just become so.
+    /// Marks a client as removed that is not connected, not away, on no channel, and has no mailbox. True if this call
+    /// marked the client; the caller then removes the client from `Clients`.
     pub fn end_if_idle(&mut self) -> bool {
         let ends = self.connection_id.is_none()
             && self.away.is_none()
@@ -175,7 +179,7 @@ impl ClientState {
         ends
     }
 
-    /// It is not to be on a channel when it is back; true when it would have been.
+    /// Removes a channel from those that the client joins again when it resumes; true if the channel was one of them.
     pub fn forget_channel(&mut self, channel: &str) -> bool {
         let Some(away) = &mut self.away else {
             return false;
@@ -191,7 +195,7 @@ impl ClientState {
             .position(|joined| &*joined.channel.name == channel)
     }
 
-    /// Bytes that a client that is away takes, about, with the channels that only it keeps.
+    /// The approximate memory of a client that is away, in bytes, with the channels that have no other subscriber.
     pub fn away_weight(&self) -> usize {
         let joined = self.channels.iter().map(|Joined { channel, .. }| {
             let is_alone = channel.members.lock().roster.len() == 1;
@@ -204,7 +208,7 @@ impl ClientState {
         CLIENT_SIZE + user_data + joined.chain(remembered).sum::<usize>()
     }
 
-    /// The names of all channels that it is on, or will be again when it is back.
+    /// The names of all channels that the client is on, or joins again when it resumes.
     pub fn channel_names(&self) -> Vec<Arc<str>> {
         let joined = self.channels.iter().map(|joined| &joined.channel.name);
         let remembered = self.away.iter().flat_map(|away| &away.remembered);

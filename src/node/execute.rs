@@ -1,4 +1,4 @@
-//! What clients ask for, and what they are answered.
+//! The commands of clients, and their replies.
 
 use super::asker::Asker;
 use super::backpressure::{Backpressure, FanOut};
@@ -23,7 +23,8 @@ use crate::wire::json_limits::JsonLimits;
 use crate::wire::messages::{self, Reference};
 use std::sync::Arc;
 
-/// A client's publication that is being saved: it is answered when it is, and when it is known where it is.
+/// The pending reply to a publication that is being saved. The reply is sent when the publication is saved or has failed,
+/// and its position is known.
 struct Answer {
     node: Arc<Node>,
     connection_id: ConnectionId,
@@ -32,12 +33,12 @@ struct Answer {
     state: Mutex<Outcome>,
 }
 
-/// What is known so far: where it was published, and what became of saving it.
+/// The position of the publication, and the result of saving; `None` while unknown.
 type Outcome = (Option<Published>, Option<Result<(), StoreError>>);
 
 impl Node {
-    /// Carries out what a client sent on a connection; refused commands are answered, not returned. What comes on a
-    /// connection that was displaced is passed over.
+    /// Executes the command in a frame of a client. A refused command is answered with an error. A frame of a displaced
+    /// connection is ignored.
     pub fn execute(
         self: &Arc<Self>,
         client: &Arc<Client>,
@@ -45,7 +46,7 @@ impl Node {
         text: &str,
     ) -> Backpressure {
         self.counters.frames_received.add(1);
-        if !client.hear(connection_id, |state| self.store.save_client(client, state)) {
+        if !client.accept_frame(connection_id, |state| self.store.save_client(client, state)) {
             return Backpressure::default();
         }
         let limits = JsonLimits {
@@ -73,13 +74,13 @@ impl Node {
         }
     }
 
-    /// Tells a client what was wrong with its frame.
+    /// Sends a client the error of a frame that is no command.
     pub fn refuse(&self, connection_id: ConnectionId, refusal: &Refusal) -> Backpressure {
         self.refuse_command(connection_id, None, refusal);
         Backpressure::default()
     }
 
-    /// A client answered the protocol's ping.
+    /// Handles the pong frame of a client.
     pub fn ponged(&self, client: &Arc<Client>) -> Backpressure {
         client.ping(WallTime::now());
         let told = self.events.emit(
@@ -202,7 +203,7 @@ impl Node {
     }
 
     /// Refuses an action that looks like a misspelled known one, where the application has no handler for actions of
-    /// its own. A client that did not ask for an answer gets none; the log has a line instead.
+    /// its own. A command without a reference gets no error; the log has a line instead.
     fn check_spelling(&self, asker: Asker<'_>, action: Option<&str>) -> Result<(), Refusal> {
         if self.events.wanted("message").is_some() {
             return Ok(());
@@ -227,7 +228,7 @@ impl Node {
         Ok(())
     }
 
-    /// Publishes what a client wants published; answers if it asked to be, on a durable channel when it is saved.
+    /// Publishes for a client. Replies if the command has a reference, on a durable channel after the publication is saved.
     fn publish_for(self: &Arc<Self>, asker: Asker<'_>, new: &NewPublication<'_>) -> FanOut {
         let mut answer: Option<Arc<Answer>> = None;
         let (published, channel) = self.publish(new, &mut || {
@@ -264,7 +265,7 @@ impl Node {
         }
     }
 
-    /// An answer to a client's command; `write` adds fields.
+    /// Sends the reply to a command; `write` adds fields.
     pub(super) fn answer(&self, asker: Asker<'_>, channel: &str, write: impl FnOnce(&mut Vec<u8>)) {
         let stamp = self.stamps.next();
         let reply =

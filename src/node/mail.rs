@@ -86,7 +86,7 @@ impl Node {
         }
     }
 
-    /// What became of a message that `send` or `emergency` sent; `None` for one that is not known (any more).
+    /// The progress of a message of `send` or `emergency`; `None` for a message that is unknown or too long ago.
     pub fn delivery(&self, message_id: &str) -> Option<DeliveryReport> {
         let receipt = self
             .mailroom
@@ -253,7 +253,7 @@ impl Node {
         }
     }
 
-    /// How long a message is kept.
+    /// The time for which a message is kept.
     fn ttl_of(&self, options: &PublishOptions<'_>) -> Duration {
         if options.priority == Priority::Emergency {
             self.config.emergency_ttl

@@ -89,7 +89,7 @@ impl Node {
     fn visit_mailbox(&self, client: &Arc<Client>) {
         let mut guard = client.state.lock();
         let state = &mut *guard;
-        state.is_mailed = false;
+        state.is_in_round = false;
         if let Some(mailbox) = &mut state.mailbox {
             self.mailroom.expire(&client.id, mailbox);
             if let Some(connection_id) = state.connection_id.filter(|_| state.acknowledges) {

@@ -262,7 +262,7 @@ impl Mailroom {
 
     /// Has the mailbox of a client be part of the rounds.
     pub fn add_to_round(&self, client: &Arc<Client>, state: &mut ClientState) {
-        if !std::mem::replace(&mut state.is_mailed, true) {
+        if !std::mem::replace(&mut state.is_in_round, true) {
             self.mailed.lock().clients.push_back(Arc::clone(client));
         }
     }
@@ -301,8 +301,8 @@ impl Mailroom {
         let still_has_mail = |client: &Arc<Client>| {
             let mut state = client.state.lock();
             let mailbox = state.mailbox.as_ref();
-            state.is_mailed = mailbox.is_some_and(|mailbox| !mailbox.is_empty());
-            state.is_mailed
+            state.is_in_round = mailbox.is_some_and(|mailbox| !mailbox.is_empty());
+            state.is_in_round
         };
         let kept: Vec<_> = clients.filter(still_has_mail).collect();
         self.mailed.lock().clients.extend(kept);

@@ -1,4 +1,4 @@
-//! Who is connected, who is on which channel, and who is told of it.
+//! Subscriptions, the notices of them, and channels that are created and deleted.
 
 use super::backpressure::FanOut;
 use super::channel::{Channel, Members, Notice, Tell};
@@ -18,7 +18,7 @@ use crate::wire::messages::{self, Publication};
 use std::sync::Arc;
 
 impl Node {
-    /// Puts a client on a channel, whether it is connected or not.
+    /// Subscribes a client to a channel, whether the client is connected or not.
     ///
     /// Errors: an id or channel name that cannot be one.
     pub fn subscribe(&self, client_id: &str, channel: &str) -> Result<(), Error> {
@@ -32,7 +32,7 @@ impl Node {
         }
     }
 
-    /// Takes a client off a channel; nothing happens when it is not on it.
+    /// Unsubscribes a client from a channel. Does nothing for a client without the subscription.
     ///
     /// Errors: as `subscribe`.
     pub fn unsubscribe(&self, client_id: &str, channel: &str) -> Result<(), Error> {
@@ -77,7 +77,7 @@ impl Node {
         Ok(self.tell_joined(client, joined))
     }
 
-    /// Takes a client off a channel; returns the notice that tells of it.
+    /// Unsubscribes a client from a channel; returns the notice of the leave.
     pub(super) fn leave(&self, client: &Arc<Client>, channel: &str) -> Option<FanOut> {
         let mut state = client.state.lock();
         let was_remembered = state.forget_channel(channel);
@@ -105,9 +105,9 @@ impl Node {
         Some(self.notice(&channel, Notice::Left, &client.id, total))
     }
 
-    /// Makes a channel of a kind; false when there is one of that name.
+    /// Creates a channel of a kind; false if there is a channel of this name.
     ///
-    /// Errors: a name that cannot be one, a kind that there is not.
+    /// Errors: an invalid name; an unknown kind.
     pub fn create_channel(&self, name: &str, kind: &str) -> Result<bool, Error> {
         names::check_channel_name(name).map_err(argument)?;
         let kind = ChannelKind::from_name(kind).ok_or_else(|| {
@@ -121,7 +121,7 @@ impl Node {
         Ok(is_new)
     }
 
-    /// Drops a channel, its history and its subscriptions, without notices; false when there is none of that name.
+    /// Deletes a channel, its history and its subscriptions, without notices; false if there is no channel of this name.
     ///
     /// Errors: the storage cannot be opened.
     pub fn delete_channel(&self, name: &str) -> Result<bool, Error> {
@@ -153,7 +153,7 @@ impl Node {
                 continue;
             };
             let mut state = client.state.lock();
-            // it may have gone away in this moment
+            // the client may have gone away since the ids were read
             let was_remembered = state.forget_channel(name);
             if let Some(at) = state
                 .channels
@@ -182,12 +182,12 @@ impl Node {
         Ok(true)
     }
 
-    /// The channel of this name, made if there is none.
+    /// The channel of this name; adds a channel if there is none.
     pub(super) fn channel(&self, name: &str) -> Arc<Channel> {
         self.channel_with(name, || kind_of(name))
     }
 
-    pub(super) fn tell_due_notices(&self) {
+    pub(super) fn publish_due_notices(&self) {
         let now = SteadyTime::now();
         let noticed = self.channels.take_noticed();
         let mut waiting = Vec::new();
@@ -195,7 +195,7 @@ impl Node {
             let mut members = channel.members.lock();
             let subscribers = members.roster.len();
             let joined = members.joins.take_due(subscribers, now);
-            // joins go first, and leaves wait for them
+            // leaves wait until the joins are published
             let left = if members.joins.is_waiting() {
                 None
             } else {
@@ -331,7 +331,7 @@ impl Node {
         );
     }
 
-    /// Tells a channel of a join or a leave, now or later; returns the notices that went out now.
+    /// Publishes the notice of a join or a leave, now or later; returns the notices that were published now.
     pub(super) fn notice(
         &self,
         channel: &Arc<Channel>,
@@ -348,7 +348,7 @@ impl Node {
             .emit(notice.event(), Some(id), Some(&channel.name), || {
                 Detail::TotalUsers(total)
             });
-        // goodbyes to all need no leaves
+        // during a drain every client gets a goodbye, and no notices of leaves
         if self.shards.is_draining() || self.shards.is_empty() {
             return told;
         }
@@ -359,7 +359,7 @@ impl Node {
             let subscribers = members.roster.len();
             match notice {
                 Notice::Joined => (members.joins.add(id, subscribers, limit, now), None),
-                // a leave must not overtake the joins that wait: its own may be among them
+                // a leave must not overtake the joins that wait: the join of the same client may be one of them
                 Notice::Left if subscribers <= limit => {
                     let joins = members.joins.take_all(now);
                     (members.leaves.add(id, subscribers, limit, now), joins)
@@ -394,7 +394,7 @@ impl Node {
         let mut recipients = 0;
         self.stream(channel).notify(&mut || {
             let members = channel.members.lock();
-            // counted here, so that totals go out in the order in which they were true
+            // counted under the lock of the stream, so that the totals are published in their order
             let data = notice_data(id, members.roster.len(), count);
             let publication = Publication {
                 channel: &channel.name,
@@ -408,7 +408,7 @@ impl Node {
             let delivery_options = DeliveryOptions {
                 offset: None,
                 priority: Priority::Normal,
-                // it stands for no newer state of the channel
+                // a notice does not replace an older publication
                 policy: match channel.settings.slow_consumer {
                     SlowConsumer::Latest => SlowConsumer::DropOldest,
                     policy => policy,

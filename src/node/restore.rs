@@ -42,7 +42,7 @@ impl Node {
         for saved in clients {
             let client = Client::new(Arc::clone(&saved.id), saved.joined, None);
             client.ping(saved.last_ping);
-            client.note_spoken();
+            client.set_spoken();
             let Some(client) = self.clients.add(client) else {
                 continue;
             };

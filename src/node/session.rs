@@ -1,4 +1,4 @@
-//! A client's session: with what it comes back, what it comes back to, and what happens while it is away.
+//! The start of a connection: a new client, or a client that resumes its session.
 
 use super::client::{Client, ClientState, Joined};
 use super::delivery::{ConnectionId, Delivery};
@@ -15,11 +15,11 @@ use crate::wire::frame::EncodedFrame;
 use crate::wire::messages::{self, ResumeOutcome, WelcomeFields};
 use std::sync::Arc;
 
-/// Why a client could not come back.
+/// Why a client could not resume.
 enum Unresumed {
-    /// Its token cannot be used; why, in words.
+    /// The token is not valid, for this reason.
     Refused(&'static str),
-    /// As many as may be are connected already.
+    /// No more clients may connect.
     Full,
 }
 
@@ -39,10 +39,10 @@ pub struct ConnectRequest<'a> {
 /// A client that has connected.
 pub struct Connected {
     pub client: Arc<Client>,
-    /// What must reach it first.
+    /// The first message of the connection.
     pub welcome: EncodedFrame,
     pub is_resumed: bool,
-    /// How many emergencies went out before; what of them is for this client is in its mail.
+    /// How many emergencies went out before. Those that the client has not acknowledged are in its mailbox.
     pub emergencies: u64,
 }
 
@@ -123,8 +123,8 @@ impl Node {
         }
     }
 
-    /// A token with which a client can connect under this id, whether it was ever connected or not. One that was not
-    /// begins on the default channel, as every client does.
+    /// The token with which a client can connect under this id. A client that was never connected begins on the default
+    /// channel, as every client does.
     ///
     /// Errors: an id that cannot be one; `resume_ttl` is 0; the storage cannot be opened.
     pub fn resume_token(&self, client_id: &str) -> Result<String, Error> {
@@ -141,7 +141,7 @@ impl Node {
             if state.removed {
                 continue;
             }
-            client.note_spoken();
+            client.set_spoken();
             let is_new = state.session.is_none();
             let token = state
                 .session
@@ -166,13 +166,13 @@ impl Node {
         }
     }
 
-    /// What the application attached to a client, as JSON; `None` when nothing is known.
+    /// The data that the application attached to a client, as JSON; `None` for an unknown client.
     pub fn user_data(&self, client_id: &str) -> Option<bytes::Bytes> {
         let client = self.clients.get(client_id)?;
         client.state.lock().user_data.clone()
     }
 
-    /// Keeps what the application attached to a client, as JSON, as long as the client is known.
+    /// Attaches data of the application to a client, as JSON, for as long as the client is known.
     pub fn set_user_data(&self, client_id: &str, json: Vec<u8>) {
         let client = self.clients.get(client_id);
         if let Some(client) = client {
@@ -182,7 +182,7 @@ impl Node {
         }
     }
 
-    /// A new client; `None` when as many as may be are connected already.
+    /// Adds a new client; `None` if no more clients may connect.
     fn begin(
         &self,
         connection_id: ConnectionId,
@@ -200,7 +200,7 @@ impl Node {
         if !self.config.resume_ttl.is_zero() {
             state.session = Some(Session::new());
         }
-        // `join_default_channel` subscribes it
+        // `join_default_channel` subscribes the client
         let channels = [Arc::from(self.config.default_channel.as_str())];
         let welcome = self.welcome(&client, &state, &channels, outcome);
         self.store.save_client(&client, &state);
@@ -213,7 +213,7 @@ impl Node {
         })
     }
 
-    /// The client that a token stands for; its mail and its channels follow by way of the inbox.
+    /// Resumes the session of a token. The mail and the publications of the client follow through the inbox.
     fn resume(
         &self,
         connection_id: ConnectionId,
@@ -257,7 +257,7 @@ impl Node {
         for joined in &mut state.channels {
             self.go_live(joined, connection_id, displaced);
         }
-        // as any other join, and under the same lock, so that whoever takes it off one does so before or after
+        // with the client locked, so that a thread that unsubscribes the client does so before or after
         let joined: Vec<_> = remembered
             .iter()
             .map(|name| self.add_subscription(&client, state, name, None))
@@ -281,7 +281,7 @@ impl Node {
         })
     }
 
-    /// The connection of a client gets what is published on a channel from now on.
+    /// Delivers the publications of a channel to a new connection of a subscriber from now on.
     fn go_live(
         &self,
         joined: &mut Joined,

@@ -16,7 +16,7 @@ impl Node {
     /// Does the regular work that is due: notices that waited, clients that are away, mail, empty channels, publications
     /// that expired. Returns approximately how many bytes less the node holds now than at its peak since the last tick.
     pub fn tick(&self) -> usize {
-        self.tell_due_notices();
+        self.publish_due_notices();
         self.expire_away();
         self.expire_mail();
         self.store.watch(&self.events);

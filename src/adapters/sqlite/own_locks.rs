@@ -13,7 +13,7 @@ pub(super) fn install() {
 
 #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 mod linux {
-    use crate::base::fork::{ForkGuard, note_closing, note_opened};
+    use crate::base::fork::{ForkGuard, close_in_child, keep_in_child};
     use rusqlite::ffi;
 
     /// Has this copy of SQLite, which no other code uses, open, lock and close files by the functions below.
@@ -84,7 +84,7 @@ mod linux {
         let descriptor = unsafe { libc::open(path, flags, mode.cast_unsigned()) };
         // SQLite keeps off the standard streams, and only plugs such numbers
         if descriptor > 2 {
-            note_opened(descriptor);
+            close_in_child(descriptor);
         }
         descriptor
     }
@@ -95,7 +95,7 @@ mod linux {
     /// As for close(2).
     unsafe extern "C" fn close(descriptor: libc::c_int) -> libc::c_int {
         let _whole = ForkGuard::new();
-        note_closing(descriptor);
+        keep_in_child(descriptor);
         // SAFETY: passed on as it came.
         unsafe { libc::close(descriptor) }
     }

@@ -145,7 +145,7 @@ mod tests {
         let client = Client::new(name.into(), WallTime::now(), None);
         client.begin_connection(false, peer(address));
         if has_spoken {
-            client.note_spoken();
+            client.set_spoken();
         }
         Arc::new(client)
     }
