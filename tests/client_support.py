@@ -1,6 +1,8 @@
 """What the tests of `tantor.client` share: clients with short times, and waiting inside an event loop."""
 
 import asyncio
+import socket
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -78,3 +80,31 @@ def publish(server: Tantor, numbers: range, channel: str = "news") -> None:
 def is_idle(client: Client) -> bool:
     """Whether nothing is left of any command."""
     return not client._futures and not client._session.is_waiting
+
+
+class Refusing:
+    """An HTTP server that gives each connection the same answer, and notes when."""
+
+    def __init__(self, answer: str) -> None:
+        self._answer = answer.encode()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.asked: list[float] = []
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join(10)
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            with connection:
+                connection.recv(65536)
+                self.asked.append(time.monotonic())
+                connection.sendall(self._answer)

@@ -4,12 +4,13 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import support
+from healthy import Healthy
 from support import WebSocketClient
 
 if TYPE_CHECKING:
@@ -99,6 +100,21 @@ def server(make_server: "Callable[..., Tantor]") -> "Tantor":
 
 
 @pytest.fixture
+def tantor() -> "Iterator[Tantor]":
+    """A running server that `get_tantor()` finds, as after the document's initialization."""
+    from flask import Flask
+    from tantor import init_tantor
+
+    app = Flask("document")
+    app.config["TANTOR_DRAIN_TIMEOUT"] = 1
+    tantor = init_tantor(app, port=0, host="127.0.0.1")
+    tantor.start_background()
+    yield tantor
+    tantor._begin_stop()
+    assert tantor._wait_stopped(15), "the server did not stop within 15 s"
+
+
+@pytest.fixture
 def connect(make_server: "Callable[..., Tantor]") -> Iterator[Callable[..., WebSocketClient]]:
     """`connect(server, **options)`: a client that has been welcomed; hangs up before the server stops."""
     with ExitStack() as stack:
@@ -107,6 +123,14 @@ def connect(make_server: "Callable[..., Tantor]") -> Iterator[Callable[..., WebS
             return stack.enter_context(WebSocketClient(server.port, path, **options)).greet()
 
         yield open_client
+
+
+@pytest.fixture
+def healthy(server: "Tantor") -> Iterator[Healthy]:
+    """A client that must notice nothing of what the test does to the server."""
+    with closing(Healthy(server)) as client:
+        yield client
+        client.notices_nothing()
 
 
 @pytest.fixture

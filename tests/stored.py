@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from support import WebSocketClient, run_python, script
+from processes import run_python, script
+from support import WebSocketClient
 from tantor import History, Tantor
 
 Connect = Callable[..., WebSocketClient]

@@ -6,17 +6,13 @@ import hashlib
 import json
 import os
 import secrets
-import signal
 import socket
 import struct
-import subprocess
-import sys
-import textwrap
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
@@ -81,143 +77,6 @@ def accepts_connections(port: int, host: str = "127.0.0.1") -> bool:
     with socket.socket() as probe:
         probe.settimeout(5)
         return probe.connect_ex((host, port)) == 0
-
-
-def run_python(
-    source: str,
-    *arguments: object,
-    timeout: float = 60.0,
-    cwd: Path | None = None,
-    environment: Mapping[str, str] | None = None,
-    options: Iterable[str] = (),
-) -> subprocess.CompletedProcess[str]:
-    """Run a script in a fresh interpreter; a script that hangs fails with all that it had said."""
-    command = [sys.executable, *options, "-c", source, *map(str, arguments)]
-    try:
-        return subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            timeout=timeout,
-            cwd=cwd,
-            env=script_environment(environment),
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        pytest.fail(f"the script still ran after {timeout:g} s\nstdout: {error.stdout}\nstderr: {error.stderr}")
-
-
-def script_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment for a script: UTF-8 output at once, this module, and no setting of ours that lay about."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("TANTOR_")}
-    added = {"PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1", "PYTHONPATH": str(TESTS)}
-    return kept | added | dict(extra or {})
-
-
-class Script:
-    """A script that goes on running: read its lines, signal it, wait for its end."""
-
-    def __init__(
-        self,
-        command: list[str],
-        *,
-        cwd: Path | None = None,
-        environment: Mapping[str, str] | None = None,
-        log: Path,
-    ) -> None:
-        self._log = log
-        with log.open("w") as output:
-            self.process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                cwd=cwd,
-                env=script_environment(environment),
-                start_new_session=True,
-            )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        # with all that it has started itself
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(10)
-
-    @property
-    def output(self) -> str:
-        return self._log.read_text(encoding="utf-8", errors="replace")
-
-    def wait_for_line(self, start: str, timeout: float = 30.0) -> str:
-        """The rest of the first line that starts so."""
-
-        def found() -> str | None:
-            lines = self.output.splitlines(keepends=True)
-            complete = (line for line in lines if line.endswith("\n"))
-            return next((line for line in complete if line.startswith(start)), None)
-
-        def finished_or_found() -> str | bool:
-            ended = self.process.poll() is not None
-            return found() or ended
-
-        eventually(finished_or_found, lambda: f"a line {start!r}...; output was:\n{self.output}", timeout)
-        line = found()
-        if line is None:
-            pytest.fail(f"ended with {self.process.returncode} before a line {start!r}...:\n{self.output}")
-        return line.removeprefix(start).strip()
-
-    def wait(self, timeout: float = 30.0) -> int:
-        try:
-            return self.process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            threads = self._abort()
-            pytest.fail(f"still running after {timeout:g} s; output was:\n{self.output}\nthreads were:\n{threads}")
-
-    def _abort(self) -> str:
-        """End it and all that it has started, so that each prints where its Python threads are; what its native threads
-        wait for, where the system tells."""
-        members = [pid for pid in _processes() if _group(pid) == self.process.pid]
-        threads = "\n".join(line for pid in members for line in _native_threads(pid))
-        for pid in members:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGABRT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(10)
-        return threads
-
-
-def _processes() -> list[int]:
-    return [int(entry.name) for entry in Path("/proc").glob("[0-9]*")]
-
-
-def _group(pid: int) -> int | None:
-    try:
-        return os.getpgid(pid)
-    except ProcessLookupError:
-        return None
-
-
-def _native_threads(pid: int) -> list[str]:
-    threads = []
-    for task in Path(f"/proc/{pid}/task").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            name, call = ((task / entry).read_text().strip() for entry in ("comm", "syscall"))
-            threads.append(f"{pid} {task.name} {name}: {call}")
-    return threads
-
-
-# Some tests mean to fork with threads running, of which Python from 3.12 on warns.
-QUIET_FORK = ("-W", "ignore::DeprecationWarning")
-
-
-def script(source: str, folder: Path) -> Script:
-    """Start a script from a file of its own, as multiprocessing needs it."""
-    file = folder / "script.py"
-    file.write_text(textwrap.dedent(source), encoding="utf-8")
-    return Script([sys.executable, *QUIET_FORK, str(file)], log=folder / "log")
 
 
 @dataclass(frozen=True)

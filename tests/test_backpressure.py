@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import WebSocketClient, encode_frame, eventually, fill_socket, lose, script
+from processes import script
+from support import WebSocketClient, encode_frame, eventually, fill_socket, lose
 from tantor import Tantor
 
 Connect = Callable[..., WebSocketClient]

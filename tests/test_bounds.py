@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from processes import script
 from support import (
     CONTINUATION,
     PING,
@@ -20,7 +21,6 @@ from support import (
     eventually,
     fill_socket,
     handshake_request,
-    script,
 )
 from tantor import Tantor
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import tantor as package
-from support import Script, WebSocketClient, accepts_connections, eventually, missing, script_environment
+from processes import Script, script_environment
+from support import WebSocketClient, accepts_connections, eventually, missing
 from tantor.settings import known_settings
 
 TANTOR = [sys.executable, "-m", "tantor"]

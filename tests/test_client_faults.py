@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from client_support import DEADLINE, Watched, soon
 from fault_proxy import BOTH, FIN, RESET, TO_CLIENT, FaultProxy
-from support import Script
+from processes import Script
 from tantor import Tantor
 from tantor.client import connect
 

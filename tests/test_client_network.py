@@ -1,13 +1,11 @@
 """`tantor.client` on bad networks: a real server behind a proxy that cuts, stalls, delays, swallows."""
 
 import asyncio
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from client_support import DEADLINE, Watched, is_idle, publish, soon
+from client_support import DEADLINE, Refusing, Watched, is_idle, publish, soon
 from fault_proxy import BOTH, FIN, RESET, TO_CLIENT, TO_SERVER, FaultProxy
 from tantor import Tantor
 from tantor.client import (
@@ -372,34 +370,6 @@ async def test_a_server_that_stops_says_when_to_come_back_and_another_takes_its_
             assert await one.client.broadcast("news", "number", 6)
         finally:
             await server.stop()
-
-
-class Refusing:
-    """An HTTP server that gives each connection the same answer, and notes when."""
-
-    def __init__(self, answer: str) -> None:
-        self._answer = answer.encode()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
-        self.asked: list[float] = []
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._thread.join(10)
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            with connection:
-                connection.recv(65536)
-                self.asked.append(time.monotonic())
-                connection.sendall(self._answer)
 
 
 @pytest.fixture

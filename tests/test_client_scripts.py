@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from fenced_blocks import read_blocks
-from support import WebSocketClient, eventually, run_python
+from processes import run_python
+from support import WebSocketClient, eventually
 from tantor import DataError, SettingError, Tantor
 from tantor.client import CommandError, CommandLostError, ConnectError, DisconnectedError, send
 from tantor.client import connect as connect_client

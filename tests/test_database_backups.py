@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from processes import script_environment
 from stored import history_of, rows, stop
-from support import WebSocketClient, script_environment
+from support import WebSocketClient
 from tantor import Tantor
 
 Connect = Callable[..., WebSocketClient]

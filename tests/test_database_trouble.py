@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import Script, run_python
 from stored import history_of, locked_by_another, rows
-from support import Script, WebSocketClient, eventually, lose, run_python
+from support import WebSocketClient, eventually, lose
 from tantor import StorageError, Tantor
 
 Connect = Callable[..., WebSocketClient]

@@ -9,7 +9,8 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from support import WebSocketClient, eventually, run_python
+from processes import run_python
+from support import WebSocketClient, eventually
 from tantor import Tantor
 
 Connect = Callable[..., WebSocketClient]

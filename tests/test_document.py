@@ -7,99 +7,25 @@ The blocks are read from the document itself. Only ports are moved, and names th
 import ast
 import asyncio
 import contextlib
-import inspect
-import io
 import json
-import re
 import signal
 import sys
-import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import pytest
 import websockets
-from fenced_blocks import read_blocks
+from document_blocks import BLOCKS, COVERED, backlog, block, covers, execute, output_of, receive, welcomed
 from flask import Flask
-from support import TESTS, Script, Site, WebSocketClient, accepts_connections, allow_descriptors, eventually, run_python
+from processes import Script, run_python
+from support import Site, WebSocketClient, accepts_connections, allow_descriptors, eventually
 from tantor import Tantor, get_tantor, init_tantor
-from websockets.sync.client import ClientConnection, connect
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
-
-
-BLOCKS = read_blocks((TESTS / "document" / "tantor-python-edition.md").read_text(encoding="utf-8"))
-COVERED: set[str] = set()
-
-
-def covers(*titles: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Marks which blocks a test runs."""
-    assert set(titles) <= BLOCKS.keys(), f"no such block: {set(titles) - BLOCKS.keys()}"
-    COVERED.update(titles)
-    return lambda test: test
-
-
-def block(title: str, port: int | None = None, **renamed: str) -> str:
-    """A block's source, with its port moved; `renamed` puts a real client's id in place of an invented one."""
-    source = BLOCKS[title].source
-    if port is not None:
-        source, count = re.subn(r"\b80\d\d\b", str(port), source)
-        assert count, f"there is no port in {title!r}"
-    for name, value in renamed.items():
-        assert name in source, f"there is no {name} in {title!r}"
-        source = source.replace(name, value)
-    return source
-
-
-def execute(source: str, **names: Any) -> dict[str, Any]:
-    """Run a block and return its names; one that awaits at its top level runs on a loop."""
-    names["__name__"] = "document"
-    result = eval(compile(source, "<document>", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT), names)
-    if inspect.iscoroutine(result):
-        asyncio.run(result)
-    return names
-
-
-@contextlib.contextmanager
-def output_of() -> Iterator[io.StringIO]:
-    with contextlib.redirect_stdout(io.StringIO()) as output:
-        yield output
-
-
-@pytest.fixture
-def tantor() -> Iterator[Tantor]:
-    """A running server that `get_tantor()` finds, as after the document's initialization."""
-    app = Flask("document")
-    app.config["TANTOR_DRAIN_TIMEOUT"] = 1
-    tantor = init_tantor(app, port=0, host="127.0.0.1")
-    tantor.start_background()
-    yield tantor
-    tantor._begin_stop()
-    assert tantor._wait_stopped(15), "the server did not stop within 15 s"
-
-
-@contextlib.contextmanager
-def welcomed(port: int) -> Iterator[tuple[ClientConnection, str]]:
-    """A client of the `websockets` package that has been welcomed, and its id."""
-    with connect(f"ws://127.0.0.1:{port}", proxy=None) as client:
-        yield client, receive(client, event="welcome")["client_id"]
-
-
-def receive(client: ClientConnection, **fields: Any) -> dict[str, Any]:
-    """The next message that has these fields."""
-    seen = []
-    while True:
-        try:
-            seen.append(json.loads(client.recv(timeout=10)))
-        except TimeoutError:
-            pytest.fail(f"no message with {fields} in {seen}")
-        if fields.items() <= seen[-1].items():
-            return seen[-1]
 
 
 def test_every_runnable_block_is_covered() -> None:
@@ -408,20 +334,6 @@ def test_horton_integration(tantor: Tantor) -> None:
 # Performance Optimization
 
 
-@contextlib.contextmanager
-def backlog(make_server: Callable[..., Tantor]) -> Iterator[Tantor]:
-    """A server on which more than 100 messages wait, because a client does not read."""
-    tantor = make_server(max_pending_bytes=256 << 20)
-    with WebSocketClient(tantor.port, receive_buffer=4096).greet():
-
-        def waiting() -> bool:
-            tantor.broadcast("jungle", "news", "x" * 60_000)
-            return bool(tantor.stats()["queued_messages"] > 100)
-
-        eventually(waiting, lambda: f"more than 100 waiting messages in {tantor.stats()}", timeout=30)
-        yield tantor
-
-
 @covers("Connection Management")
 def test_connection_management(make_server: Callable[..., Tantor]) -> None:
     allow_descriptors(3000)
@@ -488,105 +400,3 @@ def test_integration_testing(free_port: int) -> None:
     asyncio.run(names["test_websocket_connection"]())
     # asyncio.run() cancels a second time, so that nothing has waited for the end
     eventually(lambda: not accepts_connections(free_port), "the end of the cancelled server")
-
-
-# Troubleshooting
-
-
-@covers("WebSocket Connection Failed")
-def test_websocket_connection_failed(tantor: Tantor) -> None:
-    check_server = execute(block("WebSocket Connection Failed"))["check_server"]
-    assert check_server("127.0.0.1", tantor.port) is True
-    asyncio.run(tantor.stop())
-    assert check_server("127.0.0.1", tantor.port) is False
-
-
-@covers("High Memory Usage")
-def test_high_memory_usage() -> None:
-    with output_of() as output:
-        execute(block("High Memory Usage"))["monitor_memory"]()
-    used = re.fullmatch(r"Memory usage: (\d+\.\d\d) MB\n", output.getvalue())
-    assert used, output.getvalue()
-    assert float(used[1]) == pytest.approx(psutil.Process().memory_info().rss / 1024 / 1024, rel=0.5)
-
-
-@covers("Connection Drops")
-def test_connection_drops(make_server: Callable[..., Tantor]) -> None:
-    tantor = make_server()
-    source = block("Connection Drops", tantor.port)
-    names = execute(source, asyncio=asyncio, websockets=websockets)
-
-    async def reconnecting() -> None:
-        task = asyncio.create_task(names["reconnect_client"]())
-        while tantor.stats()["connections_total"] < 3:
-            await asyncio.wait({task}, timeout=0.01)
-        await tantor.stop()
-        while "Connection lost: " not in output.getvalue():
-            await asyncio.wait({task}, timeout=0.01)
-        task.cancel()
-        await asyncio.wait({task})
-
-    with output_of() as output:
-        asyncio.run(asyncio.wait_for(reconnecting(), 30))
-
-
-@covers("Message Queue Backlog")
-def test_message_queue_backlog(make_server: Callable[..., Tantor]) -> None:
-    source = block("Message Queue Backlog")
-    with output_of() as output:
-        execute(source, tantor=make_server())["check_queue_health"]()
-        assert output.getvalue() == ""
-        with backlog(make_server) as tantor:
-            execute(source, tantor=tantor)["check_queue_health"]()
-    assert output.getvalue() == "Queue backlog detected\n"
-
-
-@covers("Debug Mode")
-def test_debug_mode() -> None:
-    # in a process of its own, because it sets up logging for the whole process
-    prelude = """if True:
-        import asyncio, json
-        from websockets.sync.client import connect
-        from tantor import Tantor
-        tantor = Tantor(port=0, host="127.0.0.1")
-    """
-    ending = """if True:
-        with tantor, connect(f"ws://127.0.0.1:{tantor.port}", proxy=None) as client:
-            client_id = json.loads(client.recv())["client_id"]
-            asyncio.run(debug_connection(client_id))
-            print(client_id)
-    """
-    done = run_python(f"{textwrap.dedent(prelude)}\n{block('Debug Mode')}\n{ending}")
-    assert done.returncode == 0, done.stderr
-    info, stats, client_id = done.stdout.splitlines()
-    assert ast.literal_eval(info.removeprefix("Client info: "))["client_id"] == client_id
-    assert ast.literal_eval(stats.removeprefix("Server stats: "))["total_connections"] == 1
-    assert "tantor" in done.stderr, f"nothing was logged: {done.stderr!r}"
-
-
-# Security Considerations
-
-
-@covers("Authentication")
-def test_authentication(tantor: Tantor) -> None:
-    names = execute(block("Authentication"), tantor=tantor, verify_token=lambda token: token == "good")
-    with welcomed(tantor.port) as (_, client_id):
-        assert asyncio.run(names["authenticate_client"](client_id, "bad")) is False
-        assert tantor.get_client_info(client_id)["user_data"] == {}
-        assert asyncio.run(names["authenticate_client"](client_id, "good")) is True
-        assert tantor.get_client_info(client_id)["user_data"] == {"authenticated": True}
-
-
-@covers("Rate Limiting")
-def test_rate_limiting() -> None:
-    check = execute(block("Rate Limiting"))["check_rate_limit"]
-    assert [check("client_123") for _ in range(11)] == [True] * 10 + [False]
-    assert check("client_456") is True
-
-
-@covers("Message Validation")
-def test_message_validation() -> None:
-    validate = execute(block("Message Validation"))["validate_message"]
-    assert validate("hello") is True
-    assert validate("<SCRIPT>alert(1)</SCRIPT>") is False
-    assert validate("x" * (1024 * 1024 + 1)) is False

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import tantor as package
-from support import missing, script_environment
+from processes import script_environment
+from support import missing
 
 NAMES = "Tantor, init_tantor, get_tantor, run_tantor, run_tantor_sync, Message, Connection, Channel"
 NAMES += ", MessageType, ChannelType"

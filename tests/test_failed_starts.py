@@ -5,7 +5,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from support import run_python
+from processes import run_python
 from tantor import Tantor
 
 # as another user, because the limit of processes does not hold for root

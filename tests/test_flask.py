@@ -12,7 +12,8 @@ from typing import Any
 import psutil
 import pytest
 from flask import Flask, Response, render_template_string, request
-from support import Script, Site, WebSocketClient, accepts_connections, eventually, free_port, http_request, run_python
+from processes import Script, run_python
+from support import Site, WebSocketClient, accepts_connections, eventually, free_port, http_request
 from tantor import SettingError, Tantor, get_tantor, init_tantor
 from tantor.flask import blueprint, js_blueprint
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
-from support import Script, Site, WebSocketClient, accepts_connections, eventually, free_port
+from processes import Script
+from support import Site, WebSocketClient, accepts_connections, eventually, free_port
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page

@@ -10,17 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import (
-    QUIET_FORK,
-    TESTS,
-    Script,
-    WebSocketClient,
-    accepts_connections,
-    eventually,
-    http_request,
-    missing,
-    script,
-)
+from processes import QUIET_FORK, Script, script
+from support import TESTS, WebSocketClient, accepts_connections, eventually, http_request, missing
 from support import free_port as a_free_port
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="os.fork is missing")

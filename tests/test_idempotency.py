@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import script
 from stored import locked_by_another, stop
 from stored import numbers as numbers_of
-from support import WebSocketClient, eventually, script
+from support import WebSocketClient, eventually
 from tantor import StorageError, Tantor
 
 Connect = Callable[..., WebSocketClient]

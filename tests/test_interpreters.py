@@ -1,7 +1,7 @@
 """Sub-interpreters, as mod_wsgi and others use them: refused in words, and the main interpreter goes on."""
 
 import pytest
-from support import run_python
+from processes import run_python
 
 SOURCE = """
 import os, sys, textwrap

@@ -5,9 +5,10 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
+from browser_page import PAGE, PATIENT, QUICK, SHOW, connects, freeze, hold_up, publish, reach, shows, start
 from fault_proxy import BOTH, FIN, RESET, TO_CLIENT, TO_SERVER, FaultProxy
 from fenced_blocks import read_blocks
 from flask import Flask, render_template_string
@@ -25,33 +26,6 @@ OpenPage = Callable[..., "Page"]
 
 FAULT_SECONDS = float(os.environ.get("TANTOR_FAULT_SECONDS", "15"))
 CLIENTS = 20
-
-# What is quick to notice and to return; a test that wants to see what brings a client back has it wait for long.
-QUICK = {"heartbeatSlack": 500, "probeTimeout": 1000, "connectTimeout": 2000, "minDelay": 20, "maxDelay": 500}
-PATIENT = {"minDelay": 600_000, "maxDelay": 600_000}
-
-# `start(port, options)` connects; `numbers` is what the channel has shown, `told` all else.
-PAGE = """<!doctype html><title>A page of another port</title><script type="module">
-  import { connect } from "http://127.0.0.1:%d/tantor.js";
-  window.start = async (port, options = {}, channel = "den") => {
-    if (options.storage) options.storage = sessionStorage;
-    const told = { state: [], gap: [], mail: [], error: [], welcome: [] };
-    const numbers = [];
-    const t = connect(`ws://127.0.0.1:${port}/`, options);
-    for (const name in told) t.on(name, value => void told[name].push(value));
-    Object.assign(window, { t, told, numbers });
-    (window.clients ??= []).push({ t, told, numbers });
-    await t.join(channel, ({ event, data }) => event === "n" && void numbers.push(data));
-    return t.clientId;
-  };
-  window.ready = true;
-</script>"""
-
-# Timers and clocks of a page stop with it; this makes the page believe that it is hidden or shown.
-SHOW = """state => {
-  Object.defineProperty(document, "visibilityState", { configurable: true, get: () => state });
-  document.dispatchEvent(new Event("visibilitychange"));
-}"""
 
 
 @pytest.fixture
@@ -94,68 +68,6 @@ def open_page(browser: "Browser", site: str) -> Iterator[OpenPage]:
 @pytest.fixture
 def page(open_page: OpenPage) -> "Page":
     return open_page()
-
-
-def start(page: "Page", port: int, **options: Any) -> str:
-    """Connect and join `den`; the client id."""
-    client_id = page.evaluate("([port, options]) => start(port, options)", [port, {**QUICK, **options}])
-    assert isinstance(client_id, str)
-    return client_id
-
-
-def publish(server: Tantor, first: int, last: int) -> None:
-    for number in range(first, last + 1):
-        server.broadcast("den", "n", number).result()
-
-
-def shows(page: "Page", last: int, first: int = 1) -> None:
-    """Wait until the page has shown just these numbers, in order, and has told of no gap."""
-    expected = list(range(first, last + 1))
-    eventually(lambda: page.evaluate("numbers.at(-1)") == last, lambda: page.evaluate("[numbers, told]"), 30)
-    assert page.evaluate("numbers") == expected
-    assert page.evaluate("told.gap") == []
-
-
-def reach(page: "Page", state: str) -> None:
-    eventually(lambda: page.evaluate("t.state") == state, lambda: page.evaluate("told.state"), 30)
-
-
-def connects(page: "Page") -> int:
-    count = page.evaluate("told.welcome.length")
-    assert isinstance(count, int)
-    return count
-
-
-def hold_up(page: "Page", seconds: float, then: str = "") -> None:
-    """Keep the page's scripts from running for a while, and have one run then."""
-    script = (
-        "([ms, then]) => void setTimeout(() => { for (const end = Date.now() + ms; Date.now() < end; ); eval(then); })"
-    )
-    page.evaluate(script, [seconds * 1000, then])
-
-
-def freeze(page: "Page") -> Callable[[], None]:
-    """Stop the page's scripts at their next step, timers and all; what is returned thaws them.
-
-    By the debugger: Chromium without a window freezes nothing when told `Page.setWebLifecycleState`, and says nothing.
-    """
-    session = page.context.new_cdp_session(page)
-    paused: list[object] = []
-    session.on("Debugger.paused", lambda event: paused.append(event))
-    session.send("Debugger.enable")
-    session.send("Debugger.pause")
-
-    def is_paused() -> bool:
-        session.send("Debugger.setSkipAllPauses", {"skip": False})  # events are heard only while Playwright waits
-        return bool(paused)
-
-    eventually(is_paused, "a step of the page's scripts")
-
-    def thaw() -> None:
-        session.detach()
-        page.evaluate("document.dispatchEvent(new Event('resume'))")
-
-    return thaw
 
 
 # the way there and back

@@ -17,8 +17,9 @@ from typing import Any
 
 import psutil
 import pytest
+from processes import script
 from stored import locked_by_another
-from support import TEXT, WebSocketClient, encode_frame, eventually, script
+from support import TEXT, WebSocketClient, encode_frame, eventually
 from tantor import Tantor
 from tantor.settings import known_settings
 

@@ -6,7 +6,8 @@ import re
 from collections.abc import Callable, Iterator
 
 import pytest
-from support import WebSocketClient, eventually, run_python
+from processes import run_python
+from support import WebSocketClient, eventually
 from tantor import Tantor
 
 MakeServer = Callable[..., Tantor]

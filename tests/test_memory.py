@@ -9,16 +9,8 @@ from typing import Any
 
 import psutil
 import pytest
-from support import (
-    TEXT,
-    Script,
-    WebSocketClient,
-    allow_descriptors,
-    encode_frame,
-    eventually,
-    http_request,
-    run_python,
-)
+from processes import Script, run_python
+from support import TEXT, WebSocketClient, allow_descriptors, encode_frame, eventually, http_request
 
 SERVER = """if True:
     import sys, threading

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import TESTS, WebSocketClient, eventually, missing, run_python, script_environment
+from processes import run_python, script_environment
+from support import TESTS, WebSocketClient, eventually, missing
 from tantor import Tantor
 
 Connect = Callable[..., WebSocketClient]

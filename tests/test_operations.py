@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from processes import QUIET_FORK, run_python
 from stored import stop
-from support import QUIET_FORK, run_python
 from tantor import Tantor
 from tantor.pending import ended
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from processes import Script, script, script_environment
 from stored import rows
-from support import Script, WebSocketClient, eventually, script, script_environment
+from support import WebSocketClient, eventually
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
 

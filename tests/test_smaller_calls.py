@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 from flask import Flask, current_app, has_app_context
-from support import WebSocketClient, accepts_connections, eventually, free_port, run_python
+from processes import run_python
+from support import WebSocketClient, accepts_connections, eventually, free_port
 from tantor import Tantor, init_tantor
 
 

@@ -15,17 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import (
-    QUIET_FORK,
-    Script,
-    WebSocketClient,
-    accepts_connections,
-    eventually,
-    fill_socket,
-    http_request,
-    run_python,
-    script,
-)
+from processes import QUIET_FORK, Script, run_python, script
+from support import WebSocketClient, accepts_connections, eventually, fill_socket, http_request
 from tantor import SettingError, Tantor, get_tantor
 from websockets.asyncio.client import unix_connect
 
