@@ -47,21 +47,28 @@ const RESERVED: &[(&str, &[&str])] = &[
     ("SystemTime", &["base/clock.rs"]),
 ];
 
-/// Path below `src/`, and text, of every source file.
-fn sources() -> BTreeMap<String, String> {
-    fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                walk(&path, found);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                found.push(path);
+/// Adds the files below a folder whose names have one of these extensions; not those of installed packages.
+fn files_below(folder: &Path, extensions: &[&str], found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            if !path.ends_with("node_modules") {
+                files_below(&path, extensions, found);
             }
+        } else if path
+            .extension()
+            .is_some_and(|extension| extensions.iter().any(|wanted| extension == *wanted))
+        {
+            found.push(path);
         }
     }
+}
+
+/// Path below `src/`, and text, of every source file.
+fn sources() -> BTreeMap<String, String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut paths = Vec::new();
-    walk(&root, &mut paths);
+    files_below(&root, &["rs"], &mut paths);
     paths
         .into_iter()
         .map(|path| {
@@ -269,16 +276,50 @@ fn shards_share_nothing_by_lock() {
 }
 
 #[test]
-fn files_are_short_and_on_the_map() {
+fn files_are_on_the_map() {
     let map =
         fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/architecture.md"))
             .unwrap();
-    for (path, text) in sources() {
-        let lines = text.lines().count();
-        assert!(lines <= 650, "{path}: {lines} lines");
+    for path in sources().keys() {
         assert!(
             map.contains(&format!("`{path}`")),
             "docs/architecture.md does not say what `{path}` is for"
         );
     }
+}
+
+/// The most lines of a file.
+const MOST_LINES: usize = 500;
+
+/// Files that are longer, with the most lines of each. No file is added here, and no number grows.
+const LONG_FILES: &[(&str, usize)] = &[
+    ("benches/report.py", 528),
+    ("python/tantor/client/client.py", 510),
+    ("python/tantor/client/session.py", 520),
+    ("src/core/history.rs", 506),
+    ("src/core/outbound.rs", 644),
+    ("src/node/idempotency.rs", 566),
+    ("src/node/publish.rs", 537),
+    ("tests/rust/sqlite.rs", 568),
+];
+
+#[test]
+fn files_are_short() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut paths = Vec::new();
+    for folder in ["benches", "examples", "python", "scripts", "src", "tests"] {
+        files_below(&root.join(folder), &["rs", "py"], &mut paths);
+    }
+    let mut too_long = Vec::new();
+    for path in paths {
+        let lines = fs::read_to_string(&path).unwrap().lines().count();
+        let name = path.strip_prefix(root).unwrap().to_str().unwrap();
+        let name = name.replace('\\', "/");
+        let known = LONG_FILES.iter().find(|(long, _)| *long == name);
+        let most = known.map_or(MOST_LINES, |(_, most)| *most);
+        if lines > most {
+            too_long.push(format!("{name} has {lines} lines, and may have {most}"));
+        }
+    }
+    assert!(too_long.is_empty(), "{too_long:#?}");
 }
