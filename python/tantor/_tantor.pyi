@@ -31,33 +31,34 @@ __version__: str
 _T = TypeVar("_T")
 
 def back_up(database: str, target: str) -> None:
-    """Copy a database, also while a server uses it, to a file that there is not yet."""
+    """Copy a database to a new file, also while a server uses the database."""
 
 def restore(backup: str, database: str) -> None:
-    """Put a copy in the place of a database that no server uses; every channel has another epoch then."""
+    """Replace a database that no server uses by a copy. Every channel then has a new epoch."""
 
 def setting_table() -> list[tuple[str, str, Any, str]]:
     """Every setting as `(name, kind, default, help)`; kind is "integer", "number", "boolean", "text",
-    "json" (text that holds JSON) or "list" (text of names with commas between).
+    "json" (text that holds JSON) or "list" (names separated by commas).
 
-    A default of None means that it is derived from other settings; `help` says how.
+    A default of None means that the default is derived from other settings; `help` says how.
     """
 
 def nearest_setting(name: str) -> str | None:
-    """The setting that a misspelled name was most likely meant to be; None where none is near."""
+    """The setting that a misspelled name most likely stands for; None if no name is similar."""
 
 def before_fork() -> None:
-    """Wait, without the interpreter lock, until nothing is under way that a fork must not cut: a start, a commit.
-    Nothing of the kind begins until one of the next two is called, on the same thread."""
+    """Wait, without the interpreter lock, until no thread does fork-sensitive work: a start, a commit.
+    No such work begins until this thread calls `after_fork_in_parent` or `after_fork_in_child`.
+    """
 
 def after_fork_in_parent() -> None:
-    """Tell the module that the fork is done, in the parent."""
+    """Allow fork-sensitive work again, in the parent."""
 
 def after_fork_in_child() -> None:
-    """Tell the module that this process is a fresh fork: what was started before is not ours."""
+    """Mark this process as a new fork: the servers and databases that the parent opened belong to the parent."""
 
 def wait_for_threads(timeout: float) -> bool:
-    """Block until no thread of an ended server can call into Python; False when `timeout` seconds passed before."""
+    """Block until no thread of Tantor can call into Python any more; False if `timeout` seconds passed before."""
 
 @final
 class Operation:
@@ -99,8 +100,8 @@ class LoopTasks:
 class Done(Generic[_T]):
     """An awaitable that already holds its result; also a `collections.abc.Coroutine`.
 
-    `await done`, `asyncio.run(done)`, `asyncio.create_task(done)` and `asyncio.gather(done)` give the
-    result; `done.result()` gives it without a loop.
+    `await done`, `asyncio.run(done)`, `asyncio.create_task(done)` and `asyncio.gather(done)` return the
+    result; `done.result()` returns it without an event loop.
     """
 
     @property
@@ -109,10 +110,10 @@ class Done(Generic[_T]):
 
     @property
     def message_id(self) -> str | None:
-        """Of an emergency, for `delivery()`; None for anything else."""
+        """The id of an emergency, for `delivery()`; None for other messages."""
 
     def result(self) -> _T:
-        """The result, without a wait."""
+        """The result, at once."""
 
     def __await__(self) -> Generator[Any, Any, _T]: ...
     def __iter__(self) -> Done[_T]: ...
@@ -130,53 +131,53 @@ class Done(Generic[_T]):
 
 @disjoint_base
 class Messenger:
-    """A server and the calls on it. Every method may be called from any thread.
+    """A server, and the calls on it. Every method may be called from any thread.
 
-    In a child process that inherited a started one, every method raises `RuntimeError`.
+    In a forked child, every method of a messenger that the parent started raises `ForkedError`.
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Takes what a subclass's `__init__` takes, and nothing of it; `_configure` must follow."""
 
     def _configure(self, settings: Mapping[str, object], default: Callable[[Any], Any] | None = None) -> None:
-        """Make the node, once; before it, every other method raises `RuntimeError`.
+        """Apply the settings, once. Before this call, every other method raises `RuntimeError`.
 
-        Raises `SettingError` for a bad value, `TypeError` for an unknown setting.
+        Errors: `SettingError` for a value that a setting does not take, `TypeError` for an unknown setting.
         """
 
     @property
     def port(self) -> int:
-        """The TCP port asked for; once listening, the one in use. 0 where every host is a Unix socket."""
+        """The configured TCP port; while the server listens, the port in use. 0 where every host is a Unix socket."""
 
     @property
     def host(self) -> str:
-        """The addresses, names and Unix sockets asked for."""
+        """The configured addresses, host names and Unix sockets."""
 
     @property
     def is_running(self) -> bool:
-        """Whether it listens, in this process."""
+        """True while the server listens, in this process."""
 
     def setting(self, name: str) -> Any:
-        """The value in force of one setting; `KeyError` if there is none of that name."""
+        """The value in force of a setting. `KeyError` for an unknown name."""
 
     def _listen(self, timeout: float | None = None) -> bool:
-        """Bind and start the shards; returns once connections are accepted.
+        """Bind the addresses and start the shards; return once connections are accepted.
 
-        False when it is already listening. Raises `OSError` naming host and port, or the path of a Unix socket;
-        `TimeoutError` when it does not listen after `timeout` seconds.
+        False if the server listens already. Errors: `OSError` that names host and port, or the path of a Unix socket;
+        `TimeoutError` if the server does not listen within `timeout` seconds.
         """
 
     def _begin_stop(self) -> None:
-        """Start to drain; returns at once. Nothing happens when it is not running."""
+        """Start to stop the server, and return at once. Does nothing if the server does not run."""
 
     def _wait_stopped(self, timeout: float | None = None) -> bool:
-        """Block (without the interpreter lock) until the server has ended; False when time ran out."""
+        """Block (without the interpreter lock) until the server has ended; False if `timeout` seconds passed before."""
 
     def _close_storage(self, timeout: float) -> None:
-        """Have saved what is still to be, within so many seconds; then the database is closed until it is needed."""
+        """Save the waiting changes, for at most `timeout` seconds, and close the database until its next use."""
 
     def _stopped(self) -> Operation:
-        """The end of the server, which may not have begun yet."""
+        """The end of the server as an operation, which ends at once if the server does not run."""
 
     def send(
         self,
@@ -202,82 +203,88 @@ class Messenger:
         durable: bool = False,
         idempotency_key: str | None = None,
     ) -> Done[int] | Pending[int]:
-        """Publish to everyone subscribed to a channel; gives the number of connected subscribers it was handed to.
+        """Publish to all subscribers of a channel. The result is the number of connected subscribers that the message was
+        delivered to.
 
-        `data` is what JSON can hold. None, or no data, arrives as `{}`, as with the original Tantor.
+        `data` is a value that JSON can hold. None, or no data, arrives as `{}`, as with the original Tantor.
         `priority` is "low", "normal" (the default), "high" or "emergency". With `durable`, or on a durable channel, the
-        awaitable is done when it is saved. A repeat with an `idempotency_key` publishes nothing and gives the first
-        result. Errors: `DataError` for what JSON cannot hold; `ValueError` for a name or option that cannot be;
+        awaitable is done when the message is saved. A repeat with the same `idempotency_key` publishes nothing, and returns
+        the first result. Errors: `DataError` for data that JSON cannot hold; `ValueError` for an invalid name or option;
         `StorageError` if the database cannot be used.
         """
 
     def history(
         self, channel: str, limit: int = 100, after: int | None = None, before: int | None = None
     ) -> Done[History]:
-        """What is kept of a channel: with `after` the oldest `limit` behind that offset, else the newest `limit`
-        (before the offset `before`, if given). `ValueError` for what cannot be.
+        """A page of a channel's history: the oldest `limit` publications after the offset `after`, or else the newest
+        `limit` publications (before the offset `before`, if given). `ValueError` for an invalid limit or offset.
         """
 
     def delivery(self, message_id: str) -> dict[str, int] | None:
-        """`{"handed_over", "written", "acknowledged", "waiting"}` of a message that was sent, or of an emergency: to
-        how many connections it was handed over, how many sockets took it, how many clients acknowledged it, and for
-        how many it is kept. None for one that is not known any more (the last 100,000 are).
+        """The progress of a message that was sent, or of an emergency: `{"handed_over", "written", "acknowledged", "waiting"}`.
+
+        `handed_over` counts the connections that the message was queued for, `written` the sockets that took the message,
+        `acknowledged` the clients that acknowledged the message, `waiting` the clients that the message is kept for.
+        None for an unknown id; the server knows the last 100,000 messages.
         """
 
     def resume_token(self, client_id: str) -> str:
-        """A token with which a client can connect under this id: `ws://host/?resume=` and the token.
+        """A token with which a client can connect under this id, as `ws://host/?resume=<token>`.
 
         `ValueError` if `resume_ttl` is 0.
         """
 
     def _user_data(self, client_id: str) -> bytes | None:
-        """What is kept for a client, as JSON; None when nothing is."""
+        """The data that the application keeps for a client, as JSON; None if there is none."""
 
     def _set_user_data(self, client_id: str, data: Any) -> None:
-        """Keep something for a client, as long as it is known. `DataError` for what JSON cannot hold."""
+        """Keep data for a client, for as long as the server knows the client. `DataError` for data that JSON cannot hold."""
 
     def subscribe(self, client_id: str, channel: str) -> Done[bool]:
-        """Put a client on a channel; it need not be connected. Always True."""
+        """Subscribe a client, connected or not, to a channel. The result is always True."""
 
     def unsubscribe(self, client_id: str, channel: str) -> Done[bool]:
-        """Take a client off a channel. Always True."""
+        """Unsubscribe a client from a channel. The result is always True."""
 
     def emergency(self, message: str) -> EmergencyResult:
-        """To every connected client once, ahead of all that waits; gives how many, and has the `message_id`."""
+        """Send a message to every connected client, once, before all other waiting messages.
+
+        The result is the number of clients; the awaitable also has the `message_id`.
+        """
 
     def get_presence(self, channel: str | None = None) -> dict[str, Any]:
-        """`{"channel", "online", "users"}` of one channel, or `{name: count}` of all."""
+        """The subscribers of one channel as `{"channel", "online", "users"}`, or `{name: count}` of all channels."""
 
     def stats(self) -> dict[str, Any]:
-        """Counters and gauges; see docs/protocol.md for the keys."""
+        """Counters and gauges of the server; docs/protocol.md lists the keys."""
 
     def _channel_names(self) -> list[str]: ...
     def _channel_count(self) -> int: ...
     def _has_channel(self, name: str) -> bool: ...
     def _channel_info(self, name: str) -> tuple[str, str, list[str], float] | None:
-        """`(name, type, subscribers, created_at)`, or None."""
+        """A channel as `(name, type, subscribers, created_at)`; None if there is none of this name."""
 
     def create_channel(self, name: str, kind: Literal["public", "private", "emergency"] = "public") -> bool:
-        """Make a channel; False when there is one of this name. `ValueError` for a name or kind that cannot be."""
+        """Create a channel; False if there is one of this name. `ValueError` for an invalid name or kind."""
 
     def delete_channel(self, name: str) -> bool:
-        """Drop a channel, its history and its subscriptions; False when there is none of that name."""
+        """Delete a channel with its history and its subscriptions; False if there is none of this name."""
 
     def _connection_ids(self) -> list[str]: ...
     def _connection_count(self) -> int: ...
     def _has_connection(self, client_id: str) -> bool: ...
     def _connection_info(self, client_id: str) -> tuple[str, float, float, list[str]] | None:
-        """`(client_id, joined_at, last_ping, channels)`, times in Unix seconds; None when not connected."""
+        """A client as `(client_id, joined_at, last_ping, channels)`, times in Unix seconds; None if it is not connected."""
 
     def _want_event(self, event: str, wanted: bool) -> None:
-        """Queue events of this name for `_next_events`, or stop to. Log records are always queued."""
+        """Queue events of this name for `_next_events`, or stop queueing them. Log records are always queued."""
 
     def _set_log_level(self, level: int) -> None:
-        """Make no log records below this level of `logging`."""
+        """Queue no log records below this level of `logging`."""
 
     def _next_events(self, most: int) -> list[tuple[str, dict[str, Any], int]] | None:
-        """Wait (without the interpreter lock) for events; None once the server has ended and all are taken.
+        """Wait (without the interpreter lock) for events; None once the server has ended and all events were taken.
 
-        Each is `(name, fields, bytes that it took of event_queue_bytes)`; those of the call before count as handled.
-        A log record is `("", {"logger", "level", "message"}, bytes)` with the level of `logging`.
+        An event is `(name, fields, bytes)`, where `bytes` is its share of `event_queue_bytes`. The events of one call count
+        as handled at the next call. A log record is `("", {"logger", "level", "message"}, bytes)`, with the level of `logging`.
         """

@@ -6,7 +6,7 @@ use crate::core::history::Page;
 use crate::settings::config::{SETTINGS, Value};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyFloat, PyInt, PyString};
+use pyo3::types::{PyBool, PyFloat, PyInt, PyMapping, PyString};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,8 +46,20 @@ pub fn type_name(value: &Bound<'_, PyAny>) -> String {
         .map_or_else(|_| "?".to_owned(), |name| name.to_string())
 }
 
+/// The values of a mapping of settings, by name.
+///
 /// Errors: a value that no setting takes, or a setting that does not exist.
-pub fn setting_value(name: &str, value: &Bound<'_, PyAny>) -> PyResult<Value> {
+pub fn setting_values(settings: &Bound<'_, PyMapping>) -> PyResult<Vec<(String, Value)>> {
+    let items = settings.items()?;
+    let values = items.iter().map(|item| {
+        let (name, value): (String, Bound<'_, PyAny>) = item.extract()?;
+        let value = setting_value(&name, &value)?;
+        Ok((name, value))
+    });
+    values.collect()
+}
+
+fn setting_value(name: &str, value: &Bound<'_, PyAny>) -> PyResult<Value> {
     if let Ok(text) = value.cast::<PyString>() {
         let text = text
             .to_str()

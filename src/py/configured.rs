@@ -1,4 +1,4 @@
-//! What a `Messenger` owns once it has its settings, and how it lets go of the server.
+//! The parts of a `Messenger` that has its settings, and how the messenger releases the server.
 
 use crate::host::server::Server;
 use crate::ports::calls::Calls;
@@ -6,15 +6,31 @@ use pyo3::prelude::*;
 use std::sync::Arc;
 
 pub struct Configured {
-    /// `None` once this is being dropped.
-    pub owned: Option<Owned>,
-    /// The application's hook for values that JSON does not know.
-    pub default: Option<Py<PyAny>>,
+    /// `None` once this value is being dropped.
+    owned: Option<Owned>,
 }
 
 pub struct Owned {
     pub server: Arc<Server>,
     pub calls: Arc<dyn Calls>,
+    /// The application's hook for values that JSON does not know.
+    pub default: Option<Py<PyAny>>,
+}
+
+impl Configured {
+    pub fn new(server: Arc<Server>, default: Option<Py<PyAny>>) -> Self {
+        Self {
+            owned: Some(Owned {
+                calls: server.calls(),
+                server,
+                default,
+            }),
+        }
+    }
+
+    pub fn owned(&self) -> Option<&Owned> {
+        self.owned.as_ref()
+    }
 }
 
 impl Drop for Configured {
@@ -23,19 +39,14 @@ impl Drop for Configured {
             return;
         };
         if owned.server.is_inherited() {
-            // the parent's threads may hold locks of the server for ever here, so the server must not be dropped
+            // the server must not be dropped here: threads that this process does not have may hold locks of the server
             std::mem::forget(owned);
             return;
         }
-        let mut last = Some(owned);
-        let mut end = || {
-            if let Some(owned) = last.take() {
-                owned.server.begin_stop();
-            }
-        };
-        // the stop may wait for a thread that wants the interpreter lock
-        if Python::try_attach(|py| py.detach(&mut end)).is_none() {
-            end();
+        // without the interpreter lock, because the stop may wait for a thread that wants it
+        let stop = || owned.server.begin_stop();
+        if Python::try_attach(|py| py.detach(stop)).is_none() {
+            stop();
         }
     }
 }

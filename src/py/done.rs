@@ -6,8 +6,8 @@ use pyo3::types::{PyTuple, PyType};
 
 /// An awaitable that already holds its result; also a `collections.abc.Coroutine`.
 ///
-/// `await done`, `asyncio.run(done)`, `asyncio.create_task(done)` and `asyncio.gather(done)` give the
-/// result; `done.result()` gives it without a loop.
+/// `await done`, `asyncio.run(done)`, `asyncio.create_task(done)` and `asyncio.gather(done)` return the
+/// result; `done.result()` returns it without an event loop.
 #[pyclass(frozen, module = "tantor._tantor")]
 pub struct Done {
     value: Py<PyAny>,
@@ -43,13 +43,13 @@ impl Done {
         self.value.clone_ref(py)
     }
 
-    /// Of an emergency, for `delivery()`; None for anything else.
+    /// The id of an emergency, for `delivery()`; None for other messages.
     #[getter]
     fn message_id(&self) -> Option<&str> {
         self.message_id.as_deref()
     }
 
-    /// The result, without a wait.
+    /// The result, at once.
     fn result(&self, py: Python<'_>) -> Py<PyAny> {
         self.value.clone_ref(py)
     }

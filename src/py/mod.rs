@@ -11,6 +11,7 @@ mod json;
 mod messenger;
 mod operation;
 mod publishing;
+mod reports;
 mod stats;
 mod wake_socket;
 
@@ -45,9 +46,9 @@ mod _tantor {
 type SettingRow = (&'static str, &'static str, Option<Py<PyAny>>, &'static str);
 
 /// Every setting as `(name, kind, default, help)`; kind is "integer", "number", "boolean", "text",
-/// "json" (text that holds JSON) or "list" (text of names with commas between).
+/// "json" (text that holds JSON) or "list" (names separated by commas).
 ///
-/// A default of None means that it is derived from other settings; `help` says how.
+/// A default of None means that the default is derived from other settings; `help` says how.
 #[pyfunction]
 fn setting_table(py: Python<'_>) -> PyResult<Vec<SettingRow>> {
     let defaults = Config::default();
@@ -64,37 +65,37 @@ fn setting_table(py: Python<'_>) -> PyResult<Vec<SettingRow>> {
         .collect()
 }
 
-/// The setting that a misspelled name was most likely meant to be; None where none is near.
+/// The setting that a misspelled name most likely stands for; None if no name is similar.
 #[pyfunction]
 fn nearest_setting(name: &str) -> Option<&'static str> {
     let names: Vec<&str> = SETTINGS.iter().map(|setting| setting.name).collect();
     crate::base::misspelling::nearest(name, &names)
 }
 
-/// Block until no thread of an ended server can call into Python; False when `timeout` seconds passed before.
+/// Block until no thread of Tantor can call into Python any more; False if `timeout` seconds passed before.
 #[pyfunction]
 fn wait_for_threads(py: Python<'_>, timeout: f64) -> bool {
     let timeout = Duration::try_from_secs_f64(timeout).unwrap_or_default();
-    messenger::warn_no_more();
+    publishing::warn_no_more();
     py.detach(|| crate::base::fork::wait_for_threads(timeout))
 }
 
-/// Copy a database, also while a server uses it, to a file that there is not yet.
+/// Copy a database to a new file, also while a server uses the database.
 #[pyfunction]
 fn back_up(py: Python<'_>, database: PathBuf, target: PathBuf) -> PyResult<()> {
     py.detach(move || crate::adapters::sqlite::back_up(&database, &target))
         .map_err(|error| Error::Storage(error.0).into())
 }
 
-/// Put a copy in the place of a database that no server uses; every channel has another epoch then.
+/// Replace a database that no server uses by a copy. Every channel then has a new epoch.
 #[pyfunction]
 fn restore(py: Python<'_>, backup: PathBuf, database: PathBuf) -> PyResult<()> {
     py.detach(move || crate::adapters::sqlite::restore(&backup, &database))
         .map_err(|error| Error::Storage(error.0).into())
 }
 
-/// Wait, without the interpreter lock, until nothing is under way that a fork must not cut: a start, a commit.
-/// Nothing of the kind begins until one of the next two is called, on the same thread.
+/// Wait, without the interpreter lock, until no thread does fork-sensitive work: a start, a commit.
+/// No such work begins until this thread calls `after_fork_in_parent` or `after_fork_in_child`.
 #[pyfunction]
 fn before_fork(py: Python<'_>) {
     // looked at with the interpreter held: what is not under way then is not when it forks
@@ -103,13 +104,13 @@ fn before_fork(py: Python<'_>) {
     });
 }
 
-/// Tell the module that the fork is done, in the parent.
+/// Allow fork-sensitive work again, in the parent.
 #[pyfunction]
 fn after_fork_in_parent() {
     crate::base::fork::in_parent();
 }
 
-/// Tell the module that this process is a fresh fork: what was started before is not ours.
+/// Mark this process as a new fork: the servers and databases that the parent opened belong to the parent.
 #[pyfunction]
 fn after_fork_in_child() {
     crate::base::fork::in_child();
