@@ -37,8 +37,8 @@ def restore(backup: str, database: str) -> None:
     """Replace a database that no server uses by a copy. Every channel then has a new epoch."""
 
 def setting_table() -> list[tuple[str, str, Any, str]]:
-    """Every setting as `(name, kind, default, help)`; kind is "integer", "number", "boolean", "text",
-    "json" (text that holds JSON) or "list" (names separated by commas).
+    """Every setting as `(name, kind, default, help)`; kind is "integer", "number", "boolean", "text", "json" (text
+    that holds JSON) or "list" (names separated by commas).
 
     A default of None means that the default is derived from other settings; `help` says how.
     """
@@ -47,8 +47,8 @@ def nearest_setting(name: str) -> str | None:
     """The setting that a misspelled name most likely stands for; None if no name is similar."""
 
 def before_fork() -> None:
-    """Wait, without the interpreter lock, until no thread does fork-sensitive work: a start, a commit.
-    No such work begins until this thread calls `after_fork_in_parent` or `after_fork_in_child`.
+    """Wait, without the interpreter lock, until no thread does fork-sensitive work: a start, a commit. No such
+    work begins until this thread calls `after_fork_in_parent` or `after_fork_in_child`.
     """
 
 def after_fork_in_parent() -> None:
@@ -100,8 +100,8 @@ class LoopTasks:
 class Done(Generic[_T]):
     """An awaitable that already holds its result; also a `collections.abc.Coroutine`.
 
-    `await done`, `asyncio.run(done)`, `asyncio.create_task(done)` and `asyncio.gather(done)` return the
-    result; `done.result()` returns it without an event loop.
+    `await done`, `asyncio.run(done)`, `asyncio.create_task(done)` and `asyncio.gather(done)` return the result;
+    `done.result()` returns it without an event loop.
     """
 
     @property
@@ -163,8 +163,8 @@ class Messenger:
     def _listen(self, timeout: float | None = None) -> bool:
         """Bind the addresses and start the shards; return once connections are accepted.
 
-        False if the server listens already. Errors: `OSError` that names host and port, or the path of a Unix socket;
-        `TimeoutError` if the server does not listen within `timeout` seconds.
+        False if the server listens already. Errors: `OSError` that names host and port, or the path of a Unix
+        socket; `TimeoutError` if the server does not listen within `timeout` seconds.
         """
 
     def _begin_stop(self) -> None:
@@ -203,14 +203,13 @@ class Messenger:
         durable: bool = False,
         idempotency_key: str | None = None,
     ) -> Done[int] | Pending[int]:
-        """Publish to all subscribers of a channel. The result is the number of connected subscribers that the message was
-        delivered to.
+        """Publish to all subscribers of a channel. The result is the number of connected subscribers reached.
 
         `data` is a value that JSON can hold. None, or no data, arrives as `{}`, as with the original Tantor.
-        `priority` is "low", "normal" (the default), "high" or "emergency". With `durable`, or on a durable channel, the
-        awaitable is done when the message is saved. A repeat with the same `idempotency_key` publishes nothing, and returns
-        the first result. Errors: `DataError` for data that JSON cannot hold; `ValueError` for an invalid name or option;
-        `StorageError` if the database cannot be used.
+        `priority` is "low", "normal" (the default), "high" or "emergency". With `durable`, or on a durable channel,
+        the awaitable is done when the message is saved. A repeat with the same `idempotency_key` publishes nothing,
+        and returns the first result. Errors: `DataError` for data that JSON cannot hold; `ValueError` for an
+        invalid name or option; `StorageError` if the database cannot be used.
         """
 
     def history(
@@ -221,11 +220,11 @@ class Messenger:
         """
 
     def delivery(self, message_id: str) -> dict[str, int] | None:
-        """The progress of a message that was sent, or of an emergency: `{"handed_over", "written", "acknowledged", "waiting"}`.
+        """The progress of a message or an emergency, as `{"handed_over", "written", "acknowledged", "waiting"}`.
 
-        `handed_over` counts the connections that the message was queued for, `written` the sockets that took the message,
-        `acknowledged` the clients that acknowledged the message, `waiting` the clients that the message is kept for.
-        None for an unknown id; the server knows the last 100,000 messages.
+        `handed_over` counts the connections that the message was queued for, `written` the sockets that took the
+        message, `acknowledged` the clients that acknowledged the message, `waiting` the clients that the message is
+        kept for. None for an unknown id; the server knows the last 100,000 messages.
         """
 
     def resume_token(self, client_id: str) -> str:
@@ -238,7 +237,7 @@ class Messenger:
         """The data that the application keeps for a client, as JSON; None if there is none."""
 
     def _set_user_data(self, client_id: str, data: Any) -> None:
-        """Keep data for a client, for as long as the server knows the client. `DataError` for data that JSON cannot hold."""
+        """Keep data for a client while the server knows the client. `DataError` for data that JSON cannot hold."""
 
     def subscribe(self, client_id: str, channel: str) -> Done[bool]:
         """Subscribe a client, connected or not, to a channel. The result is always True."""
@@ -274,7 +273,7 @@ class Messenger:
     def _connection_count(self) -> int: ...
     def _has_connection(self, client_id: str) -> bool: ...
     def _connection_info(self, client_id: str) -> tuple[str, float, float, list[str]] | None:
-        """A client as `(client_id, joined_at, last_ping, channels)`, times in Unix seconds; None if it is not connected."""
+        """A client as `(client_id, joined_at, last_ping, channels)`, times in Unix seconds; None if not connected."""
 
     def _want_event(self, event: str, wanted: bool) -> None:
         """Queue events of this name for `_next_events`, or stop queueing them. Log records are always queued."""
@@ -285,6 +284,7 @@ class Messenger:
     def _next_events(self, most: int) -> list[tuple[str, dict[str, Any], int]] | None:
         """Wait (without the interpreter lock) for events; None once the server has ended and all events were taken.
 
-        An event is `(name, fields, bytes)`, where `bytes` is its share of `event_queue_bytes`. The events of one call count
-        as handled at the next call. A log record is `("", {"logger", "level", "message"}, bytes)`, with the level of `logging`.
+        An event is `(name, fields, bytes)`, where `bytes` is its share of `event_queue_bytes`. The events of one
+        call count as handled at the next call. A log record is `("", {"logger", "level", "message"}, bytes)`, with
+        the level of `logging`.
         """

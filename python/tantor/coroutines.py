@@ -1,4 +1,4 @@
-"""Runs what async handlers returned, on the application's loop or on one of Tantor's own."""
+"""Runs the coroutines of async handlers, on the application's event loop or on a loop of Tantor's own."""
 
 import asyncio
 import importlib
@@ -12,8 +12,8 @@ from typing import Any
 
 Handler = Callable[[dict[str, Any]], Any]
 
-# coroutines under way; beyond it, or beyond `event_queue_bytes` of their events, no further events are taken, and
-# clients are held back in turn
+# the most coroutines that run at once; at this limit, or when their events take `event_queue_bytes`, no further
+# events are taken, so the queue of events fills and clients are read no further
 _MAX_WAITING = 16384
 
 
@@ -27,7 +27,7 @@ def native(module: str, name: str) -> Any:
 
 
 def log_failure(event: str, handler: Handler) -> None:
-    """Log what a handler has just raised; whatever goes wrong in that is shown, and harms nothing."""
+    """Log the exception that a handler has just raised. An error of the logging itself is printed and has no effect."""
     try:
         shown = getattr(handler, "__qualname__", None) or repr(handler)
     except BaseException:
@@ -42,7 +42,7 @@ _Job = tuple[str, Handler, Awaitable[Any], int]
 
 
 class CoroutineRunner:
-    """For one client one coroutine after another, for several clients side by side.
+    """Runs the coroutines of one client one after another, and those of different clients concurrently.
 
     They run on `loop`; if it is None, or has been closed, on a loop of the runner's own. `add`, `submit` and
     `finish` are for one thread.
@@ -56,7 +56,7 @@ class CoroutineRunner:
         self._batch: list[tuple[str | None, _Job]] = []
         self._waiting: dict[str | None, deque[_Job]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        # coroutines, and the bytes of their events
+        # the coroutines that run, and the bytes of their events
         self._submitted = 0
         self._submitted_bytes = 0
         self._done = 0
@@ -64,11 +64,11 @@ class CoroutineRunner:
         self._room = native("_thread", "allocate_lock")()
 
     def add(self, name: str, handler: Handler, client_id: str | None, awaitable: Awaitable[Any], size: int) -> None:
-        """Note what a handler of an event of `size` bytes returned, for the next `submit`."""
+        """Add the coroutine that a handler returned for an event of `size` bytes, for the next `submit`."""
         self._batch.append((client_id, (name, handler, awaitable, size)))
 
     def submit(self) -> None:
-        """Hand what was added to the loop, in one call; waits while too much is under way."""
+        """Give the added coroutines to the loop, in one call. Blocks while too many coroutines run."""
         if not self._batch:
             return
         batch, self._batch = self._batch, []
@@ -83,15 +83,15 @@ class CoroutineRunner:
             try:
                 loop.call_soon_threadsafe(self._accept, batch, self._waiting)
                 break
-            except RuntimeError:  # it was closed in between, and another one is chosen
+            except RuntimeError:  # the loop was closed in between; the next turn uses another loop
                 self._done += len(batch)
                 self._done_bytes += size
         while self._is_full() and loop.is_running():
-            # released by each coroutine that ends; the timeout is for a loop that ended without one
+            # each coroutine that ends releases it; the timeout is for a loop that ended before its coroutines
             self._room.acquire(timeout=0.1)
 
     def finish(self) -> None:
-        """Wait for what is under way, while its loop runs; then end the loop, if it is the runner's own."""
+        """Wait for the running coroutines while their loop runs; then end the loop, if it is the runner's own."""
         loop = self._loop if self._own_loop is None else self._own_loop
         while loop is not None and self._submitted > self._done and loop.is_running():
             self._room.acquire(timeout=0.05)
@@ -110,20 +110,20 @@ class CoroutineRunner:
         if self._loop is not None and not self._loop.is_closed():
             return self._loop
         if self._own_loop is None or self._own_loop.is_closed():
-            # what waited on a loop that is gone went with it
+            # the coroutines of a closed loop ended with the loop
             self._waiting = {}
             self._done, self._done_bytes = self._submitted, self._submitted_bytes
             self._own_loop = self._start_loop()
         return self._own_loop
 
     def _start_loop(self) -> asyncio.AbstractEventLoop:
-        """A loop that runs on a thread of its own, or one to be run inline where no thread can be had."""
+        """A loop that runs on a thread of its own; a loop to be run inline, if no thread can be started."""
         started: list[asyncio.AbstractEventLoop] = []
         runs = native("_thread", "allocate_lock")()
         runs.acquire()
 
         def run() -> None:
-            # made here, because a loop's sockets may belong to the thread that makes them (gevent's do)
+            # created on this thread, because with gevent a loop's sockets belong to the thread that creates them
             loop = asyncio.new_event_loop()
             asyncio.set_event_loop(loop)
             started.append(loop)
@@ -135,7 +135,7 @@ class CoroutineRunner:
 
         try:
             native("_thread", "start_new_thread")(run, ())
-        except RuntimeError:  # the interpreter is ending, and starts no thread any more
+        except RuntimeError:  # the interpreter is ending, and starts no more threads
             self._is_inline = True
             return asyncio.new_event_loop()
         runs.acquire()
@@ -168,13 +168,13 @@ class CoroutineRunner:
                     log_failure(name, handler)
                 except GeneratorExit:
                     raise
-                except BaseException:  # SystemExit included: a handler ends no loop
+                except BaseException:  # also SystemExit: no exception of a handler ends the loop
                     log_failure(name, handler)
                 finally:
                     self._finish_one(size)
         finally:
             del waiting[client_id]
-            for _, _, awaitable, size in jobs:  # the loop is being closed
+            for _, _, awaitable, size in jobs:  # only when the loop is being closed
                 self._finish_one(size)
                 if inspect.iscoroutine(awaitable):
                     awaitable.close()

@@ -28,23 +28,23 @@ _LOGGERS = (
 
 
 def effective_log_level() -> int:
-    """The lowest level that any of Tantor's loggers takes; Rust makes no lines below it."""
+    """The lowest level that any of Tantor's loggers accepts; Rust creates no records below this level."""
     level = min(logging.getLogger(name).getEffectiveLevel() for name in _LOGGERS)
     return min(level, logging.CRITICAL)
 
 
 class Handlers:
-    """Which handlers are registered for which event."""
+    """The handlers of each event."""
 
     def __init__(self, messenger: _tantor.Messenger) -> None:
         self._messenger = messenger
         self._by_event: dict[str, tuple[Handler, ...]] = {}
         self._changing = native("_thread", "allocate_lock")()
         self.make_context: Callable[[], AbstractContextManager[Any]] | None = None
-        """Makes the context in which each handler runs, such as `Flask.app_context`."""
+        """Creates the context in which each handler runs, such as `Flask.app_context`."""
 
     def add(self, event: str, handler: Handler) -> None:
-        """Register one more; the same one twice is called twice."""
+        """Register a handler; a handler that is registered twice is called twice."""
         if not isinstance(event, str):
             raise TypeError(f"event must be a str, not {type(event).__name__}")
         if not callable(handler):
@@ -54,7 +54,7 @@ class Handlers:
             self._messenger._want_event(event, True)
 
     def remove(self, event: str, handler: Handler) -> bool:
-        """Take the handler's latest registration off; False if it has none."""
+        """Remove the handler's latest registration; False if there is none."""
         with self._changing:
             handlers = list(self._by_event.get(event, ()))
             if handler not in handlers:
@@ -68,12 +68,12 @@ class Handlers:
             return True
 
     def of(self, event: str) -> tuple[Handler, ...]:
-        """In the order of registration."""
+        """The handlers of an event, in the order of registration."""
         return self._by_event.get(event, ())
 
 
 class Dispatcher:
-    """One run's dispatching, from the start of a server to the last event after its end.
+    """Dispatches the events of one run of the server, to the last event after the end of the run.
 
     Making one starts its thread, which waits for `begin` or `abandon`. So a process that can start no more threads
     fails before its server listens. Coroutines run on `loop`; if it is None, or ends before the server does, on a loop
@@ -103,11 +103,11 @@ class Dispatcher:
         native("_thread", "start_new_thread")(self._run, ())
 
     def begin(self) -> None:
-        """Take events: the server listens."""
+        """Start to take events, because the server listens."""
         self._begun.release()
 
     def abandon(self) -> None:
-        """End the thread: the server was not started."""
+        """End the thread, because the server was not started."""
         self._is_abandoned = True
         self._begun.release()
 
@@ -134,7 +134,7 @@ class Dispatcher:
                 for name, data, size in batch:
                     try:
                         self._tell(name, data, size)
-                    except BaseException:  # nothing ends the thread that all events go through
+                    except BaseException:  # this thread handles all events, so no exception may end it
                         traceback.print_exc()
                 _contained(self._coroutines.submit)
         finally:
@@ -144,7 +144,7 @@ class Dispatcher:
             self._finished.release()
 
     def _update_log_level(self) -> None:
-        # an empty batch comes about once a second, so that a level which the application changes is noticed
+        # an empty batch arrives about once a second, so a level that the application changes takes effect
         self._messenger._set_log_level(effective_log_level())
 
     def _tell(self, name: str, data: dict[str, Any], size: int) -> None:
@@ -158,12 +158,12 @@ class Dispatcher:
             try:
                 with nullcontext() if make_context is None else make_context():
                     result = handler(data if len(handlers) == 1 else data.copy())
-                # `Done` has its result already
+                # a `Done` already holds its result
                 if result is not None and not isinstance(result, _tantor.Done) and inspect.isawaitable(result):
                     if make_context is not None:
                         result = _within(make_context, result)
                     self._coroutines.add(name, handler, client_id, result, size)
-            except BaseException:  # whatever a handler raises, SystemExit included, ends here
+            except BaseException:  # an exception of a handler ends here, also SystemExit
                 log_failure(name, handler)
 
 
@@ -173,7 +173,7 @@ async def _within(make_context: Callable[[], AbstractContextManager[Any]], await
 
 
 def _contained(call: Callable[..., None], *arguments: Any) -> None:
-    """Call, and let nothing that is raised end the thread that all events go through."""
+    """Call, and log any exception, because the thread handles all events and must not end."""
     try:
         call(*arguments)
     except BaseException:

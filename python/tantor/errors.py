@@ -1,24 +1,24 @@
-"""Every exception that Tantor raises of its own."""
+"""The exceptions that Tantor defines."""
 
 
 class TantorError(Exception):
-    """The root of Tantor's exceptions."""
+    """The base class of Tantor's exceptions."""
 
 
 class SettingError(TantorError, ValueError):
-    """A setting's value is not one it takes; the message names setting, value and what would do."""
+    """A setting has an invalid value; the message names the setting, the value and the valid values."""
 
 
 class DataError(TantorError, TypeError, ValueError):
-    """Data that JSON cannot hold; the message says where in the data it stood.
+    """Data that JSON cannot hold; the message says at which place in the data.
 
     Both a `TypeError` and a `ValueError`, as the standard library's `json` raises either.
     """
 
 
 class ForkedError(TantorError, RuntimeError):
-    """A server that another process started was used in this one."""
+    """A server, operation or event loop of the parent process was used in a forked child."""
 
 
 class StorageError(TantorError, OSError):
-    """The database cannot be used, or did not save something; the message names the file and what is wrong."""
+    """The database cannot be used, or could not save a change; the message names the file and the problem."""

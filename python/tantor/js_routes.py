@@ -16,7 +16,7 @@ _YEAR = 365 * 24 * 3600
 
 
 def make_js_blueprint(name: str, url_prefix: str | None) -> Blueprint:
-    """A fresh blueprint; see `tantor.flask.js_blueprint`."""
+    """A new blueprint; see `tantor.flask.js_blueprint`."""
     folder = importlib.resources.files("tantor") / "js"
     files = {file: (folder / file).read_bytes() for file in _TYPES}
     current = hashlib.sha256(b"".join(files.values())).hexdigest()[:12]
@@ -47,7 +47,7 @@ def make_js_blueprint(name: str, url_prefix: str | None) -> Blueprint:
 
         def tantor_importmap(nonce: str | None = None) -> Markup:
             """An import map, by which every module of the page can `import … from "tantor"`."""
-            # in a script element no other character of JSON could end the element
+            # `<` is the only character of JSON that could end a script element
             imports = json.dumps({"imports": {"tantor": tantor_js_url()}}).replace("<", "\\u003c")
             attribute = Markup(' nonce="{}"').format(nonce) if nonce else Markup("")
             return Markup('<script type="importmap"{}>{}</script>').format(attribute, Markup(imports))

@@ -1,11 +1,11 @@
-"""Reads messages whose JSON holds more than Python's parser takes, so that one such message ends nothing else."""
+"""Parses messages with numbers that Python's parser refuses, so that one such message does not break the others."""
 
 import json
 from typing import Any
 
 
 class UnreadableMessage(dict[str, Any]):
-    """A message without the fields that cannot be read: each of those is None."""
+    """A message in which each field that cannot be parsed is None."""
 
 
 class _Unreadable:
@@ -21,7 +21,7 @@ def read_message(text: str | bytes) -> Any:
     Where an integer has more digits than this interpreter reads, the result is an `UnreadableMessage`; of a reply with
     `publications`, only the publications that hold such an integer are.
 
-    Errors: `ValueError` for a text that is not JSON; `RecursionError` for one that nests too deep.
+    Errors: `ValueError` for text that is not JSON; `RecursionError` for JSON that nests too deeply.
     """
     try:
         return json.loads(text)
@@ -50,7 +50,7 @@ def _without_unreadable(value: Any) -> Any:
 
 
 def _is_unreadable(value: Any) -> bool:
-    # no recursion: the parser's limit of depth is not this function's
+    # without recursion, because the parser accepts deeper nesting than recursion here would
     waiting = [value]
     while waiting:
         value = waiting.pop()

@@ -1,4 +1,4 @@
-"""The `Memory` of Flask-TSK: what is sent is handed to it under the original's keys, off the hot path."""
+"""Gives sent messages to the `Memory` of Flask-TSK, under the keys of the original, outside the hot path."""
 
 import importlib
 import importlib.util
@@ -12,36 +12,36 @@ from collections import deque
 from types import ModuleType
 from typing import Any, Protocol
 
-# entries that wait for a slow Memory; beyond it new ones are dropped, which is logged
+# the most entries that wait for a slow Memory; beyond it new entries are dropped, and the drop is logged
 _MAX_WAITING = 10_000
 
 
 class Memory(Protocol):
-    """What remembers: Flask-TSK's, or the application's own."""
+    """The interface of a memory: Flask-TSK's, or the application's own."""
 
     def remember(self, key: str, value: Any, ttl: int) -> Any:
         """Keep `value` under `key` for `ttl` seconds."""
 
 
 def _logger() -> logging.Logger:
-    # looked up at each use: `logging.config` disables loggers that exist when it is called
+    # looked up at each use, because `logging.config` disables the loggers that exist when it is called
     return logging.getLogger("tantor.storage")
 
 
 def find_memory() -> Memory | None:
-    """The `Memory` of an installed Flask-TSK, if it has one that remembers."""
+    """The `Memory` of an installed Flask-TSK, if it has `remember`."""
     try:
         if not importlib.util.find_spec("tsk_flask") or not importlib.util.find_spec("tsk_flask.memory"):
             return None
         memory = _memory_of(importlib.import_module("tsk_flask.memory"))
-    except Exception as error:  # another package's import may fail in any way, and is not needed
+    except Exception as error:  # the import of another package may fail in any way, and Tantor works without it
         _logger().debug("tsk_flask.memory cannot be used: %s", error)
         return None
     return memory if callable(getattr(memory, "remember", None)) else None
 
 
 def _memory_of(module: ModuleType) -> Any:
-    """What has `remember`: the class itself, on which the original calls it, else the one that is shared."""
+    """The object with `remember`: the class itself, as the original uses it, or else the shared instance."""
     found = module.Memory
     remember = inspect.getattr_static(found, "remember", None)
     if not isinstance(found, type) or isinstance(remember, classmethod | staticmethod):
@@ -51,7 +51,7 @@ def _memory_of(module: ModuleType) -> Any:
 
 
 class Keeper:
-    """Hands entries to a `Memory`, in order, on a thread of its own that ends when nothing comes for a while."""
+    """Gives entries to a `Memory`, in order, on a thread of its own. An idle thread ends after a while."""
 
     _IDLE = 1.0
 
@@ -64,13 +64,15 @@ class Keeper:
         self._process = os.getpid()
 
     def keep(self, memory: Memory, key: str, value: Any, ttl: int) -> None:
-        """Hand an entry over soon; a `Memory` that raises is logged."""
-        if self._process != os.getpid():  # a fork has neither the thread nor a lock that can be trusted
+        """Queue an entry. An exception of the `Memory` is logged."""
+        if (
+            self._process != os.getpid()
+        ):  # a fork has no such thread, and the lock may be held by a thread of the parent
             self.__init__()  # type: ignore[misc]
         with self._changed:
             if len(self._entries) >= _MAX_WAITING:
                 self._dropped += 1
-                if self._dropped > 1:  # said once, until it has caught up
+                if self._dropped > 1:  # logged once, until the queue is empty
                     return
                 _logger().warning("Memory is behind: %s and what follows is not remembered", key)
                 return
@@ -80,11 +82,11 @@ class Keeper:
                 self._is_running = True
                 try:
                     threading.Thread(target=self._run, name="tantor-memory", daemon=True).start()
-                except RuntimeError:  # the interpreter is ending, and `wait_empty` hands it over
+                except RuntimeError:  # the interpreter is ending; `wait_empty` gives the entry to the Memory
                     self._is_running = False
 
     def wait_empty(self, timeout: float) -> bool:
-        """Block until all was handed over; False when `timeout` seconds passed before."""
+        """Block until the queue is empty; False if `timeout` seconds passed before."""
         if self._process != os.getpid():
             return True
         deadline = time.monotonic() + timeout

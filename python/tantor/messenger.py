@@ -31,31 +31,31 @@ if TYPE_CHECKING:
 
 _HandlerT = TypeVar("_HandlerT", bound=Handler)
 
-# how the hosts begin that are Unix sockets
+# the prefix of hosts that are Unix sockets
 _UNIX = "unix:"
 
-# seconds that the end of a server waits for handlers of its last events
+# seconds that the end of a server waits for the handlers of its last events
 _HANDLER_TIMEOUT = 2.0
 
-# seconds that the end of the interpreter waits for what is still to be saved
+# seconds that the end of the interpreter waits for changes to be saved
 _STORAGE_TIMEOUT = 30.0
 
-# seconds that the end of the interpreter waits for a Memory that is behind
+# seconds that the end of the interpreter waits for a slow Memory
 _MEMORY_TIMEOUT = 2.0
 
-# seconds that the end of the interpreter waits for threads that may still tell it something
+# seconds that the end of the interpreter waits for threads that may still call into Python
 _THREAD_TIMEOUT = 5.0
 
 
 class Tantor(_tantor.Messenger):
     """A messaging server inside this process.
 
-    Making one starts nothing. Every method may be called from any thread and any event loop, whether the server
-    runs or not. `send`, `broadcast`, `subscribe`, `unsubscribe` and `emergency` have done their work when they
-    return; what they return may be awaited, and has `.result()` for where nothing can be.
+    The constructor starts nothing. Every method may be called from any thread and any event loop, also while the
+    server does not run. `send`, `broadcast`, `subscribe`, `unsubscribe` and `emergency` do their work before they
+    return. Their result may be awaited, and has `.result()` for synchronous code.
 
-    Settings that are not given here come from the environment (`TANTOR_PORT`), else they are the defaults;
-    `tantor serve --help` lists them. `default` is called with data that JSON does not know, as in `json.dumps`.
+    Settings that are not given here come from the environment (`TANTOR_PORT`), or else have their defaults;
+    `tantor serve --help` lists them. `default` converts data that JSON does not know, as in `json.dumps`.
 
     Errors: `SettingError` for a value that a setting does not take, `TypeError` for a setting that does not exist.
     """
@@ -92,16 +92,16 @@ class Tantor(_tantor.Messenger):
     async def start(self) -> None:
         """Serve until `stop()`, cancellation, Ctrl-C or SIGTERM; when it returns, the port is free.
 
-        Async handlers run on the loop of this call. If the server runs already, this only waits for its end. SIGTERM
-        stops the server, and calls the handler that was there before, if `handle_sigterm` is set and this is the main
-        thread.
+        Async handlers run on the loop of this call. If the server runs already, this only waits for its end. If
+        `handle_sigterm` is set and this is the main thread, SIGTERM stops the server and then calls the previous
+        handler.
         Errors: `OSError` that names host and port, or the path of a Unix socket, when it cannot listen.
         """
         started = self._serve(asyncio.get_running_loop())
         restore_sigterm = stop_at_sigterm(self) if started and self.setting("handle_sigterm") else None
         try:
             await ended(self._stopped())
-        except GeneratorExit:  # the loop was closed under it
+        except GeneratorExit:  # the loop was closed while this coroutine waited
             self._begin_stop()
             raise
         except asyncio.CancelledError:
@@ -116,29 +116,30 @@ class Tantor(_tantor.Messenger):
             await self._ended()
 
     def stop_on_sigterm(self) -> None:
-        """Have SIGTERM stop this server before the handler that is there now is called; for the main thread.
+        """Make SIGTERM stop this server, and then call the current handler. For the main thread.
 
-        For an application that handles SIGTERM itself, or runs a loop of its own: call it after that handler is set.
-        Where there is no handler, a server that runs in the background needs no call.
+
+        For an application that handles SIGTERM itself, or runs its own event loop: call this method after the
+        application has set its handler. Without such a handler, a server in the background needs no call.
         """
         stop_at_sigterm(self)
 
     def start_background(self, timeout: float = 5) -> Self:
-        """Serve on threads of its own; returns once it listens. Nothing happens if it does already.
+        """Serve on background threads; returns once the server listens. Does nothing if it listens already.
 
-        Async handlers run on a loop of Tantor's own. From here on SIGTERM ends the process as `sys.exit(143)` does,
-        with a goodbye to the clients, if `handle_sigterm` is set, the application has no handler of its own, and this
-        is the main thread. Errors: `OSError` as `start`; `TimeoutError` if it does not listen after `timeout` seconds.
+        Async handlers run on an event loop of Tantor's own. If `handle_sigterm` is set, the application has no handler
+        of SIGTERM, and this is the main thread, SIGTERM then stops the server and ends the process as `sys.exit(143)`
+        does. Errors: `OSError` as `start`; `TimeoutError` if it does not listen after `timeout` seconds.
         """
         if self._serve(None, timeout) and self.setting("handle_sigterm"):
             exit_at_sigterm(_running)
         return self
 
     def stop(self) -> Stopping:
-        """Say goodbye to every client, write what waits for them (up to `drain_timeout`), and end.
+        """Stop: tell every client, write the waiting messages (for up to `drain_timeout`), and end.
 
-        The end has begun when the call returns. The port is free when what it returns was awaited, or its `.result()`
-        has returned. May be called from any thread and loop, also when nothing runs.
+        The stop has begun when the call returns. The port is free once the returned awaitable is done, or its
+        `.result()` has returned. May be called from any thread and event loop, also while the server does not run.
         """
         self._begin_stop()
         return Stopping(self._stopped())
@@ -151,7 +152,7 @@ class Tantor(_tantor.Messenger):
     ) -> None:
         try:
             self._begin_stop()
-        except ForkedError:  # the end of a child ends nothing of its parent's
+        except ForkedError:  # a child does not stop the server of its parent
             return
         self._wait_stopped()
         if self._dispatcher is not None:
@@ -171,16 +172,16 @@ class Tantor(_tantor.Messenger):
         await self._ended()
 
     def on_event(self, event: str, handler: Handler) -> None:
-        """Have a handler, sync or async, called with a dict for each event of this name.
+        """Register a handler, sync or async. It is called with a dict for each event of this name.
 
         Built in: `welcome` (also as `connect`), `user_joined`, `user_left`, `emergency_alert`, `server_shutdown`,
-        `ping`, `pong`, `disconnect`, `message` (a frame with an action of the application's own), and whatever
-        event a client broadcasts. A handler that raises is logged with its traceback.
+        `ping`, `pong`, `disconnect`, `message` (a frame with an action of the application's own), and any
+        event that a client broadcasts. A handler that raises is logged with its traceback.
         """
         self._handlers.add(event, handler)
 
     def off_event(self, event: str, handler: Handler) -> bool:
-        """Take a handler off again; False if it was not on."""
+        """Remove a handler; False if it was not registered."""
         return self._handlers.remove(event, handler)
 
     def on(self, event: str) -> Callable[[_HandlerT], _HandlerT]:
@@ -203,13 +204,13 @@ class Tantor(_tantor.Messenger):
         durable: bool = False,
         idempotency_key: str | None = None,
     ) -> "_tantor.Done[str] | Pending[str]":
-        """Send to one client: a str goes under `message`, a dict's keys to the top level. Gives the message id.
+        """Send to one client: a str goes under `message`, a dict's keys to the top level. The result is the message id.
 
-        A client that is away, or not there yet, gets it when it comes (within `message_ttl`). `priority` is "low",
-        "normal" (the default), "high" or "emergency", with which it is kept and sent again as an emergency is. With
-        `durable` the awaitable is done when it is saved, if it is kept. A repeat with an `idempotency_key` sends
-        nothing and gives the first id.
-        Errors: `DataError` for what JSON cannot hold; `ValueError` for an id, channel or option that cannot be;
+        A client that is away, or not known yet, gets the message when it connects (within `message_ttl`). `priority`
+        is "low", "normal" (the default), "high" or "emergency"; an emergency is kept and sent again until it is
+        acknowledged. With `durable` the awaitable is done when the message is saved, if it is kept. A repeat with the
+        same `idempotency_key` sends nothing, and returns the first id.
+        Errors: `DataError` for data that JSON cannot hold; `ValueError` for an invalid id, channel or option;
         `StorageError` if the database cannot be used.
         """
         sent = super().send(
@@ -235,11 +236,11 @@ class Tantor(_tantor.Messenger):
         return sent
 
     def emergency(self, message: str) -> "EmergencyResult":
-        """To every connected client once, ahead of all that waits; gives how many.
+        """Send to every connected client, once, before all other waiting messages. The result is the number of clients.
 
-        It is kept for clients that are away (within `emergency_ttl`), and sent again each `ack_timeout` to those that
-        acknowledge until they do. What it returns has the `message_id` too, for `delivery`; where everything, or the
-        channel `emergency`, is durable, it is done when that is saved.
+        The message is kept for clients that are away (within `emergency_ttl`). Clients that acknowledge messages get
+        it again every `ack_timeout` until they acknowledge it. The result also has the `message_id`, for `delivery`.
+        Where all channels, or the channel `emergency`, are durable, the awaitable is done when the message is saved.
         """
         recipients = super().emergency(message)
         self._warn_unless_running()
@@ -267,10 +268,10 @@ class Tantor(_tantor.Messenger):
         }
 
     def create_test_client_html(self, port: int | None = None) -> str:
-        """Write `tantor-test-client.html`, a page to try a server with; returns its path.
+        """Write `tantor-test-client.html`, a page for manual tests of a server, and return its path.
 
-        The page connects to `port`, by default this server's own (8080 where the system is still to pick one).
-        Errors: `ValueError` without a `port` where this server has Unix sockets only, which no browser can connect to.
+        The page connects to `port`, by default the port of this server (8080 while the port is still 0).
+        Errors: `ValueError` without a `port` if this server has Unix sockets only, because no browser can use them.
         """
         if port is None:
             if not self._has_tcp():
@@ -281,7 +282,7 @@ class Tantor(_tantor.Messenger):
         return write_test_client(port)
 
     def _addresses(self) -> list[str]:
-        """Each host, those of TCP with the port."""
+        """Each host; TCP hosts with the port."""
         hosts = [host.strip() for host in self.host.split(",")]
         return [host if host.startswith(_UNIX) else f"{host}:{self.port}" for host in hosts]
 
@@ -289,11 +290,11 @@ class Tantor(_tantor.Messenger):
         return any(not address.startswith(_UNIX) for address in self._addresses())
 
     def _warn_unless_running(self) -> None:
-        """Log, once a process, that what this process publishes reaches nobody."""
+        """Log a warning, once a process, if the server does not run: then messages reach no client."""
         global _has_warned
         if not _has_warned and not self.is_running:
             _has_warned = True
-            _prepare_process()  # the end of the interpreter waits for the warning
+            _prepare_process()  # then the end of the interpreter waits for the warning
             logging.getLogger("tantor.server").warning(
                 "%r is not started, so nobody is connected to it: what this process sends reaches no client. "
                 "Start it with start_background(), or send from the process that serves",
@@ -301,18 +302,18 @@ class Tantor(_tantor.Messenger):
             )
 
     def _remember(self, key: str, value: dict[str, Any], ttl: float) -> None:
-        _prepare_process()  # the end of the interpreter waits for what is still to be handed over
+        _prepare_process()  # then the end of the interpreter waits for the Memory
         if self.memory is not None:
             self._keeper.keep(self.memory, key, value, math.ceil(ttl))
 
     async def _ended(self) -> None:
-        """The server has ended, and handlers had their time for its last events."""
+        """Wait until the server has ended, and for a while until its last events are handled."""
         await ended(self._stopped())
         if self._dispatcher is not None:
             await self._dispatcher.finished(_HANDLER_TIMEOUT)
 
     def _serve(self, loop: asyncio.AbstractEventLoop | None, timeout: float | None = None) -> bool:
-        """Listen and dispatch; False if it does already."""
+        """Listen, and dispatch events; False if the server runs already."""
         _prepare_process()
         if self.memory is None and not self._has_sought_memory:
             self._has_sought_memory = True
@@ -325,13 +326,13 @@ class Tantor(_tantor.Messenger):
         _running.add(self)
         try:
             is_new = self._listen(timeout)
-        except Exception as error:  # it does not listen, unless it did before
+        except Exception as error:  # this start failed; another start may have succeeded
             if not self.is_running:
                 _running.discard(self)
             if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
                 self._explain_taken_port(error)
             raise
-        except BaseException:  # Ctrl-C, perhaps in the moment after it began to listen
+        except BaseException:  # Ctrl-C, perhaps just after the server began to listen
             self._begin_stop()
             raise
         finally:
@@ -343,7 +344,7 @@ class Tantor(_tantor.Messenger):
         return is_new
 
     def _explain_taken_port(self, error: OSError) -> None:
-        """Name the Tantor of this process that has the port or socket, if one has, and let `get_tantor()` return it."""
+        """Name the Tantor of this process that has the port or socket, if any, and make `get_tantor()` return it."""
         failed = str(error.strerror)
         for other in list(_running):
             if other is self or not other.is_running:
@@ -362,20 +363,20 @@ class Tantor(_tantor.Messenger):
             return
 
     def _dispatched(self, dispatcher: Dispatcher) -> None:
-        if dispatcher is self._dispatcher:  # and the server was not started again meanwhile
+        if dispatcher is self._dispatcher:  # the server was not started again in between
             _running.discard(self)
 
 
-# the first message of a process that serves nobody was told of
+# this process has logged that its messages reach no client
 _has_warned = False
 
-# what runs is held, so that it goes on when the application lets go of it
+# running servers; these references keep them alive when the application drops its own
 _running: set[Tantor] = set()
 
-# what may have a database open, whether it runs or not
+# those with a database, which may be open also while the server does not run
 _stored: "WeakSet[Tantor]" = WeakSet()
 
-# what may still be handed to a Memory
+# those that may have entries for a Memory
 _keepers: "WeakSet[Keeper]" = WeakSet()
 _prepared = False
 
@@ -388,7 +389,7 @@ def _prepare_process() -> None:
 
 
 def _stop_all() -> None:
-    """Before the interpreter ends, so that no thread of Tantor's meets one that is gone."""
+    """Stop all servers before the interpreter ends, because no thread may call into an interpreter that has ended."""
     running = list(_running)
     for tantor in running:
         tantor._begin_stop()
@@ -397,7 +398,7 @@ def _stop_all() -> None:
         if tantor._dispatcher is not None:
             tantor._dispatcher.wait_finished(_HANDLER_TIMEOUT)
     for tantor in list(_stored):
-        with contextlib.suppress(ForkedError):  # the end of a child ends nothing of its parent's
+        with contextlib.suppress(ForkedError):  # a child does not stop the server of its parent
             tantor._close_storage(_STORAGE_TIMEOUT)
     for keeper in list(_keepers):
         keeper.wait_empty(_MEMORY_TIMEOUT)
@@ -409,7 +410,7 @@ def _after_fork_in_child() -> None:
     _running.clear()
 
 
-# from the import on: what an application registers later comes before it before a fork, and behind it in the child
+# at import: functions that the application registers later run earlier before a fork, and later in the child
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
         before=_tantor.before_fork,

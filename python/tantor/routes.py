@@ -22,12 +22,12 @@ class _Result(Protocol[_T_co]):
     def result(self) -> _T_co: ...
 
 
-# Longest rendering of a value in an error.
+# The most characters of a value in an error.
 _SHOWN_LENGTH = 80
 
 
 def make_blueprint(name: str, url_prefix: str | None) -> Blueprint:
-    """A fresh blueprint; see `tantor.flask.blueprint`."""
+    """A new blueprint; see `tantor.flask.blueprint`."""
     blueprint = Blueprint(name, __name__, url_prefix=url_prefix)
     for view in (send, broadcast, subscribe, unsubscribe, emergency):
         blueprint.add_url_rule(f"/{view.__name__}", view_func=view, methods=["POST"])
@@ -83,22 +83,22 @@ def presence() -> Response:
 
 
 def stats() -> Response:
-    """What `Tantor.stats()` says."""
+    """The result of `Tantor.stats()`."""
     return jsonify(_tantor().stats())
 
 
 def client(client_id: str) -> Response:
-    """What `Tantor.get_client_info()` says; 404 if no such client is connected."""
+    """The result of `Tantor.get_client_info()`; 404 if no such client is connected."""
     if (info := _tantor().get_client_info(client_id)) is None:
         raise RefusedError("Client not found", status=404)
     return jsonify(info)
 
 
 class RefusedError(Exception):
-    """A request that gets `{"error": message}`, and the `field` that was wrong if it was one."""
+    """A bad request. The response is `{"error": message}`, with the `field` if one field is wrong."""
 
     def __init__(self, message: str, *, status: int = 400, field: str | None = None) -> None:
-        """Answered by the blueprint's error handler."""
+        """`status` is the HTTP status of the response, which the blueprint's error handler makes."""
         super().__init__(message)
         self.status = status
         self.body = {"error": message} if field is None else {"error": message, "field": field}
@@ -123,7 +123,7 @@ def _body() -> dict[str, Any]:
     except UnsupportedMediaType:
         kind = request.mimetype or "not said to be of any type"
         raise RefusedError(f"the body is {kind}; it takes a JSON object, as application/json") from None
-    except (BadRequest, RecursionError):  # the latter for what nests too deep
+    except (BadRequest, RecursionError):  # RecursionError for JSON that nests too deeply
         raise RefusedError("the body is not valid JSON; it takes a JSON object") from None
     if not isinstance(body, dict):
         raise RefusedError(f"the body is {_shown(body)}; it takes a JSON object")
@@ -131,7 +131,7 @@ def _body() -> dict[str, Any]:
 
 
 def _text(body: dict[str, Any], name: str, default: str | None = None) -> str:
-    """A field that is text; one without a default must be there."""
+    """A text field; a field without a default is required."""
     if default is not None and name not in body:
         return default
     return str(_field(body, name, (str,), "a text"))
@@ -151,7 +151,7 @@ def _shown(value: object) -> str:
 
 
 def _result(call: Callable[..., _Result[_T]], *arguments: object) -> _T:
-    """Do it; what Tantor refuses to take is an error of the request."""
+    """Call Tantor; an argument that Tantor refuses is an error of the request."""
     try:
         return call(*arguments).result()
     except (TypeError, ValueError) as error:
@@ -167,5 +167,5 @@ def _answer_http_error(error: HTTPException) -> tuple[Response, int]:
 
 
 def _answer_tantor_error(error: TantorError) -> tuple[Response, int]:
-    """Such as a server that was started before a fork: nothing that the request could do better."""
+    """An error of the server, such as a use in a forked child: no fault of the request."""
     return jsonify(error=str(error)), 503

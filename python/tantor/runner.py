@@ -1,4 +1,4 @@
-"""Running a server that is all that its process does."""
+"""Runs a server in a process that does nothing else."""
 
 import asyncio
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from tantor.setting_types import Settings
 async def run_tantor(
     port: int | None = None, host: str | Sequence[str] | None = None, **settings: Unpack[Settings]
 ) -> None:
-    """Serve until cancelled; what is not given comes from the environment, else port 8080 on 0.0.0.0.
+    """Serve until cancelled. Settings that are not given come from the environment; else port 8080 on 0.0.0.0.
 
     `settings` and errors are those of `Tantor`; a taken port is an `OSError` that names it.
     """
@@ -21,5 +21,5 @@ async def run_tantor(
 def run_tantor_sync(
     port: int | None = None, host: str | Sequence[str] | None = None, **settings: Unpack[Settings]
 ) -> None:
-    """Serve until Ctrl-C, which is a `KeyboardInterrupt` once the server has ended. See `run_tantor`."""
+    """Serve until Ctrl-C; raises `KeyboardInterrupt` after the server has ended. See `run_tantor`."""
     asyncio.run(run_tantor(port, host, **settings))

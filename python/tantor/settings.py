@@ -23,14 +23,14 @@ PREFIX = "TANTOR_"
 # Kubernetes gives a Service named `tantor` the variable TANTOR_PORT=tcp://10.43.7.9:8080
 _SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
 
-# names that a warning was logged for
+# the names that a warning was already logged for
 _warned: set[str] = set()
 
 
 class Setting(NamedTuple):
     """One setting. `kind` is "integer", "number", "boolean", "text", "json", "list" or "mode".
 
-    A default of None is derived, as `help` says.
+    A default of None means that the default is derived, as `help` says.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Setting(NamedTuple):
 
     @property
     def variable(self) -> str:
-        """Its name in the environment and in a Flask configuration."""
+        """The name of the setting in the environment and in a Flask configuration."""
         return PREFIX + self.name.upper()
 
 
@@ -56,7 +56,7 @@ def resolve(
     config: Mapping[str, object] | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> dict[str, object]:
-    """The settings that are given somewhere, by name; those that are not keep Rust's default.
+    """The settings that some source gives, by name. All others keep the default.
 
     The first place that has a value (other than None) wins: `explicit`, the key `TANTOR_<NAME>` of a Flask
     `config`, its dict `TANTOR_CONFIG`, the variable `TANTOR_<NAME>` of `environ` (`os.environ` if None; an
@@ -107,7 +107,7 @@ def load_toml(path: str | os.PathLike[str]) -> dict[str, object]:
 
 
 def from_text(setting: Setting, text: str, source: str) -> object:
-    """Text as the setting's kind. A `SettingError` names the source, the text and what it takes."""
+    """Convert text to the setting's kind. A `SettingError` names the source, the text and the valid values."""
     read, takes = _KINDS[setting.kind]
     try:
         text.encode()
@@ -133,7 +133,7 @@ _KINDS: Mapping[str, tuple[Callable[[str], object], str]] = {
 
 
 def _variable(environ: Mapping[str, str], setting: Setting) -> str | None:
-    """A setting's value in the environment; None for one that a platform has set for another purpose."""
+    """A setting's value in the environment; None for a variable that a platform sets for another purpose."""
     text = environ.get(setting.variable)
     if text and _SERVICE_ADDRESS.match(text):
         _warn_once(

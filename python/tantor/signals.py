@@ -1,4 +1,4 @@
-"""SIGTERM, with which supervisors end a process: a server says goodbye to its clients and closes its database first."""
+"""SIGTERM, by which supervisors end a process: the servers first tell their clients and close their databases."""
 
 import os
 import signal
@@ -9,14 +9,14 @@ from typing import Protocol
 
 
 class Stoppable(Protocol):
-    """What a signal ends."""
+    """A server, as a signal handler uses it."""
 
     def _begin_stop(self) -> None:
-        """Start to drain."""
+        """Start to stop the server."""
 
 
 def stop_at_sigterm(server: Stoppable) -> Callable[[], None]:
-    """Have SIGTERM stop a server, then call the handler that was there before; returns what puts that one back.
+    """Make SIGTERM stop a server and then call the previous handler. Returns a function that undoes this.
 
     For a main thread that waits for the server's end. Nothing is changed in another thread, where Python allows no
     handlers, or where SIGTERM is ignored or is not Python's to handle.
@@ -39,7 +39,7 @@ def stop_at_sigterm(server: Stoppable) -> Callable[[], None]:
 
 
 def exit_at_sigterm(running: Collection[Stoppable]) -> None:
-    """Have SIGTERM stop the servers that run, and end the process as `sys.exit(143)` does.
+    """Make SIGTERM stop the running servers, and end the process as `sys.exit(143)` does.
 
     For a process that does something else in its main thread. Nothing is changed in another thread, or where the
     application or what hosts it has a handler of its own.
@@ -49,7 +49,7 @@ def exit_at_sigterm(running: Collection[Stoppable]) -> None:
 
     def end(number: int, _frame: FrameType | None) -> None:
         servers = list(running)
-        if not servers:  # as if there were no handler
+        if not servers:  # nothing to stop, so the default action applies
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return

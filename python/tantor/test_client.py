@@ -1,4 +1,4 @@
-"""The page for trying a server by hand."""
+"""The page for manual tests of a server."""
 
 from pathlib import Path
 
@@ -9,12 +9,12 @@ _TEMPLATE_PORT = 'data-port="8080"'
 
 
 def write_test_client(port: int, directory: Path | None = None) -> str:
-    """Write `tantor-test-client.html`, over one that is there, and return its path.
+    """Write `tantor-test-client.html`, replacing an existing file, and return its path.
 
     It goes into `directory`, else the working directory (the path is then relative to it). Opened in a browser, also
     as a file, the page offers to connect to `port` of the host that it came from, else of localhost.
 
-    Errors: `ValueError` for a port that cannot be connected to; `OSError` where the file cannot be written.
+    Errors: `ValueError` for a port that clients cannot connect to; `OSError` if the file cannot be written.
     """
     if isinstance(port, bool) or not isinstance(port, int) or not 0 < port < 1 << 16:
         raise ValueError(f"port is {port!r}; it takes a whole number from 1 to 65535")

@@ -1,4 +1,4 @@
-"""Channels and connections as the application sees them: live mappings over what Rust knows.
+"""Channels and connections for the application: live mappings over the state of the server.
 
 The mappings hold nothing of their own but what the application attached (`user_data`, `settings`); an object is
 made when it is asked for.
@@ -18,7 +18,7 @@ from tantor.json_messages import UnreadableMessage, read_message
 
 
 class MessageType(Enum):
-    """What a message is about."""
+    """The kind of a message."""
 
     CHAT = "chat"
     SYSTEM = "system"
@@ -28,7 +28,7 @@ class MessageType(Enum):
 
 
 class ChannelType(Enum):
-    """What a channel is labelled as."""
+    """The label of a channel."""
 
     PUBLIC = "public"
     PRIVATE = "private"
@@ -37,7 +37,7 @@ class ChannelType(Enum):
 
 @dataclass
 class Message:
-    """A message as the original's code holds one; `timestamp` in Unix seconds."""
+    """A message, as in code written to the original; `timestamp` in Unix seconds."""
 
     id: str
     channel: str
@@ -54,9 +54,9 @@ class Message:
 
 @dataclass(frozen=True)
 class History:
-    """What is kept of a channel: `publications` as they were on the wire, oldest first, each with its `offset`.
+    """A page of a channel's history: `publications` as sent on the wire, oldest first, each with its `offset`.
 
-    `epoch` names the incarnation of the channel's stream, `offset` is its top: that of its last publication.
+    `epoch` identifies the channel's stream; `offset` is the offset of its last publication.
     """
 
     epoch: str
@@ -65,7 +65,7 @@ class History:
 
     @classmethod
     def from_wire(cls, epoch: str, offset: int, publications: list[bytes]) -> "History":
-        """From the publications' JSON. A publication that cannot be read is left out and logged."""
+        """Parse the publications. A publication that cannot be parsed is left out and logged."""
         return cls(epoch, offset, list(_readable(publications)))
 
 
@@ -87,7 +87,7 @@ def _readable(publications: list[bytes]) -> Iterator[dict[str, Any]]:
 
 
 class ReadOnlyList(list[str]):
-    """Names of the moment. Changing the list would change nothing else, and raises `TypeError`."""
+    """A snapshot of names. Changes raise `TypeError`, because they would have no effect on the server."""
 
     def _refuse(self, *arguments: Any, **keywords: Any) -> Any:
         raise TypeError("this list only shows what is so; use Tantor.subscribe() and Tantor.unsubscribe()")
@@ -119,7 +119,7 @@ class Channel:
 
     @property
     def subscribers(self) -> list[str]:
-        """Ids of all who are on it, connected or not."""
+        """Ids of all subscribers, connected or not."""
         return self._subscribers
 
     def __repr__(self) -> str:
@@ -152,17 +152,17 @@ class Connection:
 
     @property
     def last_ping(self) -> float:
-        """When it last gave a sign of life by a ping or pong, in Unix seconds."""
+        """The time of the client's last ping or pong, in Unix seconds."""
         return self._last_ping
 
     @property
     def channels(self) -> list[str]:
-        """Names of the channels that it is on."""
+        """Names of the channels that the client is subscribed to."""
         return self._channels
 
     @property
     def handshake_complete(self) -> bool:
-        """Always true: only clients that are through the handshake are shown."""
+        """Always true: only clients whose handshake is complete are shown."""
         return True
 
     def __repr__(self) -> str:
@@ -170,7 +170,7 @@ class Connection:
 
 
 class _LiveChannel(Channel):
-    """What is assigned to it is kept (`settings`) or refused."""
+    """A channel of `Tantor.channels`: `settings` can be assigned, other attributes are read-only."""
 
     _owner: "Channels"
 
@@ -192,7 +192,7 @@ class _LiveChannel(Channel):
 
 
 class _LiveConnection(Connection):
-    """What is assigned to it is kept (`user_data`) or refused."""
+    """A connection of `Tantor.connections`: `user_data` can be assigned, other attributes are read-only."""
 
     _owner: "Connections"
 
@@ -226,7 +226,7 @@ _Value = TypeVar("_Value")
 
 
 class _PresentItems(ItemsView[str, _Value]):
-    """Items that are there when their turn comes; those that have gone meanwhile are left out."""
+    """Items whose key still exists when the iteration reaches it; others are left out."""
 
     def __init__(self, source: Mapping[str, _Value]) -> None:
         super().__init__(source)
@@ -241,7 +241,7 @@ class _PresentItems(ItemsView[str, _Value]):
 
 
 class _PresentValues(ValuesView[_Value]):
-    """Values that are there when their turn comes."""
+    """Values whose key still exists when the iteration reaches it; others are left out."""
 
     def __init__(self, source: Mapping[str, _Value]) -> None:
         super().__init__(source)
@@ -253,7 +253,7 @@ class _PresentValues(ValuesView[_Value]):
 
 
 class _Attached(Generic[_Value]):
-    """Dicts that the application attached to names, dropped some time after the name has gone."""
+    """Dicts that the application attached to names. A dict is dropped some time after its name is gone."""
 
     _SPARE = 64
 
@@ -288,7 +288,7 @@ class _Attached(Generic[_Value]):
 
 
 class _UserData(dict[str, Any]):
-    """Hands what it holds to the messenger at each change, so that it outlives the connection."""
+    """Saves its content in the server at each change, so that the content outlives the connection."""
 
     def __init__(self, messenger: _tantor.Messenger, client_id: str) -> None:
         self._messenger = messenger
@@ -341,7 +341,7 @@ class _UserData(dict[str, Any]):
 
 
 class Channels(MutableMapping[str, Channel]):
-    """`Tantor.channels`: name to `Channel`, in the order in which they were made.
+    """`Tantor.channels`: name to `Channel`, in the order of creation.
 
     May be changed while it is iterated. Deleting a channel takes everyone off it, without notices; assigning a
     `Channel` makes one of its type.
@@ -383,11 +383,11 @@ class Channels(MutableMapping[str, Channel]):
         return self._messenger._channel_count()
 
     def items(self) -> ItemsView[str, Channel]:
-        """Names and channels; those that go while this is iterated are left out."""
+        """Names and channels; channels that are deleted during the iteration are left out."""
         return _PresentItems(self)
 
     def values(self) -> ValuesView[Channel]:
-        """Channels; those that go while this is iterated are left out."""
+        """Channels; channels that are deleted during the iteration are left out."""
         return _PresentValues(self)
 
     def __repr__(self) -> str:
@@ -395,7 +395,7 @@ class Channels(MutableMapping[str, Channel]):
 
 
 class Connections(Mapping[str, Connection]):
-    """`Tantor.connections`: id to `Connection` of every connected client, in the order in which they connected."""
+    """`Tantor.connections`: id to `Connection` of every connected client, in the order of connecting."""
 
     def __init__(self, messenger: _tantor.Messenger) -> None:
         self._messenger = messenger
@@ -417,11 +417,11 @@ class Connections(Mapping[str, Connection]):
         return self._messenger._connection_count()
 
     def items(self) -> ItemsView[str, Connection]:
-        """Ids and connections; those that go while this is iterated are left out."""
+        """Ids and connections; clients that disconnect during the iteration are left out."""
         return _PresentItems(self)
 
     def values(self) -> ValuesView[Connection]:
-        """Connections; those that go while this is iterated are left out."""
+        """Connections; clients that disconnect during the iteration are left out."""
         return _PresentValues(self)
 
     def __repr__(self) -> str:

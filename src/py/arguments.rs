@@ -10,7 +10,7 @@ use pyo3::types::{PyBool, PyFloat, PyInt, PyMapping, PyString};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// An argument that takes a str.
+/// Returns the text of an argument that takes a str.
 ///
 /// Errors: `TypeError` for another type; `DataError` for text that UTF-8 cannot hold.
 pub fn text<'a>(name: &str, value: &'a Bound<'_, PyAny>) -> PyResult<&'a str> {
@@ -33,12 +33,12 @@ pub fn optional_text<'a>(
     value.map(|value| text(name, value)).transpose()
 }
 
-/// The key of a lookup; None for a value that can be no name, and so is not found.
+/// Returns the key of a lookup; `None` for a value that cannot be a name, and so is not found.
 pub fn key<'a>(value: &'a Bound<'_, PyAny>) -> Option<&'a str> {
     value.cast::<PyString>().ok()?.to_str().ok()
 }
 
-/// A type's name, with its module where that is not `builtins`.
+/// Returns the name of a value's type, with the module if it is not `builtins`.
 pub fn type_name(value: &Bound<'_, PyAny>) -> String {
     value
         .get_type()
@@ -87,13 +87,13 @@ fn setting_value(name: &str, value: &Bound<'_, PyAny>) -> PyResult<Value> {
     .into())
 }
 
-/// What is wrong with a text that UTF-8 cannot hold.
+/// Describes text that UTF-8 cannot hold.
 fn not_utf8(name: &str, text: &Bound<'_, PyString>) -> String {
     let shown = shown(text.as_any());
     format!("{name} is {shown}; it takes text without half surrogate pairs")
 }
 
-/// The beginning of a value's `ascii()`.
+/// Returns the beginning of a value's `ascii()`.
 fn shown(value: &Bound<'_, PyAny>) -> String {
     const MOST: usize = 80;
     let shown = value.py().import("builtins").and_then(|builtins| {
@@ -138,7 +138,7 @@ pub fn page(limit: i128, after: Option<i128>, before: Option<i128>) -> PyResult<
     })
 }
 
-/// A time that is no number of seconds to wait is none.
+/// Returns a timeout as a duration: none for a negative number or NaN, the longest for a number that is too large.
 pub fn seconds(timeout: f64) -> Duration {
     Duration::try_from_secs_f64(timeout).unwrap_or(if timeout > 0.0 {
         Duration::MAX

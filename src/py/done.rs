@@ -1,4 +1,4 @@
-//! The awaitable that is done already: what `broadcast` and its like return.
+//! An awaitable that already holds its result, as `broadcast` and other calls return it.
 
 use pyo3::exceptions::PyStopIteration;
 use pyo3::prelude::*;
@@ -6,8 +6,8 @@ use pyo3::types::{PyTuple, PyType};
 
 /// An awaitable that already holds its result; also a `collections.abc.Coroutine`.
 ///
-/// `await done`, `asyncio.run(done)`, `asyncio.create_task(done)` and `asyncio.gather(done)` return the
-/// result; `done.result()` returns it without an event loop.
+/// `await done`, `asyncio.run(done)`, `asyncio.create_task(done)` and `asyncio.gather(done)` return the result;
+/// `done.result()` returns it without an event loop.
 #[pyclass(frozen, module = "tantor._tantor")]
 pub struct Done {
     value: Py<PyAny>,
@@ -22,7 +22,7 @@ impl Done {
         }
     }
 
-    /// Of a message whose id is not the value.
+    /// For a message whose id is not the value.
     pub fn of_message(value: Py<PyAny>, message_id: String) -> Self {
         Self {
             value,

@@ -1,4 +1,4 @@
-//! The one place where the core's errors become Python's.
+//! Converts the errors of the core to Python exceptions. No other file does.
 
 use crate::base::error::Error;
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyTimeoutError, PyTypeError, PyValueError};
@@ -24,24 +24,24 @@ impl From<Error> for PyErr {
     }
 }
 
-/// Data that JSON cannot hold.
+/// An error for data that JSON cannot hold.
 pub fn data_error(message: String) -> PyErr {
     of_tantor("DataError", message)
 }
 
-/// Storage that cannot be opened, or that did not save something.
+/// An error for storage that cannot be opened, or that could not save a change.
 pub fn storage_error(message: String) -> PyErr {
     of_tantor("StorageError", message)
 }
 
-/// A server that another process started.
+/// An error for a server that the parent of this process started.
 pub fn forked_error() -> PyErr {
     let message = "this Tantor was started by the process that this one was forked from; make a new one here, \
         or start it after the fork";
     of_tantor("ForkedError", message.to_owned())
 }
 
-/// An event loop on which the parent of this process awaited operations.
+/// An error for an event loop on which the parent of this process awaited operations.
 pub fn forked_loop_error() -> PyErr {
     let message = "this event loop was used by the process that this one was forked from; use a new event loop here";
     of_tantor("ForkedError", message.to_owned())

@@ -12,11 +12,12 @@ use std::time::Duration;
 /// An event's name, its fields, and the bytes that it took of the queue. A log record has no name.
 pub type EventDict<'py> = (Bound<'py, PyString>, Bound<'py, PyDict>, usize);
 
-/// How long the taking of events waits before it returns an empty batch.
+/// How long `next_events` waits before it returns an empty batch.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Waits for events without the interpreter lock, and returns up to `most`; those of the call before count as handled.
-/// Returns `None` once the server has ended and all were returned; `has_ended` is set when the end is in the batch.
+/// Waits for events without the interpreter lock, and returns up to `most` events. The events of the call before count as
+/// handled.
+/// Returns `None` once the server has ended and all events were returned. Sets `has_ended` when the batch is the last.
 pub fn next_events<'py>(
     py: Python<'py>,
     server: &Server,
@@ -67,7 +68,7 @@ fn event(py: Python<'_>, told: Told) -> PyResult<Option<EventDict<'_>>> {
 
 fn event_dict<'py>(py: Python<'py>, event: &Event) -> PyResult<Bound<'py, PyDict>> {
     let dict = match &event.detail {
-        // the frame's own fields, under those of the event
+        // the fields of the frame, which the fields of the event override
         Detail::Frame(json) => parse(py, json)?.cast_into::<PyDict>()?,
         _ => PyDict::new(py),
     };
@@ -114,7 +115,7 @@ fn log_dict<'py>(py: Python<'py>, record: &LogRecord) -> PyResult<Bound<'py, PyD
     Ok(dict)
 }
 
-/// JSON that was checked already. The standard library reads the few things that the fast parser does not, such as
+/// Parses JSON that was checked already. The standard library parses the few texts that the fast parser refuses, such as
 /// half a surrogate pair.
 fn parse<'py>(py: Python<'py>, json: &[u8]) -> PyResult<Bound<'py, PyAny>> {
     match PythonParse::default().python_parse(py, json) {

@@ -17,8 +17,7 @@ const MAX_DEPTH: usize = 128;
 
 /// Appends `value` as JSON to `out`.
 ///
-/// `root` is what errors call the value. Errors: `DataError` that says where in the data it stood; what `default`
-/// raised.
+/// `root` names the value in errors. Errors: `DataError` that names the place in the data; an error of `default`.
 pub fn write(
     out: &mut Vec<u8>,
     value: &Bound<'_, PyAny>,
@@ -38,11 +37,11 @@ pub fn write(
 struct Writer<'a, 'py> {
     out: &'a mut Vec<u8>,
     default: Option<&'a Bound<'py, PyAny>>,
-    /// The containers that the present value is in, by address: what contains itself is among them.
+    /// The addresses of the containers around the current value. A container that contains itself is among them.
     containers: Vec<usize>,
 }
 
-/// What is wrong, and where: the steps from the value outwards.
+/// The problem and its place, as the steps from the value outwards.
 struct Failure(Box<FailureParts>);
 
 struct FailureParts {
@@ -51,9 +50,9 @@ struct FailureParts {
 }
 
 enum Problem {
-    /// What JSON cannot hold.
+    /// A value that JSON cannot hold.
     Data(String),
-    /// A dict that changed while it was read: the error that `json` raises over it.
+    /// A dict changed while it was read; this is the error that `json` raises then.
     Changed,
     Raised(PyErr),
 }
@@ -124,8 +123,8 @@ impl<'py> Writer<'_, 'py> {
     fn dict(&mut self, dict: &Bound<'py, PyDict>) -> Written {
         self.out.push(b'{');
         let mut is_first = true;
-        // values may run code that changes the dict, and the iterator panics over it: so it is asked for no item
-        // that it might not have
+        // code of the values may change the dict, and then the iterator panics: so it is asked for no item
+        // that the dict might not have
         let len = dict.len();
         let mut items = dict.iter();
         for _ in 0..len {
@@ -238,7 +237,7 @@ impl<'py> Writer<'_, 'py> {
         Ok(())
     }
 
-    /// One container deeper.
+    /// Writes one container, one level deeper.
     fn within(
         &mut self,
         container: &Bound<'py, PyAny>,
@@ -297,7 +296,7 @@ impl Failure {
     }
 }
 
-/// Steps of a place that an error shows.
+/// The most steps of a place that an error shows.
 const MAX_SHOWN_STEPS: usize = 16;
 
 fn is_identifier(key: &str) -> bool {
@@ -326,7 +325,7 @@ fn too_long(py: Python<'_>, error: PyErr) -> Failure {
 }
 
 fn integer_digits(value: &Bound<'_, PyInt>) -> PyResult<String> {
-    // not the value's own, which a subclass may have made say something else
+    // of the class `int`, because a subclass may return other text
     value
         .py()
         .get_type::<PyInt>()
@@ -334,7 +333,7 @@ fn integer_digits(value: &Bound<'_, PyInt>) -> PyResult<String> {
         .extract()
 }
 
-/// Types of the standard library that are known here.
+/// The types of the standard library that are converted here.
 struct Types {
     isoformat: [Py<PyType>; 3],
     text: [Py<PyType>; 2],

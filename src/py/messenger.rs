@@ -1,4 +1,4 @@
-//! `Messenger`: a server and the calls on it, as Python sees them. `tantor.Tantor` is made of it.
+//! `Messenger`: the base class of `tantor.Tantor`, a server and the calls on it.
 
 use super::arguments::{key, optional_text, page, seconds, setting_values, text, texts};
 use super::asking::content_of;
@@ -27,7 +27,7 @@ use std::time::Instant;
 pub struct Messenger {
     configured: OnceLock<Configured>,
     created: Instant,
-    /// The end of events was taken together with the last of them.
+    /// The last events were returned, so the next call returns the end.
     has_ended: AtomicBool,
 }
 
@@ -125,8 +125,8 @@ impl Messenger {
 
     /// Bind the addresses and start the shards; return once connections are accepted.
     ///
-    /// False if the server listens already. Errors: `OSError` that names host and port, or the path of a Unix socket;
-    /// `TimeoutError` if the server does not listen within `timeout` seconds.
+    /// False if the server listens already. Errors: `OSError` that names host and port, or the path of a Unix
+    /// socket; `TimeoutError` if the server does not listen within `timeout` seconds.
     #[pyo3(name = "_listen", signature = (timeout = None))]
     fn listen(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
         let server = self.server()?;
@@ -198,14 +198,13 @@ impl Messenger {
         awaitable(py, sent.stamp.id_text().into_py_any(py)?, None, outcome)
     }
 
-    /// Publish to all subscribers of a channel. The result is the number of connected subscribers that the message was
-    /// delivered to.
+    /// Publish to all subscribers of a channel. The result is the number of connected subscribers reached.
     ///
     /// `data` is a value that JSON can hold. None, or no data, arrives as `{}`, as with the original Tantor.
-    /// `priority` is "low", "normal" (the default), "high" or "emergency". With `durable`, or on a durable channel, the
-    /// awaitable is done when the message is saved. A repeat with the same `idempotency_key` publishes nothing, and returns
-    /// the first result. Errors: `DataError` for data that JSON cannot hold; `ValueError` for an invalid name or option;
-    /// `StorageError` if the database cannot be used.
+    /// `priority` is "low", "normal" (the default), "high" or "emergency". With `durable`, or on a durable channel,
+    /// the awaitable is done when the message is saved. A repeat with the same `idempotency_key` publishes nothing,
+    /// and returns the first result. Errors: `DataError` for data that JSON cannot hold; `ValueError` for an
+    /// invalid name or option; `StorageError` if the database cannot be used.
     #[pyo3(signature = (channel, event, data = None, *, default = None, priority = None, durable = false,
         idempotency_key = None))]
     #[expect(clippy::too_many_arguments, reason = "options of the Python method")]
@@ -260,11 +259,11 @@ impl Messenger {
         reports::history(py, &content_of!(page, Reply::History)?)
     }
 
-    /// The progress of a message that was sent, or of an emergency: `{"handed_over", "written", "acknowledged", "waiting"}`.
+    /// The progress of a message or an emergency, as `{"handed_over", "written", "acknowledged", "waiting"}`.
     ///
-    /// `handed_over` counts the connections that the message was queued for, `written` the sockets that took the message,
-    /// `acknowledged` the clients that acknowledged the message, `waiting` the clients that the message is kept for.
-    /// None for an unknown id; the server knows the last 100,000 messages.
+    /// `handed_over` counts the connections that the message was queued for, `written` the sockets that took the
+    /// message, `acknowledged` the clients that acknowledged the message, `waiting` the clients that the message is
+    /// kept for. None for an unknown id; the server knows the last 100,000 messages.
     fn delivery<'py>(
         &self,
         py: Python<'py>,
@@ -299,7 +298,7 @@ impl Messenger {
         Ok(json.map(|json| PyBytes::new(py, &json)))
     }
 
-    /// Keep data for a client, for as long as the server knows the client. `DataError` for data that JSON cannot hold.
+    /// Keep data for a client while the server knows the client. `DataError` for data that JSON cannot hold.
     #[pyo3(name = "_set_user_data")]
     fn set_user_data(&self, client_id: &str, data: &Bound<'_, PyAny>) -> PyResult<()> {
         let owned = self.owned()?;
@@ -454,7 +453,7 @@ impl Messenger {
         )
     }
 
-    /// A client as `(client_id, joined_at, last_ping, channels)`, times in Unix seconds; None if it is not connected.
+    /// A client as `(client_id, joined_at, last_ping, channels)`, times in Unix seconds; None if not connected.
     #[pyo3(name = "_connection_info")]
     fn connection_info(
         &self,
@@ -485,8 +484,9 @@ impl Messenger {
 
     /// Wait (without the interpreter lock) for events; None once the server has ended and all events were taken.
     ///
-    /// An event is `(name, fields, bytes)`, where `bytes` is its share of `event_queue_bytes`. The events of one call count
-    /// as handled at the next call. A log record is `("", {"logger", "level", "message"}, bytes)`, with the level of `logging`.
+    /// An event is `(name, fields, bytes)`, where `bytes` is its share of `event_queue_bytes`. The events of one
+    /// call count as handled at the next call. A log record is `("", {"logger", "level", "message"}, bytes)`, with
+    /// the level of `logging`.
     #[pyo3(name = "_next_events")]
     fn next_events<'py>(
         &self,

@@ -1,4 +1,4 @@
-//! The Python boundary: convert, let go of the interpreter, call, convert. The only user of pyo3.
+//! The Python boundary: convert arguments, release the interpreter lock, call, convert the reply. The only user of pyo3.
 
 mod arguments;
 mod asking;
@@ -45,8 +45,8 @@ mod _tantor {
 /// A row of the settings' table: name, kind, default, help.
 type SettingRow = (&'static str, &'static str, Option<Py<PyAny>>, &'static str);
 
-/// Every setting as `(name, kind, default, help)`; kind is "integer", "number", "boolean", "text",
-/// "json" (text that holds JSON) or "list" (names separated by commas).
+/// Every setting as `(name, kind, default, help)`; kind is "integer", "number", "boolean", "text", "json" (text
+/// that holds JSON) or "list" (names separated by commas).
 ///
 /// A default of None means that the default is derived from other settings; `help` says how.
 #[pyfunction]
@@ -94,11 +94,11 @@ fn restore(py: Python<'_>, backup: PathBuf, database: PathBuf) -> PyResult<()> {
         .map_err(|error| Error::Storage(error.0).into())
 }
 
-/// Wait, without the interpreter lock, until no thread does fork-sensitive work: a start, a commit.
-/// No such work begins until this thread calls `after_fork_in_parent` or `after_fork_in_child`.
+/// Wait, without the interpreter lock, until no thread does fork-sensitive work: a start, a commit. No such
+/// work begins until this thread calls `after_fork_in_parent` or `after_fork_in_child`.
 #[pyfunction]
 fn before_fork(py: Python<'_>) {
-    // looked at with the interpreter held: what is not under way then is not when it forks
+    // checked with the interpreter lock held, so that no work begins between the check and the fork
     crate::base::fork::before(crate::base::fork::MAX_WAIT, |left| {
         py.detach(|| crate::base::fork::wait(left))
     });

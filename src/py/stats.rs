@@ -5,7 +5,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 use std::time::Duration;
 
-/// Above so many connections the original is anxious.
+/// With more connections than this, the mood is "anxious", as with the original.
 const CALM_CONNECTIONS: usize = 10;
 
 /// Returns the dict of `Tantor.stats()`.
