@@ -26,27 +26,27 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long the end of a server waits for the storage to save what is still to be saved.
+/// The longest time that the end of a server waits for the storage to save the waiting changes.
 const MAX_STORE_WAIT: Duration = Duration::from_secs(30);
 
-/// A node, and the threads that serve it while it is started.
+/// A node, and the threads that serve it while the server runs.
 pub struct Server {
     node: Arc<Node>,
     auth: Arc<dyn Auth>,
     running: Mutex<Option<Running>>,
-    /// What is listened on; `None` while the server does not run. Read without the lock of `running`, which a start holds
-    /// for as long as it takes.
+    /// The addresses that the server listens on; `None` while the server does not run. Read without the lock of `running`,
+    /// which a start holds until it has ended.
     endpoints: ArcSwapOption<Vec<Endpoint>>,
     start_in_work: ForkSensitive,
     ended: Condvar,
-    /// The process whose threads serve it.
+    /// The process that has the threads of the server.
     started_by: OwningProcess,
 }
 
-/// What the shards of a run tell of their end.
+/// How the shards of a run report that their clients have gone, and that they have ended.
 struct ShardThreads {
     drained: flume::Receiver<()>,
-    /// Its other side is gone when the last shard is.
+    /// Disconnected when the last shard has ended.
     ended: flume::Receiver<()>,
     count: usize,
 }
@@ -122,12 +122,12 @@ impl Server {
         &self.node.events
     }
 
-    /// Has every shard look again whether clients that were held back may be read.
+    /// Wakes every shard, so that the shard checks whether paused connections may be read.
     pub fn wake_shards(&self) {
         self.node.shards.wake();
     }
 
-    /// Saves what waits, for at most `timeout`, and closes the storage until it is needed again.
+    /// Saves the waiting changes for at most `timeout`, and closes the storage until its next use.
     pub fn close_storage(&self, timeout: Duration) {
         self.node.store.close(timeout);
     }
@@ -140,9 +140,9 @@ impl Server {
             || self.node.store.is_inherited()
     }
 
-    /// Binds and starts the shards; returns once connections are accepted. False when it is started already.
+    /// Binds and starts the threads; returns when connections are accepted. False if the server runs already.
     ///
-    /// Errors: storage that cannot be opened; an address that is taken or is none; a thread that cannot be started; `timeout` passed.
+    /// Errors: the storage cannot be opened; an address is taken or invalid; a thread cannot be started; `timeout` passed.
     pub fn start(self: &Arc<Self>, timeout: Option<Duration>) -> Result<bool, Error> {
         let _worker = self.start_in_work.begin();
         let mut running = self.running.lock();
@@ -167,7 +167,7 @@ impl Server {
         }
     }
 
-    /// Opens the storage, binds, and starts the threads. After an error nothing of this is left but the storage.
+    /// Opens the storage, binds, and starts the threads. After an error only the storage is left open.
     fn start_all(self: &Arc<Self>, timeout: Option<Duration>) -> Result<Running, Error> {
         let config = &self.node.config;
         self.node.restore()?;
@@ -193,10 +193,10 @@ impl Server {
             })
     }
 
-    /// Starts to drain; nothing happens when it is not running.
+    /// Begins to drain. Does nothing if the server does not run.
     pub fn begin_stop(&self) {
         if let Some(running) = &*self.running.lock() {
-            // a second stop finds the first one's word still there
+            // the channel is full if a stop was asked for before
             let _ = running.stop.try_send(());
         }
     }
@@ -220,7 +220,7 @@ impl Server {
         true
     }
 
-    /// Completes when the server has ended: at once when it is not running, else on the server's thread.
+    /// Completes when the server has ended: at once if the server does not run, else on the server's thread.
     pub fn when_ended(&self, completion: Completion<()>) {
         let mut running = self.running.lock();
         if let Some(running) = &mut *running {
@@ -236,8 +236,8 @@ impl Server {
         self.endpoints.load().is_some()
     }
 
-    /// The TCP port that is listened on, or the one asked for while the server does not run; 0 where every host is a Unix
-    /// socket.
+    /// The TCP port that the server listens on, or the setting `port` while the server does not run; 0 if every host is a
+    /// Unix socket.
     pub fn port(&self) -> u16 {
         let config = &self.node.config;
         match self.address() {
@@ -247,7 +247,7 @@ impl Server {
         }
     }
 
-    /// The first TCP address that is listened on.
+    /// The first TCP address that the server listens on.
     pub fn address(&self) -> Option<SocketAddr> {
         let endpoints = self.endpoints.load();
         endpoints
@@ -298,7 +298,7 @@ impl Server {
                 })?;
         }
         drop((done, tell_running));
-        // taken by hand, so that what nobody waits for any more is not sent
+        // without a buffer: `send` fails if the caller of `start` has given up
         let (tell_ready, ready) = flume::bounded(0);
         let server = Arc::clone(self);
         let counted = crate::base::fork::CountedThread::new();
@@ -335,7 +335,7 @@ impl Server {
                 }
             })??,
         };
-        // a fork would find threads that have only begun in the middle of the C library's doings
+        // a fork must not meet a thread that the C library is still starting
         let _ = all_running.recv();
         Ok(Running {
             endpoints: Arc::new(endpoints),
@@ -344,7 +344,7 @@ impl Server {
         })
     }
 
-    /// What the server's own thread does, from the first accept to the last farewell.
+    /// Runs the server's own thread: accepts, keeps house, drains, and ends.
     async fn serve(
         &self,
         listeners: Listeners,
@@ -353,7 +353,7 @@ impl Server {
         threads: ShardThreads,
     ) {
         let (claims, endpoints, sockets) = listeners.into_parts();
-        // whoever started this has a `ForkGuard` until it is told
+        // the caller of `start` holds a `ForkGuard` until `ready` is sent
         let acceptor = match Acceptor::new(sockets, &self.node) {
             Ok(acceptor) => acceptor,
             Err(error) => {
@@ -362,7 +362,7 @@ impl Server {
                 return;
             }
         };
-        // whoever started this may have given up, and then the node is no longer this thread's to serve
+        // the caller of `start` may have given up, and then this thread must not touch the node
         let is_wanted = ready.send(Ok(endpoints)).is_ok();
         drop(ready);
         let close = |acceptor: Acceptor| {
@@ -381,7 +381,7 @@ impl Server {
             }
             self.node.drain();
             tokio::select! {
-                // requests are answered until the last client has gone
+                // plain requests are answered until the last client has gone
                 () = acceptor.run() => {}
                 () = threads.all_drained() => {}
             }
@@ -476,12 +476,12 @@ fn store_of(config: &Config) -> Arc<dyn Store> {
     }
 }
 
-/// Keys of one kind that a file of this size has room for, beside what it is for.
+/// The number of idempotency keys of one kind that a file of this size saves, besides its messages.
 fn keys_in(bytes: u64) -> usize {
     usize::try_from(bytes / BYTES_PER_KEY).unwrap_or(usize::MAX)
 }
 
-/// Many times what a key takes, because keys are to take a small part of the file.
+/// Many times the size of a key, because keys may take only a small part of the file.
 const BYTES_PER_KEY: u64 = 8192;
 
 #[cfg(test)]

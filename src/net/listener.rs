@@ -1,4 +1,4 @@
-//! The sockets that connections come in by: one for each address of each host that is given.
+//! The listening sockets: one for each address of each host in the setting `host`.
 
 use crate::base::error::Error;
 use crate::base::fork::ClosedInChild;
@@ -13,10 +13,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, T
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 
-/// Connections that the system may hold until they are accepted.
+/// The number of connections that the system may queue until the server accepts them.
 const BACKLOG: i32 = 4096;
 
-/// Ports of the system's choice that are tried until one is free on every address.
+/// The number of ports, chosen by the system, that are tried until one is free on every address.
 const MOST_PORTS: u32 = 16;
 
 /// Every address to listen on.
@@ -31,7 +31,7 @@ pub struct Addresses {
 struct TcpAddress {
     host: String,
     socket: SocketAddr,
-    /// A name has this address besides others, of which one is enough where the system has no such network.
+    /// The name has other addresses too. One of them is enough if the system lacks the network of this address.
     is_one_of_many: bool,
 }
 
@@ -126,14 +126,15 @@ impl std::os::fd::AsRawFd for ListeningSocket {
     }
 }
 
-/// Sockets that listen, those of TCP all on one port. To be made and closed under a `ForkGuard`.
+/// The listening sockets of a server; all TCP sockets have the same port. Make and close them under a `ForkGuard`.
 pub struct Listeners {
     claims: Claims,
     endpoints: Vec<Endpoint>,
     sockets: Vec<ListeningSocket>,
 }
 
-/// What listening sockets hold besides themselves. To be dropped before the sockets.
+/// What must be undone when the sockets are closed: descriptors that a forked child closes, and the files of Unix
+/// sockets. Drop the value before the sockets.
 #[derive(Default)]
 pub struct Claims {
     descriptors: Vec<ClosedInChild>,
@@ -145,7 +146,7 @@ impl Listeners {
     /// Listens on every address. With port 0, the system chooses one port for all of them. The files of Unix sockets get
     /// the permissions of `mode`.
     ///
-    /// Errors: an address that is taken, or none could be listened on; it names host and port, or the path.
+    /// Errors: an address is taken, or no address could be bound. The error names host and port, or the path.
     pub fn bind(addresses: &Addresses, mode: u32) -> Result<Self, Error> {
         let mut listeners = Self::bind_tcp(&addresses.tcp)?;
         #[cfg(unix)]

@@ -10,9 +10,11 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// The file of a socket that listens. Dropping the value removes the file, unless another file has taken its place or
-/// this process is a fork of the one that made it. Drop the value before the socket: meanwhile no other file gets the
-/// same number.
+/// The file of a listening socket. Dropping the value removes the file, unless another file has taken its place, or this
+/// process is a fork of the process that made the file.
+///
+/// Drop the value before the socket. A socket that is open keeps its inode number in use, so a file with the same device
+/// and number is certainly the file of this socket.
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
@@ -41,16 +43,15 @@ impl SocketFile {
 impl Drop for SocketFile {
     fn drop(&mut self) {
         if self.generation == crate::base::fork::generation() && self.is_in_place() {
-            // a file that stays is taken for stale by the next start
+            // if this fails, the next start finds the file stale and removes the file
             let _ = fs::remove_file(&self.path);
         }
     }
 }
 
-/// Listens on a path with these permissions, which are set before anyone can connect. Replaces the file of a server that
-/// has ended.
+/// Listens on a path. The permissions are set before a client can connect. Replaces the file of a server that has ended.
 ///
-/// Errors: another server listens there; a file that is no socket; what the system says of the path.
+/// Errors: another server listens there; the file is not a socket; the system refuses the path.
 pub fn listen(path: &Path, mode: u32, backlog: i32) -> Result<(UnixListener, SocketFile), Error> {
     let _turn = take_turn(path);
     remove_stale(path)?;
@@ -79,7 +80,7 @@ fn bind(path: &Path, mode: u32, backlog: i32) -> io::Result<(UnixListener, Socke
 fn remove_stale(path: &Path) -> Result<(), Error> {
     let failed = |source| cannot_listen(path, source, None);
     match fs::symlink_metadata(path) {
-        // binding says what is wrong, if anything is
+        // if the path is wrong, `bind` reports the error
         Err(_) => return Ok(()),
         Ok(found) if !found.file_type().is_socket() => {
             let hint = "it is not a socket: remove it, or choose another path";
@@ -104,8 +105,8 @@ fn remove_stale(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Locks the directory for one start at a time. A socket that is bound and does not listen yet refuses connections, and
-/// another start would take its file for stale. Goes on without the lock where the directory cannot be locked.
+/// Locks the directory, so that one server starts at a time. A socket that is bound but does not listen yet refuses
+/// connections, and another start would remove its file as stale. Without the lock if the directory cannot be locked.
 fn take_turn(path: &Path) -> Option<File> {
     let directory = File::open(path.parent()?).ok()?;
     for _ in 0..MAX_TRIES {
@@ -118,7 +119,7 @@ fn take_turn(path: &Path) -> Option<File> {
     None
 }
 
-/// Another program may hold a lock of the directory for a purpose of its own, and for long.
+/// Another program may lock the directory for a long time, for a purpose of its own.
 const MAX_TRIES: usize = 200;
 const TRY_INTERVAL: Duration = Duration::from_millis(5);
 

@@ -1,4 +1,4 @@
-//! Listens, and hands sockets to shards in turn.
+//! Accepts connections and hands their sockets to the shards in turn.
 
 use super::transport::{inherits_options, prepare_listener};
 use crate::core::events::LogLevel;
@@ -10,10 +10,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// A pause after an accept that failed for want of descriptors or memory.
+/// The pause after an accept that failed because descriptors or memory ran out.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Sockets that are accepted before they are handed over together.
+/// The number of sockets that are accepted before they are handed over together.
 const BATCH: usize = 64;
 
 pub struct Acceptor {
@@ -24,7 +24,7 @@ pub struct Acceptor {
 }
 
 impl Acceptor {
-    /// Must be called in a runtime that the acceptor will run on.
+    /// Must be called in the runtime that `run` will use.
     pub fn new(sockets: Vec<ListeningSocket>, node: &Arc<Node>) -> io::Result<Self> {
         let prepare = |socket: ListeningSocket| {
             prepare_listener(&socket, &node.config)?;
@@ -40,15 +40,15 @@ impl Acceptor {
         })
     }
 
-    /// Ends the listening, also where a fork of this process holds the descriptor: dropping it alone would leave
-    /// the port listening there.
+    /// Ends the listening. A shutdown is needed because a fork of this process may hold the descriptor, and the port would
+    /// then stay open after the descriptor is closed here.
     pub fn close(self) {
         for listener in &self.listeners {
             let _ = socket2::SockRef::from(listener.get()).shutdown(Shutdown::Both);
         }
     }
 
-    /// Accepts until it is dropped.
+    /// Accepts connections until the future is dropped.
     pub async fn run(&self) {
         futures_util::future::join_all(self.listeners.iter().map(|each| self.accept_from(each)))
             .await;
@@ -65,14 +65,14 @@ impl Acceptor {
                     is_failing = false;
                     tokio::task::yield_now().await;
                 }
-                // the peer was gone before it was accepted
+                // the peer closed the connection before the accept
                 Err(error)
                     if matches!(
                         error.kind(),
                         io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset
                     ) => {}
                 Err(error) => {
-                    // said once, not ten times a second
+                    // logged once, not at each attempt
                     if !std::mem::replace(&mut is_failing, true) {
                         self.node.events.log(LogLevel::Error, "server", || {
                             format!("cannot accept connections for now: {error}")
@@ -103,14 +103,14 @@ impl Acceptor {
     }
 }
 
-/// A listener whose sockets no runtime has seen yet: a shard registers them with its own.
+/// A listener. Its accepted sockets belong to no runtime: a shard registers them with its own runtime.
 #[cfg(unix)]
 struct Listener(tokio::io::unix::AsyncFd<ListeningSocket>);
 
 #[cfg(unix)]
 impl Listener {
     fn new(listener: ListeningSocket) -> io::Result<Self> {
-        // SAFETY: the listener owns its descriptor, gives it out to nobody, and is dropped with the registration.
+        // SAFETY: the listener owns its descriptor, and the descriptor stays open until the registration is dropped.
         let registered = unsafe {
             tokio::io::unix::AsyncFd::register_with_interest(
                 listener,
@@ -124,7 +124,7 @@ impl Listener {
         self.0.get_ref()
     }
 
-    /// Waits for one, then takes what there is, up to a batch.
+    /// Waits for a connection, then accepts the connections that wait, at most a batch.
     async fn accept(&self, accepted: &mut Vec<Accepted>) -> io::Result<()> {
         let mut ready = self.0.readable().await?;
         while accepted.len() < BATCH {

@@ -7,6 +7,7 @@ use crate::base::error::Error;
 use crate::core::events::LogLevel;
 use crate::core::hub::Slot;
 use crate::core::outbound::Chunk;
+use crate::net::peer::Peer;
 use crate::node::{ConnectRequest, ConnectionId, Delivery};
 use crate::ports::auth::{Admission, AdmissionRequest, Deferral, Identity, Verdict};
 use crate::ports::completion::Completion;
@@ -61,7 +62,9 @@ impl Shard {
         let head = Arc::new(head);
         match Request::of(&head, &self.config.http_prefix) {
             Request::Upgrade(_) if self.draining.is_some() => self.refuse_draining(slot),
-            Request::Upgrade(upgrade) if identity.is_some() => self.open(slot, &upgrade, identity),
+            Request::Upgrade(upgrade) if identity.is_some() => {
+                self.open(slot, &upgrade, self.peer(slot), identity);
+            }
             Request::Upgrade(upgrade) => self.admit(slot, &head, &upgrade),
             Request::Page {
                 path,
@@ -109,13 +112,12 @@ impl Shard {
                 });
             })
         };
-        let request = AdmissionRequest {
-            head,
-            peer: connection.stream.peer(),
-        };
+        // asking the system for the peer is a large part of the cost of a connect
+        let peer = connection.stream.peer();
+        let request = AdmissionRequest { head, peer };
         match self.auth.admit(&request, Deferral::new(&completion)) {
             Admission::Decided(Verdict::Admitted(identity)) => {
-                self.open(slot, upgrade, identity.as_ref());
+                self.open(slot, upgrade, peer, identity.as_ref());
             }
             Admission::Decided(Verdict::Denied(denial)) => self.deny(slot, denial),
             Admission::Deferred(_) => {
@@ -147,7 +149,7 @@ impl Shard {
         }
         self.contain(slot, |shard| match verdict {
             Ok(Verdict::Admitted(identity)) => match Upgrade::check(&head) {
-                Ok(upgrade) => shard.open(slot, &upgrade, identity.as_ref()),
+                Ok(upgrade) => shard.open(slot, &upgrade, shard.peer(slot), identity.as_ref()),
                 Err(refused) => shard.refuse(slot, &refused),
             },
             Ok(Verdict::Denied(denial)) => shard.deny(slot, denial),
@@ -196,8 +198,18 @@ impl Shard {
         self.last_word(slot, pages::refusal_response(refused));
     }
 
+    fn peer(&self, slot: Slot) -> Option<Peer> {
+        self.connections.get(slot as usize)?.stream.peer()
+    }
+
     /// Accepts a WebSocket and sends the welcome, if the node takes one more client.
-    fn open(&mut self, slot: Slot, upgrade: &Upgrade<'_>, identity: Option<&Identity>) {
+    fn open(
+        &mut self,
+        slot: Slot,
+        upgrade: &Upgrade<'_>,
+        peer: Option<Peer>,
+        identity: Option<&Identity>,
+    ) {
         let next_ping = self.wheel.now() + self.ticks(self.config.heartbeat_interval);
         let Some(connection) = self.connections.get_mut(slot as usize) else {
             return;
@@ -207,7 +219,7 @@ impl Shard {
         let request = ConnectRequest {
             resume: upgrade.resume,
             acknowledges: upgrade.acknowledges,
-            peer: connection.stream.peer(),
+            peer,
             identity,
         };
         let connection_id = self.connection_id(slot, generation);

@@ -15,17 +15,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-/// Frames of one channel that came together are joined up to this size, so that a subscriber gets one chunk.
+/// Consecutive frames of one channel are joined up to this size, so that a subscriber gets one chunk.
 const MAX_RUN: usize = 64 << 10;
 
-/// Chunks that one turn puts into queues, about; the rest of the inbox waits for the next turn.
+/// The approximate number of chunks that one turn queues. The rest of the inbox waits for the next turn.
 const TURN_PUSHES: usize = 4096;
 
-/// Pushes that take about as long as a send.
+/// The number of pushes that take about as long as one send.
 const PUSHES_PER_SEND: usize = 64;
 
 impl Shard {
-    /// Carries out what is in the inbox, in its order; what goes beyond this turn's pushes waits for the next turn.
+    /// Carries out the deliveries of the inbox in order. Deliveries beyond the limit of pushes wait for the next turn.
     pub(super) fn deliver(&mut self) {
         if self.deliveries.is_empty() {
             let mut taken = Vec::from(std::mem::take(&mut self.deliveries));
@@ -45,12 +45,12 @@ impl Shard {
             settled += self.carry_out(delivery);
         }
         if self.handle.inbox.settle(settled) {
-            // others may hold back because of this inbox
+            // other shards may have paused publishers because this inbox was full
             self.node.shards.wake();
         }
     }
 
-    /// Carries out a delivery and those that join it; returns the weight of the latter.
+    /// Carries out a delivery, with the deliveries behind it that can be joined. Returns the weight of the joined ones.
     fn carry_out(&mut self, delivery: Delivery) -> usize {
         match delivery {
             Delivery::Publish {
@@ -123,8 +123,8 @@ impl Shard {
         0
     }
 
-    /// Queues a publication for its subscribers, together with those behind it that join it; returns the weight of
-    /// those.
+    /// Queues a publication for its subscribers, joined with the publications behind it that continue the run. Returns the
+    /// weight of the joined publications.
     fn publish(
         &mut self,
         mut channel: InFlight,
@@ -133,7 +133,7 @@ impl Shard {
     ) -> usize {
         let mut run = Run::new(frame);
         let mut joined = 0;
-        // what may be dropped is dropped one by one
+        // publications that a policy may drop stay separate, so that each can be dropped alone
         let is_joined = delivery_options.policy == SlowConsumer::Disconnect;
         while is_joined
             && let Some(next) = self.deliveries.front()
@@ -198,8 +198,8 @@ impl Shard {
         }
     }
 
-    /// A fan-out for which `max_queued_bytes` has no room unless sockets take it at once: from the bound on, each
-    /// subscriber is written before the next one gets its share.
+    /// A fan-out that exceeds `max_queued_bytes` unless sockets take the bytes at once. Beyond the limit, the shard writes
+    /// each subscriber before it queues for the next.
     fn fan_out_in_little_room(
         &mut self,
         subscribers: &[Slot],
@@ -218,7 +218,7 @@ impl Shard {
         }
     }
 
-    /// Of a channel of which only the newest publication counts, what still waits makes way for a newer one.
+    /// Drops the waiting publications of a channel of which only the newest publication counts.
     fn conflate(&mut self, channel: &Arc<Channel>) {
         let behind: Vec<Slot> = self
             .hub
@@ -244,10 +244,10 @@ impl Shard {
         }
     }
 
-    /// Deals with a connection for which more waits than may, after one more try to write it: drops what its channels'
-    /// policies allow to, or ends it.
+    /// Enforces `max_pending_bytes` for a connection: tries to write, then drops what the policies of the channels allow, and
+    /// ends the connection if too much still waits.
     ///
-    /// A single message may be larger than the bound: only what waits behind it counts.
+    /// A single message may exceed the limit: only the bytes behind the first message count.
     pub(super) fn check_slow(&mut self, slot: Slot) {
         let limit = self.config.max_pending_bytes;
         if !self.is_over(slot, limit) {
@@ -262,7 +262,7 @@ impl Shard {
         }
     }
 
-    /// Counts a connection as behind with a channel, if more waits for the connection than publishers may leave there.
+    /// Counts a connection as behind with a channel if its queue is over the mark.
     fn check_behind(&mut self, slot: Slot, channel: &Arc<Channel>) {
         let mark = self.mark();
         if let Some(connection) = self.connections.get_mut(slot as usize)
@@ -278,13 +278,13 @@ impl Shard {
         connection.is_some_and(|connection| connection.outbound.weight_behind() > limit)
     }
 
-    /// Drops the oldest, where that is the channels' policy, until what waits weighs `limit`.
+    /// Drops the oldest publications of channels with this policy, until the queue weighs at most `limit`.
     pub(super) fn drop_oldest(&mut self, slot: Slot, limit: usize) {
         let dropped = self.drop_queued(slot, |outbound| outbound.drop_oldest(limit));
         self.count_dropped(SlowConsumer::DropOldest.name(), &dropped);
     }
 
-    /// Drops something from a connection's queue; the client is told once it takes something again.
+    /// Drops chunks from the queue of a connection. The client is told when its socket takes data again.
     fn drop_queued(
         &mut self,
         slot: Slot,
@@ -296,7 +296,7 @@ impl Shard {
         let (frames, bytes) = (connection.outbound.frames(), connection.outbound.bytes());
         let weight = connection.outbound.weight();
         let dropped = drop(&mut connection.outbound);
-        // the frames of a half-written run are counted anew, and may weigh more than the run
+        // the frames of a half-written run are counted again, and may weigh more than the run
         self.queued_frames = self.queued_frames + connection.outbound.frames() - frames;
         self.queued_bytes -= bytes - connection.outbound.bytes();
         self.freed += weight.saturating_sub(connection.outbound.weight());
@@ -304,7 +304,7 @@ impl Shard {
         dropped
     }
 
-    /// Counts what a slow consumer's queue has lost, by channel.
+    /// Counts the frames that the queue of a slow consumer has lost, by channel.
     pub(super) fn count_dropped(&mut self, reason: &'static str, dropped: &[Dropped]) {
         for dropped in dropped {
             let channel = dropped.channel.and_then(|key| self.channel_of(key));
@@ -313,7 +313,7 @@ impl Shard {
         }
     }
 
-    /// The channel with this key; those of slow consumers are remembered, for the node would look at all.
+    /// The channel with this key. Channels of slow consumers are cached, because the node has no index by key.
     fn channel_of(&mut self, key: ChannelKey) -> Option<Arc<Channel>> {
         if let Some(known) = self.channels_with_drops.get(&key) {
             return Some(Arc::clone(known));
@@ -326,7 +326,7 @@ impl Shard {
         Some(channel)
     }
 
-    /// Tells a client what was dropped for it, if it understands that.
+    /// Queues a `gap` for each channel of which messages were dropped, if the client understands gaps.
     pub(super) fn tell_dropped(&mut self, slot: Slot) {
         let Some(connection) = self.connections.get_mut(slot as usize) else {
             return;
@@ -341,7 +341,7 @@ impl Shard {
         for dropped in dropped {
             if let Some(channel) = dropped.channel.and_then(|key| self.channel_of(key)) {
                 let frame = self.node.gap(&channel, &dropped);
-                // before what of the channel still waits
+                // the lane brings the gap ahead of the waiting messages of the channel
                 self.queue(slot, Chunk::direct(&frame, Priority::High, None));
             }
         }
@@ -352,7 +352,7 @@ impl Shard {
         let line = line_for(self.connections.len(), chunk.bytes.len());
         let limit = self.config.max_pending_bytes;
         for (slot, connection) in &mut self.connections {
-            // Later connections got the emergency as mail, or not at all.
+            // a later connection got the emergency as mail, or is not meant
             if connection.emergencies < number && matches!(connection.phase, Phase::Open { .. }) {
                 let added = connection.outbound.push(chunk.clone());
                 self.queued_frames = self.queued_frames.wrapping_add_signed(added);
@@ -370,7 +370,7 @@ impl Shard {
 
     fn drain(&mut self) {
         self.draining = Some(Instant::now() + self.config.drain_timeout);
-        // no client is let in any more, so the clients' places are free for their own close
+        // no new client is admitted, so the places of clients are free for the close of these clients
         self.max_transient += self.open_count;
         let open: Vec<Slot> = self
             .connections
@@ -396,10 +396,10 @@ impl Shard {
     }
 }
 
-/// Channels of slow consumers that are remembered.
+/// The number of channels of slow consumers that are cached.
 const KNOWN_CHANNELS: usize = 1024;
 
-/// Capacity of the list of deliveries that is kept from turn to turn.
+/// The largest capacity of the list of deliveries that is kept from turn to turn.
 const KEPT_CAPACITY: usize = 1 << 16;
 
 /// Frames of one channel in a row.
@@ -413,7 +413,7 @@ impl Run {
         Run::One(frame)
     }
 
-    /// True for a publication of the same channel and lane that has room.
+    /// True for a publication of the same channel, lane and policy for which the run has room.
     fn is_continued_by(
         &self,
         next: &Delivery,

@@ -1,4 +1,4 @@
-//! Room for new connections: which connection a shard closes when too many are in their handshake or in their close.
+//! The limit of handshakes: which connection a shard closes when too many are in their handshake or in their close.
 
 use super::Shard;
 use super::receive::{BYTES_PER_WORK, PUSH_WORK, QUIET_READ, READ_SHARE};
@@ -13,7 +13,8 @@ impl Shard {
     /// room or more, and otherwise the oldest connection in its close: a flood of one kind does not end the other kind.
     ///
     /// Many sockets may be adopted before this shard reads any of them. A handshake is therefore read once more before
-    /// the shard closes it, and is not closed if its request head has arrived.
+    /// the shard closes it, and is not closed if its request head has arrived. A connection that waits for its verdict has
+    /// no such right, because `Auth` may be slow: it is refused.
     pub(super) fn make_room_for_handshake(&mut self) {
         loop {
             self.forget_ended();
@@ -48,8 +49,8 @@ impl Shard {
         }
     }
 
-    /// Reads a connection in its handshake once, at once. The runtime learns only after this turn that a new socket is
-    /// readable, so this asks the socket itself. The work counts as pushes, which bound how long a turn delivers.
+    /// Reads a connection in its handshake once. The runtime learns only after this turn that a new socket is readable, so
+    /// this bypasses the runtime. The work counts as pushes, which limit how long a turn delivers.
     fn read_handshake(&mut self, slot: Slot) {
         let before = self.read_work;
         self.contain(slot, |shard| shard.read_directly(slot));

@@ -1,17 +1,17 @@
 //! A shard: one thread, one current-thread runtime, and the connections that it owns.
 //!
-//! One future runs everything in turns: take the inbox, read what is readable, take the inbox again, write each
-//! connection that has something new once. There is no task, lock or wake-up per connection on the way out.
+//! One future runs everything in turns: take the inbox, read the readable sockets, take the inbox again, and write each
+//! connection with new data once. The way out has no task, lock or wake-up for each connection.
 //!
-//! A turn is short, whatever was asked of the shard: reading, pushing and writing each stop after their share of work,
-//! and go on in the next turn, with a look at the sockets in between.
+//! A turn is short: reading, pushing and writing each stop after their share of work, and continue in the next turn. The
+//! runtime polls the sockets between two turns.
 
 mod acceptor;
 mod admission;
 mod adopt;
 mod deliver;
 mod handshake_limit;
-mod hold;
+mod pause;
 mod receive;
 mod socket;
 mod transport;
@@ -30,7 +30,7 @@ use crate::node::{Channel, Delivery, Node, ShardHandle};
 use crate::ports::auth::Auth;
 use crate::settings::config::Config;
 use crate::wire::http::pages::Refused;
-use hold::{Hold, Stalls};
+use pause::{Pause, Stalls};
 use slab::Slab;
 use socket::{Connection, Phase, Watch};
 use std::collections::{HashMap, VecDeque};
@@ -46,27 +46,26 @@ use tokio::time::{Interval, MissedTickBehavior};
 use wake::ReadyList;
 use write::{Lines, Others};
 
-/// Bytes that are read at once; what they leave over is copied to the connection.
+/// Bytes that one read takes at most. Bytes of an incomplete frame are copied to the connection.
 const READ_BUFFER: usize = 64 << 10;
 
-/// Ticks that may come late, on a busy machine, before it counts as having been stopped.
+/// The number of ticks that a busy machine may be late. Beyond it, the process counts as having been stopped.
 const MAX_LATE_TICKS: u64 = 4;
 
-/// Turns of a busy shard between two looks at which sockets are ready, so that one that sends without pause does
-/// not hide the others.
+/// Turns of a busy shard between two polls of the sockets. One client that sends without pause must not hide others.
 const TURNS_PER_POLL: u32 = 1;
 
-/// Bytes of deliveries that one turn's reading may make, about: what is read beyond it waits for the next turn, so
-/// that others are written to, and looked at, in between.
+/// The approximate bytes of deliveries that the reading of one turn may cause. Further input waits for the next turn, so
+/// that the shard writes and polls in between.
 const TURN_BYTES: usize = 256 << 10;
 
-/// The work that one turn's reading may cause, in nanoseconds, about.
+/// The approximate work that the reading of one turn may cause, in nanoseconds.
 const TURN_READ_WORK: usize = 400_000;
 
 /// Ticks that the wheel reaches ahead.
 const WHEEL_REACH: usize = 64;
 
-/// A connection whose close frame was written is given this long to close its side.
+/// The time that a peer has to close its side after the close frame was written.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 pub struct Shard {
@@ -81,27 +80,27 @@ pub struct Shard {
     ready: Arc<ReadyList>,
     /// Connections that had more to read than one turn takes.
     busy: VecDeque<Slot>,
-    /// Connections that are read no further for now.
-    held: Vec<(Slot, Hold)>,
+    /// Connections whose reading is paused, with the reason.
+    paused: Vec<(Slot, Pause)>,
     stalls: Stalls,
     lines: Lines,
     wheel: Wheel<Watch>,
     started: Instant,
     tick: Duration,
     draining: Option<Instant>,
-    /// Told once everyone has gone; until it is told to end, it still answers requests.
+    /// Told once when all clients have gone. The shard then answers requests until `Delivery::Finish` comes.
     tell_drained: Option<flume::Sender<()>>,
     is_finished: bool,
-    /// Bytes of buffers that were let go since memory was given back to the system.
+    /// Bytes of buffers that were freed since memory was returned to the system.
     freed: usize,
     buffer: Box<[u8]>,
     queued_frames: usize,
     queued_bytes: usize,
     /// Connections of clients; the others are in their handshake or in their close.
     open_count: usize,
-    /// How many may be in their handshake or in their close.
+    /// The limit of connections in their handshake or in their close.
     max_transient: usize,
-    /// How many of these may be in their handshake before handshakes are closed to make room.
+    /// The number of handshakes from which on handshakes are closed to make room; half of `max_transient`.
     handshake_share: usize,
     /// Connections in their close.
     closing_count: usize,
@@ -109,20 +108,20 @@ pub struct Shard {
     handshakes: VecDeque<(Slot, u32)>,
     /// Connections by the start of their close, the oldest first. May name connections that are gone.
     closing: VecDeque<(Slot, u32)>,
-    /// Bytes that connections hold of messages and request heads that have not arrived in full.
+    /// Bytes of memory that incomplete messages and request heads take.
     unfinished_bytes: usize,
-    /// Connections with a message that has not arrived in full, with some that have completed it.
+    /// Connections with an incomplete message. May name connections whose message is complete by now.
     unfinished_slots: Vec<Slot>,
     others: Others,
     /// The work that this turn's reading has caused so far.
     read_work: usize,
-    /// Bytes in the inbox at which this turn reads no further.
+    /// The size of the inbox, in bytes, at which this turn stops reading.
     most_inbox: usize,
-    /// What is left of the share of the connection that is read.
+    /// The work that the connection which is being read may still cause in this turn.
     read_share: usize,
     /// Chunks that this turn has put into queues so far.
     pushes: usize,
-    /// Some of the channels of which something was dropped.
+    /// A cache of channels of which messages were dropped.
     channels_with_drops: HashMap<ChannelKey, Arc<Channel>>,
     // buffers that are kept from turn to turn
     deliveries: VecDeque<Delivery>,
@@ -131,7 +130,7 @@ pub struct Shard {
 }
 
 impl Shard {
-    /// `drained` hears once that everyone has gone, after the inbox was told to drain.
+    /// `drained` is told once when all clients have gone after a `Delivery::Drain`.
     pub fn new(
         index: usize,
         node: Arc<Node>,
@@ -153,7 +152,7 @@ impl Shard {
             hub: Hub::default(),
             ready: Arc::default(),
             busy: VecDeque::new(),
-            held: Vec::new(),
+            paused: Vec::new(),
             stalls: Stalls::default(),
             lines: Lines::default(),
             wheel: Wheel::new(WHEEL_REACH),
@@ -185,7 +184,7 @@ impl Shard {
         }
     }
 
-    /// The runtime that `run` takes, made beforehand so that a start can fail by it.
+    /// Makes the runtime for `run`. Separate from `run`, so that a start can report the error.
     pub fn runtime() -> io::Result<Runtime> {
         tokio::runtime::Builder::new_current_thread()
             .enable_io()
@@ -194,10 +193,10 @@ impl Shard {
             .build()
     }
 
-    /// Runs until it is told to end. Blocks; to be called on a thread of its own.
+    /// Runs until `Delivery::Finish` comes. Blocks: needs a thread of its own.
     pub fn run(self, runtime: &Runtime) -> io::Result<()> {
         let handle = Arc::clone(&self.handle);
-        // as a task, because waking a task of this thread costs no system call
+        // a task, because waking a task of the same thread costs no system call
         let shard = runtime.spawn(tokio::task::unconstrained(self.turns()));
         let result = runtime.block_on(shard);
         handle.inbox.close();
@@ -210,7 +209,7 @@ impl Shard {
         poll_fn(move |context| {
             let turn = catch_unwind(AssertUnwindSafe(|| self.turn(&mut interval, context)));
             turn.unwrap_or_else(|_| {
-                // what failed was taken out of its queue before, so the next turn does not meet it again
+                // the delivery that failed is out of its queue, so the next turn does not repeat the panic
                 self.node.events.log(LogLevel::Error, "server", || {
                     format!(
                         "shard {}: a panic was contained; please report it",
@@ -225,18 +224,18 @@ impl Shard {
     }
 
     fn turn(&mut self, interval: &mut Interval, context: &mut Context<'_>) -> Poll<()> {
-        // while it runs nobody needs to wake it
+        // a running shard needs no wake-up
         self.handle.inbox.disarm();
         self.ready.disarm();
         (self.read_work, self.pushes) = (0, 0);
         self.look_at_others();
         self.deliver();
-        self.release_held_back();
+        self.resume_reading();
         self.read_ready();
         self.deliver();
         if interval.poll_tick(context).is_ready() {
             self.on_tick();
-            // to have the timer wake it for the next one
+            // registers the waker for the next tick
             let _ = interval.poll_tick(context);
         }
         self.flush_touched();
@@ -262,8 +261,8 @@ impl Shard {
         self.handle.inbox.register(context.waker());
         self.ready.register(context.waker());
         self.end_stalls(context);
-        // room may have come since this turn began, before there was anybody to wake
-        self.release_held_back();
+        // room may have come in this turn, while no waker was registered
+        self.resume_reading();
         if self.has_lines()
             || !self.deliveries.is_empty()
             || !self.busy.is_empty()
@@ -275,7 +274,7 @@ impl Shard {
         Poll::Pending
     }
 
-    /// Reports what waits for this shard's sockets: to other shards, for `max_queued_bytes`, and to `stats()`.
+    /// Publishes how much waits for the sockets of this shard: for `max_queued_bytes`, and for `stats()`.
     fn report_queued(&self) {
         self.handle
             .queued_frames
@@ -285,8 +284,8 @@ impl Shard {
             .store(self.queued_bytes, Ordering::Relaxed);
     }
 
-    /// Reads connections that have something to read: first those that had little before, then the busy ones in turns,
-    /// as far as this turn's work goes.
+    /// Reads the readable connections within the work of one turn: first connections that had little to read before, then
+    /// the busy ones in rotation.
     fn read_ready(&mut self) {
         let mut slots = std::mem::take(&mut self.ready_slots);
         self.ready.take(&mut slots);
@@ -307,7 +306,7 @@ impl Shard {
         }
         self.ready.put_back(slots_left);
         self.ready_slots = slots;
-        // one at least, so that many that send little do not stop it
+        // at least one, so that many quiet connections do not starve the busy ones
         let mut is_first = true;
         let mut left = self.busy.len();
         while left > 0
@@ -326,14 +325,14 @@ impl Shard {
         self.contain(slot, |shard| shard.on_ready(slot));
     }
 
-    /// Reads from a connection; a panic meanwhile closes this connection alone.
+    /// Calls `read` for a connection. A panic closes this connection alone.
     fn contain(&mut self, slot: Slot, read: impl FnOnce(&mut Self)) {
         if catch_unwind(AssertUnwindSafe(|| read(self))).is_err() {
             self.node.events.log(LogLevel::Error, "server", || {
                 "a panic was contained and its connection closed; please report it".to_owned()
             });
             if self.buffer.is_empty() {
-                // it was in use
+                // the panic came while the buffer was in use
                 self.buffer = vec![0; READ_BUFFER].into();
             }
             let connection = self.connections.get(slot as usize);
@@ -347,14 +346,14 @@ impl Shard {
         }
     }
 
-    /// True when what was read in this turn caused so much work that the rest can wait for the next.
+    /// True when the input of this turn has caused as much work as one turn may.
     fn has_read_enough(&self) -> bool {
         self.read_work >= TURN_READ_WORK || self.handle.inbox.bytes() > self.most_inbox
     }
 
     fn on_tick(&mut self) {
         let now = self.current_tick();
-        // a process that was stopped for a while heard nobody in that time; that is nobody's silence
+        // a process that was stopped could not hear its clients: the stop does not count as their silence
         let missed = now.saturating_sub(self.wheel.now() + MAX_LATE_TICKS);
         if missed > 0 {
             for (_, connection) in &mut self.connections {
@@ -376,8 +375,8 @@ impl Shard {
             self.drop_all();
         }
         memory::give_back_if_due(&mut self.freed);
-        // a look at what is held back, should nobody have woken this shard for it
-        self.release_held_back();
+        // in case no wake-up came when the reason of a pause ended
+        self.resume_reading();
     }
 
     fn drop_all(&mut self) {
@@ -396,7 +395,7 @@ impl Shard {
         (self.started.elapsed().as_nanos() / self.tick.as_nanos()) as u64
     }
 
-    /// Ticks until something that is to come after `wait`, rounded up.
+    /// The number of ticks in `wait`, rounded up.
     fn ticks(&self, wait: Duration) -> u64 {
         wait.as_nanos().div_ceil(self.tick.as_nanos()) as u64
     }
@@ -410,7 +409,7 @@ impl Shard {
     }
 }
 
-/// Returns the time between two ticks: fine enough for the shortest of the times that the settings have watched.
+/// Returns the time between two ticks: an eighth of the shortest timeout in the settings, within limits.
 pub fn tick_of(config: &Config) -> Duration {
     let slack = config
         .heartbeat_timeout

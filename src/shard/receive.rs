@@ -1,6 +1,6 @@
 //! The way in: reads a connection's socket, decodes frames, and executes commands.
 
-use super::hold::Hold;
+use super::pause::Pause;
 use super::socket::Phase;
 use super::write::{InLine, SLICE_WORK, fan_out_work};
 use super::{READ_BUFFER, Shard};
@@ -15,47 +15,46 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::io::ReadBuf;
 
-/// Reads of one connection in a turn, so that one that sends without pause leaves room for others.
+/// Reads of one connection in a turn. A client that sends without pause must leave room for others.
 const READS_PER_TURN: usize = 4;
 
-/// The most bytes to read at once from a connection that had little to read in its last turn. Many such may be ready
-/// together, and each waits for all that are before it.
+/// The most bytes that one read takes from a connection that had little to read in its last turn. Many such connections
+/// may be ready together, and each waits for all before it.
 pub(super) const QUIET_READ: usize = 16 << 10;
 
-/// One connection's share of a turn: the work that its frames may cause, in nanoseconds, about.
+/// The approximate work that the frames of one connection may cause in a turn, in nanoseconds.
 pub(super) const READ_SHARE: usize = 200_000;
 
-/// What it takes to carry out a frame, in nanoseconds, about.
+/// The approximate work of executing a frame, in nanoseconds.
 const FRAME_WORK: usize = 1000;
 
-/// Bytes that are read in a nanosecond, about, whether they complete a frame or not.
+/// The approximate number of bytes that are read in a nanosecond, complete frames or not.
 pub(super) const BYTES_PER_WORK: usize = 4;
 
-/// What each subscriber adds to that when a frame is published.
+/// The approximate work of one push, in nanoseconds: a publication adds it for each subscriber.
 pub(super) const PUSH_WORK: usize = 50;
 
-/// Bytes that one connection may publish in a turn, about: what joins into one run.
+/// The approximate number of bytes that one connection may publish in a turn: as much as joins into one run.
 const SHARE_BYTES: usize = 64 << 10;
 
-/// The time that a large fan-out has to be written before its publisher is read again, also where `publisher_hold` is
-/// shorter.
+/// The least time that the reading of a publisher pauses for a large fan-out, also where `publisher_hold` is shorter.
 const LEAST_FAN_OUT_HOLD: Duration = Duration::from_secs(1);
 
-/// The work of the frames that a connection sent, added up while they are read.
+/// The work that the frames of a connection have caused, added up while the shard reads them.
 #[derive(Default)]
 struct Charge {
-    /// Nanoseconds, about.
+    /// In nanoseconds, approximately.
     work: usize,
     published_bytes: usize,
-    /// Bytes that this puts into the queues of subscribers.
+    /// Bytes that the publications add to the queues of subscribers.
     queued_bytes: usize,
-    /// The work of writing what was published.
+    /// The work of writing the publications.
     fan_out_work: usize,
-    /// The channel published on last.
+    /// The channel of the latest publication.
     channel: Option<Arc<Channel>>,
-    /// The work of pushing what was published on `channel` last.
+    /// The work of pushing the latest run on `channel`.
     run_work: usize,
-    /// What is published next on `channel` joins what was published before.
+    /// The next publication on `channel` joins the run.
     is_run: bool,
 }
 
@@ -78,17 +77,17 @@ impl Charge {
         self.channel = Some(fan_out.channel);
     }
 
-    /// A large fan-out is written before its publisher publishes more.
-    fn hold(self, publisher_hold: Duration) -> Option<Hold> {
+    /// Returns the pause after a large fan-out: its publisher waits until the fan-out is written.
+    fn pause(self, publisher_hold: Duration) -> Option<Pause> {
         let channel = self.channel.filter(|_| self.fan_out_work > SLICE_WORK)?;
-        Some(Hold::FanOut {
+        Some(Pause::FanOut {
             channel,
             bytes: self.queued_bytes,
             deadline: Instant::now() + publisher_hold.max(LEAST_FAN_OUT_HOLD),
         })
     }
 
-    /// A run is charged when it ends: more frames add little to it, and go out at the price of one.
+    /// Charges a run at its end. All frames of a run are pushed together, at the price of one.
     fn end_run(&mut self) {
         self.work += std::mem::take(&mut self.run_work);
         self.is_run = false;
@@ -101,23 +100,23 @@ impl Shard {
         if let Some(connection) = self.connections.get_mut(slot as usize)
             && !(connection.outbound.is_empty() && connection.dropped.is_empty())
         {
-            // many may be writable at once: they are written in slices
+            // many sockets may be writable at once, so they are written in slices
             let in_line = &mut connection.in_line;
             Self::touch(&mut self.lines, slot, in_line, InLine::Sliced);
         }
         self.read_share = READ_SHARE;
         let has_more = self.read_some(slot);
         if let Some(connection) = self.connections.get_mut(slot as usize) {
-            connection.is_busy = has_more || connection.is_held_back;
+            connection.is_busy = has_more || connection.is_paused;
             if has_more {
                 connection.readiness.set();
             }
         }
     }
 
-    /// Reads a connection's share; true when there may be more, after the others' turn.
+    /// Reads the share of a connection. True when there may be more to read in a later turn.
     fn read_some(&mut self, slot: Slot) -> bool {
-        // what was read before the connection was held back comes first
+        // frames that were read before the pause come first
         if self
             .connections
             .get(slot as usize)
@@ -132,10 +131,10 @@ impl Shard {
                 return false;
             };
             let is_admitting = matches!(connection.phase, Phase::Admitting { .. });
-            if connection.is_held_back || connection.is_at_end || is_admitting {
+            if connection.is_paused || connection.is_at_end || is_admitting {
                 return false;
             }
-            // a close that was read is in the inbox, and comes before the end of the stream
+            // the close is in the inbox, and must come before the end of the stream
             let is_closing =
                 connection.has_ended_reading && matches!(connection.phase, Phase::Open { .. });
             if is_closing || has_read_enough {
@@ -181,7 +180,7 @@ impl Shard {
         true
     }
 
-    /// The peer has shut its side: what it is owed is still written.
+    /// The peer has shut its side. The queue is still written.
     pub(super) fn at_end(&mut self, slot: Slot) {
         let Some(connection) = self.connections.get_mut(slot as usize) else {
             return;
@@ -229,7 +228,7 @@ impl Shard {
         if connection.has_ended_reading {
             return;
         }
-        if connection.is_held_back {
+        if connection.is_paused {
             connection.reader.keep(bytes);
             return;
         }
@@ -276,13 +275,13 @@ impl Shard {
                 }
                 Received::Pong => self.node.ponged(&client),
                 Received::Close(code) => {
-                    // answered with the same code (RFC 6455 section 5.5.1); 1005 stands for none
+                    // the answer has the same code (RFC 6455 section 5.5.1); 1005 stands for no code
                     let disconnect = Disconnect::closed_by_client(code, may_return);
                     close = Some((disconnect, EncodedFrame::close(code, "")));
                     Backpressure::default()
                 }
             };
-            wait = self.hold_after(&backpressure);
+            wait = self.pause_after(&backpressure);
             charge.add(bytes, backpressure.fan_out);
             close.is_none()
                 && wait.is_none()
@@ -304,9 +303,9 @@ impl Shard {
                 connection.unfinished.complete();
             }
         }
-        let wait = wait.or_else(|| charge.hold(self.config.publisher_hold));
+        let wait = wait.or_else(|| charge.pause(self.config.publisher_hold));
         if let Some(hold) = wait {
-            self.hold_back(slot, hold);
+            self.pause_reading(slot, hold);
         }
         if let Err(disconnect) = result {
             close = Some((disconnect, EncodedFrame::of_disconnect(disconnect)));
@@ -325,8 +324,8 @@ impl Shard {
         });
     }
 
-    /// Ends a connection whose peer has closed it or broken the protocol. By way of the inbox, as replies are, so that
-    /// the close frame leaves behind them.
+    /// Ends a connection after a close frame or a violation of the protocol. The close goes through the inbox, as replies
+    /// do, so that the close frame is sent after the replies.
     fn end_reading(
         &mut self,
         connection_id: ConnectionId,
@@ -343,16 +342,16 @@ impl Shard {
         }
     }
 
-    /// What a connection has to wait for after a frame.
-    fn hold_after(&self, backpressure: &Backpressure) -> Option<Hold> {
+    /// The reason to pause a connection after a frame, if there is one.
+    fn pause_after(&self, backpressure: &Backpressure) -> Option<Pause> {
         let behind = |fan_out: &FanOut| {
             let must_wait = fan_out.recipients > 0 && self.node.is_full(&fan_out.channel);
-            must_wait.then(|| Hold::Subscribers(Arc::clone(&fan_out.channel)))
+            must_wait.then(|| Pause::Subscribers(Arc::clone(&fan_out.channel)))
         };
         if backpressure.told && self.node.events.must_hold_back() {
-            Some(Hold::Events)
+            Some(Pause::Events)
         } else if backpressure.published && self.node.shards.is_congested() {
-            Some(Hold::Inbox)
+            Some(Pause::Inbox)
         } else {
             backpressure.fan_out.as_ref().and_then(behind)
         }

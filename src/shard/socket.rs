@@ -1,6 +1,6 @@
 //! One connection on its shard: the handshake, reading, writing, heartbeats and the end.
 
-use super::hold::Stall;
+use super::pause::Stall;
 use super::transport::Transport;
 use super::unfinished::Unfinished;
 use super::wake::Readiness;
@@ -20,10 +20,10 @@ use std::net::Shutdown;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-/// What a connection takes, roughly, here and in the node.
+/// The approximate memory of a connection, in the shard and in the node, in bytes.
 const CONNECTION_SIZE: usize = 1024;
 
-/// Slices of one vectored write.
+/// The most slices of one vectored write.
 const MAX_SLICES: usize = 64;
 
 #[expect(
@@ -39,33 +39,33 @@ pub(super) struct Connection {
     pub(super) reader: Reader,
     pub(super) unfinished: Unfinished,
     pub(super) outbound: Outbound,
-    /// What was dropped from `outbound` and is still to be told.
+    /// Messages that were dropped from `outbound` and that the client was not told about.
     pub(super) dropped: Vec<Dropped>,
-    /// Bytes that the client's entry in the node says are waiting.
+    /// The queued bytes that the node was last told.
     reported_bytes: usize,
-    /// How many emergencies went out before it was opened.
+    /// The number of emergencies that went out before the connection was opened.
     pub(super) emergencies: u64,
     /// The client is a page that may be loaded again.
     pub(super) may_return: bool,
-    /// In ticks.
+    /// The tick at which bytes came last.
     pub(super) last_seen: u64,
-    /// The number of its latest entry in the wheel.
+    /// The number of the connection's latest entry in the wheel.
     watch: u32,
     pub(super) in_line: InLine,
-    /// Too much waits for it.
+    /// Set while the queue is over the mark.
     pub(super) stall: Option<Stall>,
-    /// It had more to read than one turn takes: those that had not come first.
+    /// There was more to read than one turn takes. Other connections are read first.
     pub(super) is_busy: bool,
-    pub(super) is_held_back: bool,
-    /// A close frame or a violation was read; nothing that follows counts.
+    pub(super) is_paused: bool,
+    /// A close frame or a violation was read. Further input is ignored.
     pub(super) has_ended_reading: bool,
     /// The peer has shut its side.
     pub(super) is_at_end: bool,
-    /// A write failed; what is left to read is read.
+    /// A write failed. The remaining input is still read.
     pub(super) takes_nothing: bool,
 }
 
-/// An entry of the wheel; only a connection's latest counts.
+/// An entry of the wheel. Only the latest entry of a connection counts.
 pub(super) struct Watch {
     slot: Slot,
     generation: u32,
@@ -91,7 +91,8 @@ pub(super) enum Phase {
         /// The tick of the next heartbeat.
         next_ping: u64,
     },
-    /// A last word is queued; then the socket is shut, and dropped when the peer has shut its side too.
+    /// The last chunk is queued. When the chunk is written the socket is shut, and then dropped when the peer has shut its
+    /// side.
     Closing { deadline: u64, is_shut: bool },
 }
 
@@ -126,7 +127,7 @@ impl Shard {
             in_line: InLine::No,
             stall: None,
             is_busy: false,
-            is_held_back: false,
+            is_paused: false,
             has_ended_reading: false,
             is_at_end: false,
             takes_nothing: false,
@@ -136,7 +137,7 @@ impl Shard {
         slot
     }
 
-    /// Writes what waits, as far as the socket takes it.
+    /// Writes the queue, as far as the socket takes data.
     pub(super) fn flush(&mut self, slot: Slot) {
         let Some(connection) = self.connections.get_mut(slot as usize) else {
             return;
@@ -145,7 +146,7 @@ impl Shard {
             return;
         }
         if !connection.dropped.is_empty() && connection.takes_something() {
-            // before what of the channel still waits
+            // a gap goes ahead of the waiting messages of its channel
             self.tell_dropped(slot);
         }
         let Some(connection) = self.connections.get_mut(slot as usize) else {
@@ -171,7 +172,7 @@ impl Shard {
             return;
         };
         match result {
-            // what it sent before it went still counts: the read comes to the end after it
+            // frames that the client sent before still count: reading ends the connection after them
             Err(()) if matches!(connection.phase, Phase::Open { .. }) => {
                 if !std::mem::replace(&mut connection.takes_nothing, true) {
                     connection.readiness.set();
@@ -192,7 +193,7 @@ impl Shard {
         }
     }
 
-    /// Something of the wheel is due for a connection, if it is still there.
+    /// Handles an entry of the wheel that is due, if the connection still exists.
     pub(super) fn on_due(&mut self, watch: &Watch, heartbeat: &mut Option<EncodedFrame>) {
         let slot = watch.slot;
         let now = self.wheel.now();
@@ -213,12 +214,12 @@ impl Shard {
                 self.expire_admission(slot);
                 return;
             }
-            // a stop gives what waits all of its own time
+            // a server that stops writes the queue until `drain_timeout`
             Phase::Closing { deadline, .. }
                 if now >= *deadline
                     && (self.draining.is_none() || connection.outbound.is_empty()) =>
             {
-                // a process that was stopped may not have come to write the last word yet
+                // a process that was stopped may not have written the last chunk yet
                 self.flush(slot);
                 self.drop_connection(slot, Disconnect::Lost);
                 return;
@@ -226,15 +227,15 @@ impl Shard {
             Phase::Handshake { deadline, .. }
             | Phase::Admitting { deadline, .. }
             | Phase::Closing { deadline, .. } => *deadline,
-            // one that is held back may well have sent
+            // the input of a paused connection is not read, so the client is not silent
             Phase::Open { .. }
-                if !connection.is_held_back && now >= connection.last_seen + timeout =>
+                if !connection.is_paused && now >= connection.last_seen + timeout =>
             {
                 self.end(slot, Disconnect::HeartbeatTimeout);
                 return;
             }
             Phase::Open { next_ping, .. } => {
-                if connection.is_held_back {
+                if connection.is_paused {
                     connection.last_seen = now;
                 }
                 let deadline = connection.last_seen + timeout;
@@ -255,7 +256,7 @@ impl Shard {
         self.watch(slot, next_look);
     }
 
-    /// Has the wheel look at a connection at a tick, and no longer at the tick set before.
+    /// Sets the tick at which the wheel checks a connection, in place of the tick that was set before.
     pub(super) fn watch(&mut self, slot: Slot, tick: u64) {
         let Some(connection) = self.connections.get_mut(slot as usize) else {
             return;
@@ -269,7 +270,7 @@ impl Shard {
         self.wheel.insert(tick, watch);
     }
 
-    /// Ends an open connection from this side: what waits leaves first, unless the client does not take it.
+    /// Ends an open connection from this side. The queue is written first, unless the client is stalled.
     pub(super) fn end(&mut self, slot: Slot, disconnect: Disconnect) {
         let Some(connection) = self.connections.get_mut(slot as usize) else {
             return;
@@ -278,7 +279,7 @@ impl Shard {
             let (frames, bytes) = (connection.outbound.frames(), connection.outbound.bytes());
             self.freed += connection.outbound.weight();
             let dropped = connection.outbound.clear_waiting();
-            // a run that is half written is counted anew
+            // the frames of a half-written run are counted again
             self.queued_frames = self.queued_frames + connection.outbound.frames() - frames;
             self.queued_bytes -= bytes - connection.outbound.bytes();
             self.count_dropped(disconnect.reason(), &dropped);
@@ -342,7 +343,7 @@ impl Shard {
         }
     }
 
-    /// Queues the close frame and lets go of the client; the socket goes when it is written.
+    /// Queues the close frame and releases the client. The socket is closed when the frame is written.
     pub(super) fn close(&mut self, slot: Slot, disconnect: Disconnect, frame: &EncodedFrame) {
         let deadline = self.wheel.now() + self.ticks(CLOSE_TIMEOUT);
         let Some(connection) = self.connections.get_mut(slot as usize) else {
@@ -358,12 +359,12 @@ impl Shard {
                 is_shut: false,
             },
         );
-        connection.is_held_back = false;
+        connection.is_paused = false;
         self.stalls.has_ended |= connection.stall.take().is_some();
         self.freed += std::mem::take(&mut connection.reader).held();
         let mut unfinished = std::mem::take(&mut connection.unfinished);
         let generation = connection.generation;
-        // A stalled client is unlikely to read these; keep its emergencies as mail.
+        // a stalled client is unlikely to read its emergencies: they become mail
         let unwritten = if disconnect.is_of_stalled() {
             connection.outbound.unwritten_emergencies()
         } else {
@@ -403,7 +404,7 @@ impl Shard {
 }
 
 impl Connection {
-    /// What was dropped is told once the socket takes something again.
+    /// Adds dropped messages to those that the client will be told about when its socket takes data again.
     pub(super) fn note_dropped(&mut self, dropped: &[Dropped]) {
         let noted = &mut self.dropped;
         for dropped in dropped {
@@ -420,13 +421,13 @@ impl Connection {
         }
     }
 
-    /// Whether the socket takes something again after it did not.
+    /// True when the socket takes data.
     fn takes_something(&self) -> bool {
         let mut context = Context::from_waker(&self.waker);
         !self.takes_nothing && self.stream.poll_write_ready(&mut context).is_ready()
     }
 
-    /// Has the client's entry in the node say how much waits.
+    /// Tells the node how many bytes wait for the client.
     fn report_waiting(&mut self) {
         let bytes = self.outbound.bytes();
         if bytes != self.reported_bytes

@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 #[cfg(unix)]
 use tokio::net::UnixStream;
 
-/// What a shard reads from and writes to. Every method is a match and a call.
+/// The socket of a connection. Every method is a match and a call.
 pub(super) enum Transport {
     Tcp(TcpStream),
     #[cfg(unix)]
@@ -53,7 +53,7 @@ impl Transport {
         }
     }
 
-    /// Where the other side is; `None` when the socket has lost its peer already.
+    /// The address of the peer; `None` when the connection has ended already.
     pub(super) fn peer(&self) -> Option<Peer> {
         match self {
             Self::Tcp(stream) => Some(Peer::Ip(stream.peer_addr().ok()?.ip())),

@@ -1,5 +1,5 @@
-//! Input that is not complete: heads and messages whose rest has not arrived. A budget bounds what all connections hold
-//! of it, and a deadline bounds how long one may take.
+//! Incomplete input: request heads and messages of which a part has arrived. A budget limits the memory of all
+//! connections, and a deadline the time of each.
 
 use super::Shard;
 use super::socket::{Connection, Phase};
@@ -11,21 +11,21 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-/// What a connection holds of a message, or of a request head, whose rest has not arrived.
+/// The incomplete message or request head of a connection.
 #[derive(Debug, Default)]
 pub(super) struct Unfinished {
     /// Bytes of memory that the shard has counted for this connection.
     counted: usize,
-    /// Since when the present message is incomplete, in ticks.
+    /// The tick since which the message is incomplete; `None` between messages.
     since: Option<u64>,
-    /// Bytes that have arrived of it.
+    /// Bytes of the message that have arrived.
     arrived: u64,
-    /// The shard's list of connections with incomplete messages has this one.
+    /// The connection is in the shard's list of connections with incomplete messages.
     is_listed: bool,
 }
 
 impl Unfinished {
-    /// Starts anew: a message was completed.
+    /// A message is complete.
     pub fn complete(&mut self) {
         self.since = None;
         self.arrived = 0;
@@ -33,7 +33,7 @@ impl Unfinished {
 }
 
 impl Shard {
-    /// Counts what a connection holds after `arrived` bytes came, and makes room where all together hold too much.
+    /// Updates the count of a connection after `arrived` bytes came, and makes room if all connections hold too much.
     pub(super) fn note_input(&mut self, slot: Slot, arrived: usize) {
         let now = self.wheel.now();
         let Some(connection) = self.connections.get_mut(slot as usize) else {
@@ -58,14 +58,14 @@ impl Shard {
         }
     }
 
-    /// Forgets what a connection that ends was counted for.
+    /// Subtracts the count of a connection that ends.
     pub(super) fn forget_input(&mut self, unfinished: &mut Unfinished) {
         self.unfinished_bytes -= unfinished.counted;
         *unfinished = Unfinished::default();
     }
 
-    /// Makes room where the connections of the process hold more than `max_unfinished_bytes`: the shard that holds most
-    /// ends those of its connections that hold most. Another shard wakes that one.
+    /// Makes room if the connections of the process hold more than `max_unfinished_bytes`. The shard that holds most ends
+    /// its connections that hold most; any other shard only wakes that one.
     pub(super) fn check_unfinished(&mut self) {
         let limit = self.config.max_unfinished_bytes;
         self.handle
@@ -84,7 +84,7 @@ impl Shard {
             largest.inbox.wake();
             return;
         }
-        // other shards may hold as much: this one keeps its even share, and so its smallest messages
+        // other shards may hold as much: this shard keeps its even share, and so its smallest messages
         let even_share = limit / shards.len().max(1);
         let wanted = self
             .unfinished_bytes
@@ -104,22 +104,22 @@ impl Shard {
         }
     }
 
-    /// Ends the connections whose message makes too little progress. Called every tick.
+    /// Ends connections whose message arrives too slowly. Called every tick.
     pub(super) fn check_progress(&mut self) {
         let now = self.wheel.now();
         for slot in std::mem::take(&mut self.unfinished_slots) {
             let Some(connection) = self.connections.get_mut(slot as usize) else {
                 continue;
             };
-            let is_held_back = connection.is_held_back;
+            let is_paused = connection.is_paused;
             let unfinished = &mut connection.unfinished;
             unfinished.is_listed = unfinished.since.is_some();
             let Some(since) = unfinished.since else {
                 continue;
             };
             self.unfinished_slots.push(slot);
-            if is_held_back {
-                // the rest waits for this side
+            if is_paused {
+                // the server has paused the reading, so the client is not slow
                 unfinished.since = Some(now);
                 continue;
             }
@@ -147,7 +147,7 @@ impl Shard {
 }
 
 impl Connection {
-    /// Bytes of memory that unfinished input takes.
+    /// Bytes of memory that the incomplete input takes.
     fn held_input(&self) -> usize {
         match &self.phase {
             Phase::Handshake { reader, .. } => reader.as_ref().map_or(0, |reader| reader.memory()),

@@ -20,7 +20,7 @@ impl ReadyList {
         std::mem::swap(&mut *self.slots.lock(), taken);
     }
 
-    /// Puts connections that were taken, and not cleared, before all others again.
+    /// Puts connections that were taken and not cleared back in front.
     pub fn put_back(&self, taken: impl Iterator<Item = Slot>) {
         self.slots.lock().splice(..0, taken);
     }
@@ -33,7 +33,7 @@ impl ReadyList {
         self.waker.register(waker);
     }
 
-    /// Wakes nobody until the next `register`.
+    /// Has no shard woken until the next `register`.
     pub fn disarm(&self) {
         self.waker.take();
     }
@@ -64,7 +64,7 @@ impl Readiness {
         }
     }
 
-    /// To be called when the connection was taken from the list, before its socket is looked at.
+    /// To be called when the connection was taken from the list, before its socket is read.
     pub fn clear(&self) {
         self.is_set.store(false, Ordering::Release);
     }

@@ -1,7 +1,6 @@
-//! The order in which connections are written: a large fan-out leaves in slices, so that everything else leaves in
-//! between.
+//! The order in which connections are written. A large fan-out is written in slices, and other data between the slices.
 //!
-//! Work is counted in bytes, a send counting as so many bytes as take about the same time.
+//! Work is counted in bytes. A send counts as the number of bytes that take the same time.
 
 use super::Shard;
 use super::socket::Phase;
@@ -12,16 +11,16 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// What a send costs besides its bytes.
+/// The work of a send besides its bytes.
 const SEND_WORK: usize = 4 << 10;
 
-/// A turn's share of large fan-outs, and what makes a fan-out a large one.
+/// The share of a turn for large fan-outs. A fan-out of more work than this is a large one.
 pub(super) const SLICE_WORK: usize = 256 << 10;
 
-/// A turn's share of everything else. Most turns have far less to write.
+/// The share of a turn for all other data. Most turns have far less to write.
 const TURN_WORK: usize = 4 * SLICE_WORK;
 
-/// Whether a connection is in line to be written, and in which.
+/// The line that a connection waits in to be written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum InLine {
     #[default]
@@ -32,7 +31,7 @@ pub(super) enum InLine {
     Sliced,
 }
 
-/// Connections with something new to write, each line in the order in which they got it.
+/// Connections with new data to write, in the order in which the data came.
 #[derive(Debug, Default)]
 pub(super) struct Lines {
     next: VecDeque<Slot>,
@@ -48,21 +47,21 @@ impl Lines {
     }
 }
 
-/// What the other shards have queued, when this turn began.
+/// Bytes that the other shards had queued when this turn began.
 #[derive(Debug, Default)]
 pub(super) struct Others {
-    /// Bytes, of all of them.
+    /// Of all other shards.
     queued: usize,
-    /// Bytes, of the one that has most.
+    /// Of the shard that had most.
     most: usize,
 }
 
-/// The work of writing something to so many connections.
+/// The work of writing `bytes` to each of so many connections.
 pub(super) fn fan_out_work(recipients: usize, bytes: usize) -> usize {
     recipients.saturating_mul(SEND_WORK + bytes)
 }
 
-/// The line for something that goes to so many connections.
+/// The line for a chunk of so many bytes that goes to so many connections.
 pub(super) fn line_for(recipients: usize, bytes: usize) -> InLine {
     if fan_out_work(recipients, bytes) > SLICE_WORK {
         InLine::Sliced
@@ -72,32 +71,32 @@ pub(super) fn line_for(recipients: usize, bytes: usize) -> InLine {
 }
 
 impl Shard {
-    /// Puts a connection in line to be written. From the line of slices it may move up.
+    /// Puts a connection in line to be written. A connection may move up from the line of slices.
     pub(super) fn touch(lines: &mut Lines, slot: Slot, in_line: &mut InLine, line: InLine) {
-        // one that moves up leaves its place in the other line empty
+        // the place in the other line stays behind, and is skipped
         if *in_line == InLine::No || (*in_line == InLine::Sliced && line == InLine::Next) {
             *in_line = line;
             lines.of(line).push_back(slot);
         }
     }
 
-    /// Writes each connection in line once, as far as this turn's work goes.
+    /// Writes each connection in line once, within the work of one turn.
     pub(super) fn flush_touched(&mut self) {
         self.flush_line(InLine::Next, TURN_WORK);
         self.flush_line(InLine::Sliced, SLICE_WORK);
         let has_backlog = self.has_backlog();
         if self.handle.has_backlog.swap(has_backlog, Ordering::Relaxed) && !has_backlog {
-            // publishers on other shards may go on
+            // publishers on other shards may continue
             self.node.shards.wake();
         }
     }
 
-    /// True while a large fan-out, or what is behind it in the inbox, is unfinished.
+    /// True while a large fan-out, or a delivery behind it in the inbox, is unfinished.
     pub(super) fn has_backlog(&self) -> bool {
         !self.lines.sliced.is_empty() || !self.deliveries.is_empty()
     }
 
-    /// True when something is in line that the turn has left for the next.
+    /// True when the turn has left connections in line for the next turn.
     pub(super) fn has_lines(&self) -> bool {
         !self.lines.sliced.is_empty() || !self.lines.next.is_empty()
     }
@@ -123,7 +122,7 @@ impl Shard {
         }
     }
 
-    /// Queues for one connection, which is written at the end of the turn.
+    /// Queues a chunk for one connection, which is written at the end of the turn.
     pub(super) fn queue(&mut self, slot: Slot, chunk: Chunk) {
         let Some(connection) = self.connections.get_mut(slot as usize) else {
             return;
@@ -135,17 +134,17 @@ impl Shard {
         Self::touch(&mut self.lines, slot, &mut connection.in_line, line);
     }
 
-    /// True when so many bytes more would be too many for the process.
+    /// True when `bytes` more would exceed `max_queued_bytes`.
     pub(super) fn would_overfill(&self, bytes: usize) -> bool {
         self.queued_bytes + self.others.queued + bytes > self.config.max_queued_bytes
     }
 
-    /// True when the process is over its bound and another shard is to let go of something first.
+    /// True when the process is over `max_queued_bytes` and another shard has more to drop.
     pub(super) fn must_wait_for_others(&self) -> bool {
         self.would_overfill(0) && self.queued_bytes < self.others.most
     }
 
-    /// Looks at what the other shards have queued.
+    /// Reads how much the other shards have queued.
     pub(super) fn look_at_others(&mut self) {
         self.others = Others::default();
         for handle in self.node.shards.all().iter() {
@@ -157,8 +156,8 @@ impl Shard {
         }
     }
 
-    /// Has the connections with the most bytes waiting let go of what waits, until the process has room. The shard that
-    /// has most to let go of does so.
+    /// Drops queues, the largest first, until the process is within `max_queued_bytes`. Only the shard that has queued most
+    /// does so.
     pub(super) fn make_room(&mut self) {
         if self.must_wait_for_others() {
             self.node.shards.wake();
@@ -175,7 +174,7 @@ impl Shard {
             };
             let slot = slot as Slot;
             if !matches!(connection.phase, Phase::Open { .. }) {
-                // its last word does not leave either
+                // the peer does not take the last chunk either
                 self.drop_connection(slot, Disconnect::SlowConsumer);
                 continue;
             }

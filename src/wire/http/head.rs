@@ -34,8 +34,8 @@ pub enum HeadError {
 impl RequestHead {
     /// Parses the head at the beginning of `bytes`; `None` when the head is not complete.
     pub fn parse(bytes: &[u8]) -> Result<Option<Self>, HeadError> {
-        let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
-        let mut request = httparse::Request::new(&mut fields);
+        let mut parsed = [httparse::EMPTY_HEADER; MAX_FIELDS];
+        let mut request = httparse::Request::new(&mut parsed);
         let length = match request.parse(bytes) {
             Ok(httparse::Status::Complete(length)) => length,
             Ok(httparse::Status::Partial) => return Ok(None),
@@ -43,15 +43,15 @@ impl RequestHead {
             Err(_) => return Err(HeadError::Malformed),
         };
         let span = |part: &[u8]| Span::of(part, bytes).ok_or(HeadError::TooLarge);
+        let mut fields = Vec::with_capacity(request.headers.len());
+        for field in &*request.headers {
+            fields.push((span(field.name.as_bytes())?, span(field.value)?));
+        }
         Ok(Some(Self {
             method: span(request.method.unwrap_or_default().as_bytes())?,
             target: span(request.path.unwrap_or_default().as_bytes())?,
             is_http_1_1: request.version == Some(1),
-            fields: request
-                .headers
-                .iter()
-                .map(|field| Ok((span(field.name.as_bytes())?, span(field.value)?)))
-                .collect::<Result<_, _>>()?,
+            fields: fields.into(),
             bytes: bytes[..length].into(),
         }))
     }
@@ -110,22 +110,22 @@ impl RequestHead {
 
     /// Names and values of the header fields, in the order in which they came.
     pub fn fields(&self) -> impl Iterator<Item = (&str, &[u8])> {
-        let pair = |(name, value): &(Span, Span)| (self.text(*name), &self.bytes[value.range()]);
+        let pair = |(name, value): &(Span, Span)| (self.text(*name), self.part(*value));
         self.fields.iter().map(pair)
     }
 
     /// The values of all header fields of a name; case does not matter.
     pub fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
-        self.fields()
-            .filter(move |(known, _)| known.eq_ignore_ascii_case(name))
-            .map(|(_, value)| value)
+        // compares bytes: each lookup as text would check each name to be UTF-8 again
+        self.fields
+            .iter()
+            .filter(move |(known, _)| self.part(*known).eq_ignore_ascii_case(name.as_bytes()))
+            .map(|(_, value)| self.part(*value))
     }
 
     /// The value of the first header field of a name; case does not matter.
-    pub fn value(&self, name: &str) -> Option<&[u8]> {
-        self.fields()
-            .find(|(known, _)| known.eq_ignore_ascii_case(name))
-            .map(|(_, value)| value)
+    pub fn value<'a>(&'a self, name: &'a str) -> Option<&'a [u8]> {
+        self.values(name).next()
     }
 
     /// True when a header field that is a list of tokens has this token; case does not matter.
@@ -147,7 +147,11 @@ impl RequestHead {
 
     /// A text that `httparse` has checked to be ASCII or UTF-8.
     fn text(&self, span: Span) -> &str {
-        std::str::from_utf8(&self.bytes[span.range()]).unwrap_or_default()
+        std::str::from_utf8(self.part(span)).unwrap_or_default()
+    }
+
+    fn part(&self, span: Span) -> &[u8] {
+        &self.bytes[span.range()]
     }
 }
 

@@ -1,4 +1,4 @@
-//! Backpressure: connections that are read no further while the work that they caused is unfinished.
+//! Backpressure: the shard pauses the reading of connections while the work that they caused is unfinished.
 //!
 //! A publisher waits for the subscribers of its channel as long as one of them is *behind*: more than half of
 //! `max_pending_bytes` waits for that subscriber although its socket was tried. Publishers wait at most `publisher_hold`.
@@ -16,15 +16,15 @@ use std::task::Context;
 use std::time::Instant;
 use tokio::time::Sleep;
 
-/// Why a connection is read no further for now.
+/// Why the reading of a connection is paused.
 #[derive(Debug)]
-pub(super) enum Hold {
+pub(super) enum Pause {
     /// Python has too many events to handle.
     Events,
     /// The inbox of a shard is full.
     Inbox,
-    /// The frames that the connection published are still being written to many subscribers, or `max_queued_bytes` has no
-    /// room for as many bytes again. Ends at the deadline, for other channels may always have something to write.
+    /// The publications of the connection are still being written to many subscribers, or `max_queued_bytes` has no room
+    /// for as many bytes again. Ends at the deadline, because other channels may always have something to write.
     FanOut {
         channel: Arc<Channel>,
         bytes: usize,
@@ -37,22 +37,22 @@ pub(super) enum Hold {
 /// A connection for which more than half of `max_pending_bytes` waits.
 #[derive(Debug, Default)]
 pub(super) struct Stall {
-    /// The channels that fill its queue. Empty once the publishers have waited long enough.
+    /// The channels that fill the queue. Empty when their publishers have waited long enough.
     channels: Vec<BehindWith>,
-    /// When publishers go on; `None` before the socket was tried.
+    /// When publishers continue; `None` before the socket was tried.
     until: Option<Instant>,
-    /// Bytes that the socket took since publishers wait.
+    /// Bytes that the socket has taken since publishers began to wait.
     taken: usize,
 }
 
-/// What the shard knows of subscribers that are behind.
+/// The subscribers that are behind.
 #[derive(Default)]
 pub(super) struct Stalls {
-    /// Whom publishers wait for, by the end of the wait: the soonest first.
+    /// The connections that publishers wait for, by the end of the wait, the soonest first.
     due: std::collections::VecDeque<(Instant, Slot, u32)>,
-    /// One timer for the soonest; `None` before it was needed.
+    /// The timer for the soonest end; `None` before the first use.
     timer: Option<Pin<Box<Sleep>>>,
-    /// A connection is behind no longer: publishers on any shard may go on.
+    /// A connection is no longer behind: publishers on any shard may continue.
     pub(super) has_ended: bool,
 }
 
@@ -75,8 +75,8 @@ impl Shard {
         }
     }
 
-    /// To be called when the socket of a connection that is behind was tried: the connection has caught up, or the time
-    /// for which publishers wait for it begins.
+    /// To be called after an attempt to write a connection that is behind. Either the connection has caught up, or the time
+    /// begins for which publishers wait.
     pub(super) fn look_at_stall(&mut self, slot: Slot, written: usize) {
         let mark = self.mark();
         let Some(connection) = self.connections.get_mut(slot as usize) else {
@@ -99,9 +99,9 @@ impl Shard {
         }
     }
 
-    /// Lets publishers go on whose subscribers were behind for long enough.
+    /// Ends the wait for subscribers that were behind for `publisher_hold`.
     ///
-    /// A subscriber that took as much as the mark meanwhile is reading, and is waited for again.
+    /// A subscriber that has taken as many bytes as the mark is reading, so publishers wait for it again.
     pub(super) fn end_stalls(&mut self, context: &mut Context<'_>) {
         let mark = self.mark();
         while let Some(&(until, slot, generation)) = self.stalls.due.front() {
@@ -122,7 +122,7 @@ impl Shard {
                     self.stalls.has_ended = true;
                 }
                 Some(_) => break,
-                // it has caught up, or is gone
+                // the connection has caught up, or is gone
                 None => {}
             }
             self.stalls.due.pop_front();
@@ -145,58 +145,58 @@ impl Shard {
         }
     }
 
-    /// Reads a connection no further until the hold ends.
-    pub(super) fn hold_back(&mut self, slot: Slot, hold: Hold) {
+    /// Stops reading a connection until the reason has ended.
+    pub(super) fn pause_reading(&mut self, slot: Slot, pause: Pause) {
         let Some(connection) = self.connections.get_mut(slot as usize) else {
             return;
         };
-        connection.is_held_back = true;
-        match hold {
-            Hold::Inbox => self.node.counters.inbox_pauses.add(1),
-            Hold::Subscribers(_) => self.node.counters.publisher_pauses.add(1),
-            Hold::Events | Hold::FanOut { .. } => {}
+        connection.is_paused = true;
+        match pause {
+            Pause::Inbox => self.node.counters.inbox_pauses.add(1),
+            Pause::Subscribers(_) => self.node.counters.publisher_pauses.add(1),
+            Pause::Events | Pause::FanOut { .. } => {}
         }
-        self.held.push((slot, hold));
+        self.paused.push((slot, pause));
     }
 
-    /// Resumes reading held connections whose reason has ended.
-    pub(super) fn release_held_back(&mut self) {
-        if self.held.is_empty() {
+    /// Resumes reading the paused connections whose reason has ended.
+    pub(super) fn resume_reading(&mut self) {
+        if self.paused.is_empty() {
             return;
         }
         let events = self.node.events.must_hold_back();
         let inbox = self.node.shards.is_congested();
         let backlog = self.has_backlog() || self.node.shards.has_backlog();
         let waits_for_room = !self.config.publisher_hold.is_zero();
-        let mut held = std::mem::take(&mut self.held);
-        held.retain_mut(|(slot, hold)| {
-            if let Hold::FanOut {
+        let mut paused = std::mem::take(&mut self.paused);
+        paused.retain_mut(|(slot, pause)| {
+            if let Pause::FanOut {
                 channel,
                 bytes,
                 deadline,
-            } = hold
+            } = pause
             {
                 let must_wait = backlog || (waits_for_room && self.would_overfill(*bytes));
                 if !must_wait || Instant::now() >= *deadline {
                     // the queues tell which subscribers are behind once the backlog is written
-                    *hold = Hold::Subscribers(Arc::clone(channel));
+                    *pause = Pause::Subscribers(Arc::clone(channel));
                 }
             }
-            let is_held = match hold {
-                Hold::Events => events,
-                Hold::Inbox => inbox,
-                Hold::FanOut { .. } => true,
-                Hold::Subscribers(channel) => self.node.is_full(channel),
+            let is_waiting = match pause {
+                Pause::Events => events,
+                Pause::Inbox => inbox,
+                Pause::FanOut { .. } => true,
+                Pause::Subscribers(channel) => self.node.is_full(channel),
             };
-            if !is_held
+            if !is_waiting
                 && let Some(connection) = self.connections.get_mut(*slot as usize)
-                && connection.is_held_back
+                && connection.is_paused
             {
-                connection.is_held_back = false;
+                connection.is_paused = false;
                 connection.readiness.set();
             }
-            is_held
+            is_waiting
         });
-        self.held = held;
+        self.paused = paused;
     }
 }
