@@ -8,7 +8,7 @@ use std::time::Duration;
 
 static FORKS: AtomicU32 = AtomicU32::new(0);
 
-/// The number of threads with a `ForkGuard`, and of threads that fork. Atomics, because a child could find a lock locked.
+/// The number of threads with a `ForkGuard`, and of threads that fork. Atomics: a child could find a lock locked.
 static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
 static FORKING: AtomicUsize = AtomicUsize::new(0);
 
@@ -21,16 +21,16 @@ thread_local! {
 
 /// The longest time that a fork waits for the guards of other threads.
 ///
-/// This time and `MAX_HOLD` are bounded, because a fork also waits for locks of the application and of the interpreter, whose
-/// owners may wait for anything. After this time the child may get a state in the middle of a change.
+/// This time and `MAX_HOLD` are bounded, because a fork also waits for locks of the application and of the interpreter,
+/// whose owners may wait for anything. After this time the child may get a state in the middle of a change.
 pub const MAX_WAIT: Duration = Duration::from_secs(2);
 
 /// The longest time that a new `ForkGuard` waits for a fork.
 const MAX_HOLD: Duration = Duration::from_millis(200);
 
 /// While a guard lives, no other thread forks: a child would have a change in the middle, and no thread to finish the
-/// change. Hold a guard while you open, use or close something that has locks of its own (SQLite), or whose descriptor is
-/// registered for forks only at the end (the lock of a database, a listener), and while you start threads of a server.
+/// change. Hold a guard while you open, use or close something that has locks of its own (SQLite), or whose descriptor
+/// is registered for forks only at the end (the lock of a database, a listener), and while you start threads of a server.
 #[derive(Debug)]
 pub struct ForkGuard {
     is_counted: bool,
@@ -78,8 +78,8 @@ impl Drop for ForkGuard {
     }
 }
 
-/// Marks an object with locks as in use. A child that is forked meanwhile finds the locks locked forever, and must not touch
-/// the object.
+/// Marks an object with locks as in use. A child that is forked meanwhile finds the locks locked forever, and must not
+/// touch the object.
 #[derive(Debug, Default)]
 pub struct ForkSensitive {
     workers: AtomicUsize,
@@ -229,8 +229,8 @@ pub fn wait_for_threads(timeout: Duration) -> bool {
 
 const POLL: Duration = Duration::from_micros(500);
 
-/// How many forks lie between this process and the first process that loaded this library. Threads that were started under
-/// another number do not exist in this process.
+/// How many forks lie between this process and the first process that loaded this library. Threads that were started
+/// under another number do not exist in this process.
 pub fn generation() -> u32 {
     FORKS.load(Ordering::Relaxed)
 }
@@ -258,8 +258,8 @@ pub fn close_in_child(descriptor: Descriptor) {
     }
 }
 
-/// Removes a descriptor from those that a child closes. Hold a `ForkGuard` until after the descriptor is closed, because its
-/// number may be given to another file.
+/// Removes a descriptor from those that a child closes. Hold a `ForkGuard` until after the descriptor is closed, because
+/// its number may be given to another file.
 pub fn keep_in_child(descriptor: Descriptor) {
     if !IS_LOST.load(Ordering::Relaxed) {
         CLOSED_IN_CHILD.lock().retain(|known| *known != descriptor);

@@ -96,7 +96,7 @@ impl Mailbox {
     }
 
     /// A message could not be kept at all.
-    pub fn note_dropped(&mut self) {
+    pub fn count_dropped(&mut self) {
         self.dropped += 1;
     }
 

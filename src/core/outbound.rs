@@ -272,7 +272,7 @@ impl Outbound {
             self.written = 0;
             self.frames -= first.frames as usize;
             if let Some(receipt) = &first.receipt {
-                receipt.note_written();
+                receipt.count_written();
             }
             self.chunks.pop_front();
         }

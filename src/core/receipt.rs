@@ -19,7 +19,7 @@ pub struct Receipt {
 }
 
 impl Receipt {
-    pub fn note_written(&self) {
+    pub fn count_written(&self) {
         self.written.fetch_add(1, Ordering::Relaxed);
     }
 }
@@ -77,7 +77,7 @@ mod tests {
     fn the_oldest_are_forgotten() {
         let receipts = Receipts::new(2);
         for id in 1..=3 {
-            receipts.open(id, 5).note_written();
+            receipts.open(id, 5).count_written();
         }
         assert!(receipts.find(1).is_none());
         let newest = receipts.find(3).expect("known");

@@ -5,7 +5,7 @@ use super::delivery::ConnectionId;
 use crate::wire::messages::Reference;
 use std::sync::Arc;
 
-/// A client with the connection and the reference of its command. The reply has the same reference, and goes to the same
+/// A client with the connection and the reference of its command. The reply has this reference and goes to this
 /// connection.
 #[derive(Clone, Copy)]
 pub(super) struct Asker<'a> {

@@ -76,8 +76,8 @@ impl Channels {
         channel
     }
 
-    /// Removes a channel of the map if `end` returns true; returns this as well. `end` runs with the map locked, so that no
-    /// thread adds a successor before the stream of the channel is closed.
+    /// Calls `end`, removes the channel if `end` returns true, and returns the same. `end` runs with the map locked, so
+    /// that no thread adds a successor before the stream of the channel is closed.
     pub(super) fn remove_if(&self, channel: &Channel, end: impl FnOnce() -> bool) -> bool {
         let mut by_name = self.by_name.write();
         let ends = end();
@@ -154,5 +154,56 @@ pub fn kind_of(name: &str) -> ChannelKind {
         "treehouse" => ChannelKind::Private,
         EMERGENCY_CHANNEL => ChannelKind::Emergency,
         _ => ChannelKind::Public,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn only_channels_that_may_end_are_queued_as_empty() {
+        let channels = Channels::new(Arc::new(Config::default()));
+        assert!(channels.contains("jungle") && channels.contains(EMERGENCY_CHANNEL));
+        assert_eq!(channels.empty_count(), 0);
+        let river = channels.get_or_add("river", || ChannelKind::Private);
+        let again = channels.get_or_add("river", || ChannelKind::Public);
+        assert!(Arc::ptr_eq(&river, &again));
+        channels.mark_empty(&river, &mut river.members.lock());
+        assert_eq!(channels.empty_count(), 1, "queued once");
+    }
+
+    #[test]
+    fn an_empty_channel_is_taken_when_due_or_when_too_many_are_queued() {
+        let channels = Channels::new(Arc::new(Config::default()));
+        let before = SteadyTime::now() - Duration::from_secs(1);
+        channels.get_or_add("river", || ChannelKind::Public);
+        let later = SteadyTime::now();
+        assert!(channels.pop_empty(1, before).is_none());
+        let (channel, is_over) = channels.pop_empty(1, later).unwrap();
+        assert!(&*channel.name == "river" && !is_over);
+        channels.get_or_add("hill", || ChannelKind::Public);
+        let (channel, is_over) = channels.pop_empty(0, before).unwrap();
+        assert!(&*channel.name == "hill" && is_over);
+    }
+
+    #[test]
+    fn a_channel_stays_unless_its_end_succeeds_and_is_held_while_queued() {
+        let channels = Channels::new(Arc::new(Config::default()));
+        let permanent = channels.count();
+        let rivers: Vec<_> = (0..=permanent)
+            .map(|number| channels.get_or_add(&format!("river {number}"), || ChannelKind::Public))
+            .collect();
+        assert!(!channels.remove_if(&rivers[0], || false));
+        assert!(channels.find(rivers[0].key).is_some());
+        for river in &rivers {
+            assert!(channels.remove_if(river, || true));
+            assert!(!channels.contains(&river.name));
+        }
+        assert_eq!(
+            (channels.count(), channels.held()),
+            (permanent, permanent + 1)
+        );
     }
 }

@@ -87,3 +87,29 @@ impl Clients {
         self.connected.load(Ordering::Acquire)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_are_counted_up_to_the_limit() {
+        let clients = Clients::default();
+        assert!(clients.reserve(2) && clients.reserve(2) && !clients.reserve(2));
+        clients.release();
+        assert_eq!(clients.connected(), 1);
+        assert!(clients.reserve(2));
+    }
+
+    #[test]
+    fn an_id_is_used_once_until_its_client_is_removed() {
+        let clients = Clients::default();
+        let new = || Client::new("dumbo".into(), WallTime::now(), None);
+        let client = clients.add(new()).unwrap();
+        assert!(clients.add(new()).is_none());
+        assert!(Arc::ptr_eq(&clients.get_or_add("dumbo"), &client));
+        clients.remove("dumbo");
+        assert_eq!(clients.len(), 0);
+        assert!(clients.add(new()).is_some());
+    }
+}

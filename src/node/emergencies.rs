@@ -58,3 +58,26 @@ impl Emergencies {
         true
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_emergency_has_a_number_and_is_acknowledged_once() {
+        let emergencies = Emergencies::new();
+        assert_eq!(*emergencies.begin(), 1);
+        assert_eq!(*emergencies.begin(), 2);
+        assert_eq!(*emergencies.hold_back(), 2);
+        let mut state = ClientState::default();
+        assert!(!emergencies.acknowledge(&mut state, 7), "unknown");
+        emergencies.add(7);
+        assert!(emergencies.acknowledge(&mut state, 7));
+        assert!(!emergencies.acknowledge(&mut state, 7), "a second time");
+        for id in 0..MAX_KNOWN as u64 {
+            emergencies.add(100 + id);
+        }
+        let mut other = ClientState::default();
+        assert!(!emergencies.acknowledge(&mut other, 7), "too long ago");
+    }
+}

@@ -1,7 +1,7 @@
 //! The end of channels that have no subscribers and no history.
 //!
-//! Such a channel ends after `empty_channel_ttl`, or to keep within `max_empty_channels`. A channel with history is bounded
-//! by what its history is charged.
+//! Such a channel ends after `empty_channel_ttl`, or to keep within `max_empty_channels`. The memory budget of history
+//! bounds the channels with history.
 
 use super::channel::Channel;
 use super::wiring::Node;
@@ -10,8 +10,8 @@ use crate::ports::broker::Closing;
 use std::sync::Arc;
 
 impl Node {
-    /// Ends channels that are empty for `empty_channel_ttl`, and the longest empty ones where these and `room` more would
-    /// exceed `max_empty_channels`.
+    /// Ends channels that are empty for `empty_channel_ttl`. Ends the longest empty channels where all empty channels and
+    /// `room` more would exceed `max_empty_channels`.
     pub(super) fn remove_empty_channels(&self, room: usize) {
         self.mark_emptied();
         let most = self.config.max_empty_channels.saturating_sub(room);

@@ -228,7 +228,8 @@ impl Node {
         Ok(())
     }
 
-    /// Publishes for a client. Replies if the command has a reference, on a durable channel after the publication is saved.
+    /// Publishes for a client. Replies if the command has a reference. The reply of a durable channel waits until the
+    /// publication is saved.
     fn publish_for(self: &Arc<Self>, asker: Asker<'_>, new: &NewPublication<'_>) -> FanOut {
         let mut answer: Option<Arc<Answer>> = None;
         let (published, channel) = self.publish(new, &mut || {

@@ -112,7 +112,7 @@ impl Mailroom {
         let mailbox = state.mailbox.get_or_insert_default();
         if !Mailbox::has_room(letter.frame.len(), self.config.mailbox_bytes) {
             // the message alone exceeds the limit: the other messages stay
-            mailbox.note_dropped();
+            mailbox.count_dropped();
             self.counters.dropped("mailbox_full", "*", 1);
             if let Some(committed) = committed {
                 let (size, limit) = (letter.frame.len(), self.config.mailbox_bytes);

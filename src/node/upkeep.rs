@@ -38,3 +38,30 @@ impl Upkeep {
         self.peak.swap(held, Ordering::Relaxed).saturating_sub(held)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn freed_memory_is_counted_from_the_peak_since_the_last_tick() {
+        let upkeep = Upkeep::new();
+        upkeep.record_held(50);
+        upkeep.record_held(30);
+        assert_eq!(upkeep.take_freed(20), 30);
+        assert_eq!(upkeep.take_freed(20), 0);
+        assert_eq!(upkeep.take_freed(60), 0);
+        assert_eq!(upkeep.take_freed(10), 50);
+    }
+
+    #[test]
+    fn an_expiry_is_due_after_the_interval_or_when_urgent() {
+        let (upkeep, interval) = (Upkeep::new(), Duration::from_secs(10));
+        let start = SteadyTime::now();
+        assert!(upkeep.begin_expiry(start, interval, false));
+        assert!(!upkeep.begin_expiry(start + interval / 2, interval, false));
+        assert!(upkeep.begin_expiry(start + interval / 2, interval, true));
+        assert!(!upkeep.begin_expiry(start + interval, interval, false));
+        assert!(upkeep.begin_expiry(start + interval * 2, interval, false));
+    }
+}

@@ -125,3 +125,40 @@ impl AwayClients {
         self.leaving.lock().remove(away.number);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::clock::WallTime;
+
+    #[test]
+    fn clients_are_counted_until_they_return_or_are_forgotten() {
+        let away = AwayClients::new(Arc::new(Config {
+            max_away_clients: 1,
+            ..Config::default()
+        }));
+        let clients =
+            ["dumbo", "jumbo"].map(|id| Arc::new(Client::new(id.into(), WallTime::now(), None)));
+        for client in &clients {
+            let remembered = vec![Arc::from("jungle")];
+            away.add(client, &mut client.state.lock(), remembered);
+        }
+        assert_eq!(away.count(), 2);
+        assert!(away.bytes() > 0);
+
+        let (number, surplus) = away.pop_surplus().unwrap();
+        assert!(Arc::ptr_eq(&surplus, &clients[0]), "the longest away");
+        let mut state = surplus.state.lock();
+        assert!(!away.forget(&mut state, number + 1), "another absence");
+        assert!(away.forget(&mut state, number));
+        assert!(!away.forget(&mut state, number), "this absence is over");
+        drop(state);
+        assert!(away.pop_surplus().is_none());
+
+        let mut state = clients[1].state.lock();
+        assert_eq!(away.remove(&mut state), [Arc::from("jungle")]);
+        assert!(away.remove(&mut state).is_empty());
+        assert_eq!((away.count(), away.bytes()), (0, 0));
+        assert!(away.clients().is_empty());
+    }
+}
