@@ -86,7 +86,7 @@ def test_threads_and_loops_wait_for_one_operation(make_server: MakeServer) -> No
     results: list[Any] = []
 
     async def wait_on_loop() -> None:
-        waits = [asyncio.create_task(ended(operation)) for _ in range(3)]
+        waits = [asyncio.ensure_future(ended(operation)) for _ in range(3)]
         await asyncio.sleep(0)
         ready.wait(PATIENCE)
         await asyncio.gather(*waits)
@@ -114,7 +114,7 @@ def test_a_wait_that_is_cancelled_ends_no_other_wait(make_server: MakeServer) ->
 
     async def main() -> None:
         operation = server._stopped()
-        other = asyncio.create_task(ended(operation))
+        other = asyncio.ensure_future(ended(operation))
         for _ in range(20):
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(ended(operation), 0.001)
@@ -163,7 +163,8 @@ def refused(call):
 with Tantor(port=0, host="127.0.0.1", drain_timeout=1) as earlier:
     over = earlier._stopped()
     loop = asyncio.new_event_loop()
-    wait = loop.create_task(ended(over))
+    async def wait_for_end(): await ended(over)
+    wait = loop.create_task(wait_for_end())
     loop.run_until_complete(asyncio.sleep(0))  # the server runs, so the loop waits for its end
     earlier._begin_stop()
     loop.run_until_complete(wait)
@@ -177,7 +178,8 @@ with tantor:
             assert refused(call), call
         own = Tantor(port=0, host="127.0.0.1", drain_timeout=1)
         own.start_background()
-        assert refused(lambda: loop.run_until_complete(ended(own._stopped())))
+        async def wait_for_own(): await ended(own._stopped())
+        assert refused(lambda: loop.run_until_complete(wait_for_own()))
         asyncio.run(own.stop())
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

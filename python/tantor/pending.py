@@ -2,7 +2,7 @@
 
 import asyncio
 from abc import abstractmethod
-from collections.abc import Coroutine, Generator
+from collections.abc import Awaitable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -28,7 +28,8 @@ class _Begun(Coroutine[Any, Any, _T], Generic[_T]):
         """Block until the operation has ended, and return its result."""
 
     async def _ended(self) -> _T:
-        await ended(self._operation)
+        if not self._operation.done():
+            await ended(self._operation)
         return self.result()
 
     def __await__(self) -> Generator[Any, Any, _T]:
@@ -127,17 +128,16 @@ if TYPE_CHECKING:
 _tasks: "WeakKeyDictionary[asyncio.AbstractEventLoop, _tantor.LoopTasks | None]" = WeakKeyDictionary()
 
 
-async def ended(operation: _tantor.Operation) -> None:
-    """Wait, on the running event loop, until an operation has ended, also with an error."""
-    if operation.done():
-        return
+def ended(operation: _tantor.Operation) -> Awaitable[None]:
+    """An awaitable of the running event loop, done when an operation has ended, also with an error."""
     loop = asyncio.get_running_loop()
-    if loop not in _tasks:
-        _tasks[loop] = _make_tasks(loop)
-    tasks = _tasks[loop]
-    if tasks is not None:
-        await operation.future(tasks)
-        return
+    tasks = _tasks.get(loop)  # one look, because each durable call comes here
+    if tasks is None and loop not in _tasks:
+        tasks = _tasks[loop] = _make_tasks(loop)
+    return _poll(operation) if tasks is None else operation.future(tasks)
+
+
+async def _poll(operation: _tantor.Operation) -> None:
     while not operation.done():
         await asyncio.sleep(_POLL_INTERVAL)
 
