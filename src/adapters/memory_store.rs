@@ -1,6 +1,6 @@
 //! Nothing is saved: what the process knows ends with it.
 
-use crate::ports::store::{Change, Committed, Health, Saved, Store, StoreError};
+use crate::ports::store::{Change, Committed, Health, NotTaken, Saved, Store, StoreError};
 use crate::wire::frame::EncodedFrame;
 use std::time::Duration;
 
@@ -12,14 +12,18 @@ impl Store for MemoryStore {
         Ok(Saved::default())
     }
 
-    fn save(&self, _change: Change<&EncodedFrame>, committed: Option<Committed>) -> bool {
+    fn save(
+        &self,
+        _change: Change<&EncodedFrame>,
+        committed: Option<Committed>,
+    ) -> Result<(), NotTaken> {
         if let Some(committed) = committed {
-            committed(Ok(()));
+            committed.complete(Ok(()));
         }
-        true
+        Ok(())
     }
 
-    fn note_published(&self, _: &str) -> bool {
+    fn note_published(&self, _: &str, _: bool) -> bool {
         true
     }
 

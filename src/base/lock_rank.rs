@@ -19,12 +19,16 @@ pub enum Rank {
     Idempotency,
     /// The map of channels.
     Channels,
+    /// One notice of a channel at a time.
+    Notices,
     /// One eviction at a time.
     Eviction,
     /// The map of streams.
     Streams,
     /// The history of one channel.
     Stream,
+    /// The connections that are entering one channel.
+    Gate,
     /// The subscribers of one channel.
     Members,
     /// The queue of clients that are away.

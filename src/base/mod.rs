@@ -2,6 +2,7 @@
 
 pub mod capacity;
 pub mod clock;
+pub mod completion;
 pub mod error;
 pub mod fork;
 pub mod lock_rank;

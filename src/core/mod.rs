@@ -3,6 +3,7 @@
 pub mod events;
 pub mod history;
 pub mod hub;
+pub mod idempotency;
 pub mod inbox;
 pub mod interest;
 pub mod log_throttle;

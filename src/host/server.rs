@@ -2,9 +2,10 @@
 
 use super::housekeeping::keep_house;
 use crate::adapters::admit_all::AdmitAll;
-use crate::adapters::memory_broker::{HistoryLimits, MemoryBroker};
+use crate::adapters::memory_broker::{BrokerLimits, KeyLimits, MemoryBroker};
 use crate::adapters::memory_store::MemoryStore;
 use crate::adapters::sqlite::{Limits, SqliteStore};
+use crate::base::completion::Completion;
 use crate::base::error::Error;
 use crate::base::fork::{ForkGuard, ForkSensitive, OwningProcess};
 use crate::base::sync::{Condvar, Mutex, Rank};
@@ -13,7 +14,6 @@ use crate::net::listener::{self, Endpoint, Listeners};
 use crate::node::{Delivery, Node, NodeCalls, ShardHandle};
 use crate::ports::auth::Auth;
 use crate::ports::calls::Calls;
-use crate::ports::completion::Completion;
 use crate::ports::store::Store;
 use crate::settings::config::Config;
 use crate::settings::database::Database;
@@ -88,9 +88,14 @@ impl Server {
     }
 
     fn over(config: Config, store: Arc<dyn Store>, auth: Arc<dyn Auth>) -> Arc<Self> {
-        let limits = HistoryLimits {
+        let limits = BrokerLimits {
             history_bytes: config.history_bytes,
             durable_bytes: config.durable_bytes,
+            keys: KeyLimits {
+                ttl: config.idempotency_ttl,
+                total: config.max_idempotency_keys,
+                of_one_client: config.max_client_keys,
+            },
         };
         let broker = MemoryBroker::new(Arc::clone(&store), limits);
         let node = Arc::new(Node::new(Arc::new(config), Arc::new(broker), store));

@@ -1,8 +1,8 @@
 //! A connected socket on its way to a shard.
 
+use crate::base::completion::Completion;
 use crate::net::listener::Accepted;
 use crate::ports::auth::Identity;
-use crate::ports::completion::Completion;
 use crate::wire::http::head::RequestHead;
 use std::fmt;
 use std::io;

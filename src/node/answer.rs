@@ -1,11 +1,10 @@
 //! The node of this process as an implementation of the calls.
 
 use super::wiring::Node;
+use crate::base::completion::{Completion, Later, Progress};
 use crate::base::error::Error;
-use crate::ports::calls::{Call, Calls, Progress, Reply};
-use crate::ports::completion::Completion;
+use crate::ports::calls::{Call, Calls, Reply};
 use crate::ports::stats::{EventStats, Stats};
-use crate::ports::store::Committed;
 use std::sync::Arc;
 
 /// Connections that `Stats::worst_connections` names.
@@ -18,75 +17,88 @@ impl NodeCalls {
     pub fn new(node: Arc<Node>) -> Self {
         Self(node)
     }
+}
 
-    fn reply(&self, call: Call<'_>, commit: &mut dyn FnMut() -> Committed) -> Result<Reply, Error> {
+impl Calls for NodeCalls {
+    fn call(&self, call: Call<'_>, later: &mut Later<'_, Reply>) -> Progress<Reply> {
         let node = &self.0;
-        Ok(match call {
+        match call {
             Call::Broadcast {
                 channel,
                 event,
                 data,
                 options,
-            } => Reply::Published(node.broadcast(channel, event, data, &options, commit)?),
+            } => replied(Reply::Published, later, |later| {
+                node.broadcast(channel, event, data, &options, later)
+            }),
             Call::Send {
                 client,
                 channel,
                 body,
                 options,
-            } => {
+            } => replied(Reply::Sent, later, |later| {
                 let channel = channel.unwrap_or(&node.config.default_channel);
-                Reply::Sent(node.send(client, channel, body, &options, commit)?)
+                node.send(client, channel, body, &options, later)
+            }),
+            Call::Emergency { message } => replied(Reply::Alarmed, later, |later| {
+                node.emergency(message, later)
+            }),
+            Call::History { channel, page } => replied(Reply::History, later, |later| {
+                node.history(channel, page, usize::MAX, later)
+            }),
+            Call::Subscribe { client, channel } => done(node.subscribe(client, channel)),
+            Call::Unsubscribe { client, channel } => done(node.unsubscribe(client, channel)),
+            Call::CreateChannel { name, kind } => {
+                Progress::Ended(node.create_channel(name, kind).map(Reply::Changed))
             }
-            Call::Emergency { message } => Reply::Alarmed(node.emergency(message, commit)?),
-            Call::Subscribe { client, channel } => {
-                node.subscribe(client, channel)?;
-                Reply::Done
+            Call::DeleteChannel { name } => {
+                Progress::Ended(node.delete_channel(name).map(Reply::Changed))
             }
-            Call::Unsubscribe { client, channel } => {
-                node.unsubscribe(client, channel)?;
-                Reply::Done
+            Call::ResumeToken { client } => {
+                Progress::Ended(node.resume_token(client).map(Reply::Token))
             }
-            Call::CreateChannel { name, kind } => Reply::Changed(node.create_channel(name, kind)?),
-            Call::DeleteChannel { name } => Reply::Changed(node.delete_channel(name)?),
-            Call::History { channel, page } => {
-                Reply::History(node.history(channel, page, usize::MAX)?)
-            }
-            Call::ResumeToken { client } => Reply::Token(node.resume_token(client)?),
             Call::SetUserData { client, json } => {
                 node.set_user_data(client, json.to_vec());
-                Reply::Done
+                done(Ok(()))
             }
-            Call::Presence { channel } => Reply::Ids(node.presence(channel)),
-            Call::Census => Reply::Census(node.census()),
-            Call::ChannelNames => Reply::Ids(node.channel_names()),
-            Call::ChannelCount => Reply::Count(node.channels.count()),
-            Call::HasChannel { name } => Reply::Known(node.channels.contains(name)),
-            Call::Channel { name } => Reply::Channel(node.channel_info(name)),
-            Call::ConnectionIds => Reply::Ids(node.connection_ids()),
-            Call::ConnectionCount => Reply::Count(node.connection_count()),
-            Call::HasConnection { client } => Reply::Known(node.has_connection(client)),
-            Call::Connection { client } => Reply::Connection(node.connection_info(client)),
-            Call::UserData { client } => Reply::UserData(node.user_data(client)),
-            Call::Delivery { message_id } => Reply::Delivery(node.delivery(message_id)),
-            Call::Stats => Reply::Stats(Box::new(node.stats())),
-        })
+            Call::Presence { channel } => known(Reply::Ids(node.presence(channel))),
+            Call::Census => known(Reply::Census(node.census())),
+            Call::ChannelNames => known(Reply::Ids(node.channel_names())),
+            Call::ChannelCount => known(Reply::Count(node.channels.count())),
+            Call::HasChannel { name } => known(Reply::Known(node.channels.contains(name))),
+            Call::Channel { name } => known(Reply::Channel(node.channel_info(name))),
+            Call::ConnectionIds => known(Reply::Ids(node.connection_ids())),
+            Call::ConnectionCount => known(Reply::Count(node.connection_count())),
+            Call::HasConnection { client } => known(Reply::Known(node.has_connection(client))),
+            Call::Connection { client } => known(Reply::Connection(node.connection_info(client))),
+            Call::UserData { client } => known(Reply::UserData(node.user_data(client))),
+            Call::Delivery { message_id } => known(Reply::Delivery(node.delivery(message_id))),
+            Call::Stats => known(Reply::Stats(Box::new(node.stats()))),
+        }
     }
 }
 
-impl Calls for NodeCalls {
-    fn call(&self, call: Call<'_>, when_saved: &mut dyn FnMut() -> Completion<()>) -> Progress {
-        let mut is_saving = false;
-        let reply = self.reply(call, &mut || {
-            is_saving = true;
-            let completion = when_saved();
-            Box::new(move |outcome| {
-                completion.complete(outcome.map_err(|error| Error::Storage(error.0)));
-            })
-        });
-        match reply {
-            Ok(reply) if is_saving => Progress::Saving(reply),
-            ended => Progress::Ended(ended),
-        }
+fn known(reply: Reply) -> Progress<Reply> {
+    Progress::Ended(Ok(reply))
+}
+
+fn done(outcome: Result<(), Error>) -> Progress<Reply> {
+    Progress::Ended(outcome.map(|()| Reply::Done))
+}
+
+/// Makes a call that may end later, and turns its result into a reply.
+fn replied<T: 'static>(
+    reply: fn(T) -> Reply,
+    later: &mut Later<'_, Reply>,
+    call: impl FnOnce(&mut Later<'_, T>) -> Progress<T>,
+) -> Progress<Reply> {
+    let mut result_later = || {
+        let completion = later();
+        Completion::new(move |outcome: Result<T, Error>| completion.complete(outcome.map(reply)))
+    };
+    match call(&mut result_later) {
+        Progress::Ended(outcome) => Progress::Ended(outcome.map(reply)),
+        Progress::Begun(known) => Progress::Begun(known.map(reply)),
     }
 }
 

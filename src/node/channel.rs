@@ -1,5 +1,6 @@
 //! A channel as the node knows it: who is on it, where they are, and which notices wait.
 
+use super::gate::Gate;
 use crate::base::clock::{SteadyTime, WallTime};
 use crate::base::sync::{Mutex, Rank};
 use crate::core::hub::ChannelKey;
@@ -20,9 +21,12 @@ pub struct Channel {
     pub kind: ChannelKind,
     pub created: WallTime,
     pub settings: ChannelSettings,
-    /// Opened at its first use (`Node::stream`), when what was saved is known.
+    /// Attached at its first use (`Node::stream`), when what was saved is known.
     pub(super) stream: OnceLock<Arc<dyn Stream>>,
     pub members: Mutex<Members>,
+    pub(super) gate: Gate,
+    /// Held while a notice goes out, so that notices keep their order.
+    pub(super) notices: Mutex<()>,
     /// Connections that are behind with this channel, on any shard: the channel's publishers are read no further
     /// meanwhile.
     behind: AtomicUsize,
@@ -102,6 +106,8 @@ impl Channel {
             settings,
             stream: OnceLock::new(),
             members: Mutex::new(Rank::Members, Members::default()),
+            gate: Gate::new(),
+            notices: Mutex::new(Rank::Notices, ()),
             behind: AtomicUsize::new(0),
             in_flight: AtomicUsize::new(0),
         }
@@ -116,11 +122,7 @@ impl Channel {
 
     /// The incarnation of its stream; `None` before anything was published or joined.
     pub fn epoch(&self) -> Option<u64> {
-        let mut epoch = None;
-        self.stream
-            .get()?
-            .read(&mut |history| epoch = Some(history.epoch));
-        epoch
+        Some(self.stream.get()?.epoch())
     }
 }
 

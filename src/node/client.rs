@@ -2,6 +2,7 @@
 
 use super::channel::Channel;
 use super::delivery::ConnectionId;
+use super::entry::Entering;
 use super::token::Session;
 use crate::base::clock::{AtomicWallTime, WallTime};
 use crate::base::sync::{Mutex, Rank};
@@ -39,6 +40,8 @@ pub struct ClientState {
     /// `None` while the client is not connected.
     pub connection_id: Option<ConnectionId>,
     pub channels: SmallVec<[Joined; 1]>,
+    /// Channels that the connection is entering.
+    pub entering: Vec<Entering>,
     /// `None` for a client that cannot resume.
     pub session: Option<Session>,
     /// `None` for a client that is not away.
@@ -59,8 +62,17 @@ pub struct ClientState {
 /// A subscription of a client.
 pub struct Joined {
     pub channel: Arc<Channel>,
-    /// The top of the stream when the latest connection of the client began to receive the publications.
-    pub live_from: u64,
+    /// The subscription of the client's connection; `None` while the client is not connected, and until the broker has
+    /// told where the stream is.
+    pub live: Option<Live>,
+}
+
+/// The subscription of a connection to a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Live {
+    /// The last offset before the publications that the connection gets.
+    pub from: u64,
+    pub shard: usize,
 }
 
 /// The absence of a client that lost its connection and may resume.
@@ -167,6 +179,24 @@ impl Client {
 }
 
 impl ClientState {
+    /// Stops entering a channel.
+    pub fn stop_entering(&mut self, channel: &str) {
+        self.entering.retain(|entering| !entering.is_of(channel));
+    }
+
+    pub fn entering_mut(&mut self, channel: &str) -> Option<&mut Entering> {
+        self.entering
+            .iter_mut()
+            .find(|entering| entering.is_of(channel))
+    }
+
+    /// Takes one entering; `None` if the client has stopped it.
+    pub fn take_entering(&mut self, number: u64) -> Option<Entering> {
+        let mut entering = self.entering.iter();
+        let at = entering.position(|entering| entering.number == number)?;
+        Some(self.entering.swap_remove(at))
+    }
+
     /// Marks a client as removed that is not connected, not away, on no channel, and has no mailbox. True if this call
     /// marked the client; the caller then removes the client from `Clients`.
     pub fn end_if_idle(&mut self) -> bool {

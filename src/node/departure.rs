@@ -31,7 +31,7 @@ impl Node {
                     self.mailroom.keep_unwritten(client, &mut state, unwritten);
                 }
                 self.clients.release();
-                self.lose(client, state, connection_id, disconnect);
+                self.lose(client, state, disconnect);
             }
         }
         self.counters.disconnected(disconnect);
@@ -90,16 +90,13 @@ impl Node {
         &self,
         client: &Arc<Client>,
         mut state: MutexGuard<'_, ClientState>,
-        connection_id: ConnectionId,
         disconnect: Disconnect,
     ) {
-        for joined in &state.channels {
-            joined
-                .channel
-                .members
-                .lock()
-                .interest
-                .remove(connection_id.shard);
+        state.entering.clear();
+        for joined in &mut state.channels {
+            if let Some(live) = joined.live.take() {
+                joined.channel.members.lock().interest.remove(live.shard);
+            }
         }
         if state.session.is_none() || !disconnect.is_abrupt() {
             state.session = None;
@@ -159,7 +156,7 @@ impl Node {
             self.clients.remove(&client.id);
         }
         // only the client itself could repeat its publications, and the client does not return
-        self.clients_published_once.forget_client(&client.id);
+        self.broker.forget_keys(&client.id);
     }
 
     /// Returns each channel with the number of clients that are left on the channel.

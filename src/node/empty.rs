@@ -6,7 +6,6 @@
 use super::channel::Channel;
 use super::wiring::Node;
 use crate::base::clock::SteadyTime;
-use crate::ports::broker::Closing;
 use std::sync::Arc;
 
 impl Node {
@@ -57,7 +56,7 @@ impl Node {
             members.removed = true;
             drop(members);
             self.stream(channel);
-            let is_closed = self.broker.close(&channel.name, Closing::IfEmpty);
+            let is_closed = self.broker.detach(&channel.name);
             if !is_closed {
                 channel.members.lock().removed = false;
             }

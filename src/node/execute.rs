@@ -7,34 +7,20 @@ use super::client::Client;
 use super::delivery::ConnectionId;
 use super::encode::encode;
 use super::publish::NewPublication;
-use super::recovery::Asked;
+use super::question::Question;
 use super::wiring::Node;
 use crate::base::clock::WallTime;
-use crate::base::error::{ErrorCode, Refusal};
+use crate::base::completion::{Completion, Progress};
+use crate::base::error::{Error, ErrorCode, Refusal};
 use crate::base::misspelling::nearest;
 use crate::base::names;
 use crate::base::priority::SlowConsumer;
-use crate::base::sync::Mutex;
 use crate::core::events::{Detail, LogLevel};
 use crate::ports::calls::{PublishOptions, Published};
-use crate::ports::store::{Committed, StoreError};
 use crate::wire::command::{ACTIONS, Command, Request};
 use crate::wire::json_limits::JsonLimits;
 use crate::wire::messages::{self, Reference};
 use std::sync::Arc;
-
-/// The pending reply to a publication that is being saved. The reply is sent when the publication is saved or has failed,
-/// and its position is known.
-struct Answer {
-    node: Arc<Node>,
-    connection_id: ConnectionId,
-    reference: Option<String>,
-    channel: String,
-    state: Mutex<Outcome>,
-}
-
-/// The position of the publication, and the result of saving; `None` while unknown.
-type Outcome = (Option<Published>, Option<Result<(), StoreError>>);
 
 impl Node {
     /// Executes the command in a frame of a client. A refused command is answered with an error. A frame of a displaced
@@ -105,11 +91,8 @@ impl Node {
         let is_told = |event: &str| self.events.wanted(event).is_some();
         Ok(match command {
             Command::Join { channel, recover } => {
-                let question = Asked {
-                    connection_id: asker.connection_id,
-                    reference: asker.reference,
-                    recover,
-                };
+                let question =
+                    Question::new(asker.connection_id, asker.reference, recover.as_ref());
                 Backpressure {
                     published: true,
                     told: is_told(Notice::Joined.event()),
@@ -231,30 +214,28 @@ impl Node {
     /// Publishes for a client. Replies if the command has a reference. The reply of a durable channel waits until the
     /// publication is saved.
     fn publish_for(self: &Arc<Self>, asker: Asker<'_>, new: &NewPublication<'_>) -> FanOut {
-        let mut answer: Option<Arc<Answer>> = None;
-        let (published, channel) = self.publish(new, &mut || {
-            let begun = Arc::new(Answer {
-                node: Arc::clone(self),
-                connection_id: asker.connection_id,
-                reference: asker.reference.map(|reference| reference.0.to_owned()),
-                channel: new.channel.to_owned(),
-                state: Mutex::default(),
-            });
-            answer = Some(Arc::clone(&begun));
-            Box::new(move |outcome| begun.settle(|state| state.1 = Some(outcome))) as Committed
+        let (progress, channel) = self.publish(new, &mut || {
+            let node = Arc::clone(self);
+            let connection_id = asker.connection_id;
+            let reference = asker.reference.map(|reference| reference.0.to_owned());
+            let channel = new.channel.to_owned();
+            Completion::new(move |outcome| {
+                let reference = reference.as_deref().map(Reference);
+                node.answer_published(connection_id, reference, &channel, outcome);
+            })
         });
-        match answer {
-            Some(answer) => answer.settle(|state| state.0 = Some(published)),
-            None => self.answer_reference(asker, new.channel, |out| {
-                write_published(out, &published);
-            }),
-        }
+        let published = match progress {
+            Progress::Ended(outcome) => {
+                let published = outcome.as_ref().ok().copied();
+                self.answer_published(asker.connection_id, asker.reference, new.channel, outcome);
+                published
+            }
+            Progress::Begun(published) => published,
+        };
         FanOut {
-            recipients: if published.is_duplicate {
-                0
-            } else {
-                published.recipients
-            },
+            recipients: published
+                .filter(|published| !published.is_duplicate)
+                .map_or(0, |published| published.recipients),
             can_be_joined: channel.settings.slow_consumer == SlowConsumer::Disconnect,
             channel,
         }
@@ -266,15 +247,50 @@ impl Node {
         }
     }
 
-    /// Sends the reply to a command; `write` adds fields.
-    pub(super) fn answer(&self, asker: Asker<'_>, channel: &str, write: impl FnOnce(&mut Vec<u8>)) {
-        let stamp = self.stamps.next();
-        let reply =
-            encode(|out| messages::write_reply(out, stamp, asker.reference, channel, write));
-        self.shards.push_direct(asker.connection_id, reply);
+    /// Answers a client's publication: always if it has failed, otherwise if the client has asked for an answer.
+    fn answer_published(
+        &self,
+        connection_id: ConnectionId,
+        reference: Option<Reference<'_>>,
+        channel: &str,
+        outcome: Result<Published, Error>,
+    ) {
+        match outcome {
+            Ok(published) if reference.is_some() => {
+                self.reply(connection_id, reference, channel, |out| {
+                    write_published(out, &published);
+                });
+            }
+            Ok(_) => {}
+            Err(error) => {
+                let refusal = Refusal::new(
+                    ErrorCode::NotSaved,
+                    format!("the message could not be saved and was not published: {error}"),
+                );
+                self.refuse_command(connection_id, reference, &refusal);
+            }
+        }
     }
 
-    fn refuse_command(
+    /// An answer to a client's command; `write` adds fields.
+    pub(super) fn answer(&self, asker: Asker<'_>, channel: &str, write: impl FnOnce(&mut Vec<u8>)) {
+        self.reply(asker.connection_id, asker.reference, channel, write);
+    }
+
+    /// A reply to a command that came on a connection; `write` adds fields.
+    pub(super) fn reply(
+        &self,
+        connection_id: ConnectionId,
+        reference: Option<Reference<'_>>,
+        channel: &str,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) {
+        let stamp = self.stamps.next();
+        let reply = encode(|out| messages::write_reply(out, stamp, reference, channel, write));
+        self.shards.push_direct(connection_id, reply);
+    }
+
+    pub(super) fn refuse_command(
         &self,
         connection_id: ConnectionId,
         reference: Option<Reference<'_>>,
@@ -284,39 +300,6 @@ impl Node {
         let stamp = self.stamps.next();
         let error = encode(|out| messages::write_error(out, stamp, reference, refusal));
         self.shards.push_direct(connection_id, error);
-    }
-}
-
-impl Answer {
-    /// Records one half of the outcome; with the second half, sends the answer.
-    fn settle(&self, set: impl FnOnce(&mut Outcome)) {
-        let outcome = {
-            let mut state = self.state.lock();
-            set(&mut state);
-            state.clone()
-        };
-        let (Some(published), Some(outcome)) = outcome else {
-            return;
-        };
-        let reference = self.reference.as_deref().map(Reference);
-        let stamp = self.node.stamps.next();
-        let frame = match outcome {
-            Ok(()) if reference.is_none() => return,
-            Ok(()) => encode(|out| {
-                messages::write_reply(out, stamp, reference, &self.channel, |out| {
-                    write_published(out, &published);
-                });
-            }),
-            Err(error) => {
-                self.node.counters.errors_sent.add(1);
-                let refusal = Refusal::new(
-                    ErrorCode::NotSaved,
-                    format!("the message could not be saved and was not published: {error}"),
-                );
-                encode(|out| messages::write_error(out, stamp, reference, &refusal))
-            }
-        };
-        self.node.shards.push_direct(self.connection_id, frame);
     }
 }
 

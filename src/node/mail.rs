@@ -3,16 +3,18 @@
 use super::client::{Client, ClientState};
 use super::delivery::{ConnectionId, Delivery};
 use super::encode::encode;
-use super::idempotency::{Known, Scope};
 use super::mailroom::Letter;
 use super::wiring::Node;
-use crate::base::clock::SteadyTime;
+use crate::base::clock::{SteadyTime, WallTime};
+use crate::base::completion::{Completion, Later, Progress};
 use crate::base::error::{Error, ErrorCode, Refusal, argument};
 use crate::base::names;
 use crate::base::priority::Priority;
+use crate::core::idempotency::{Lookup, Scope, Ticket};
 use crate::core::mailbox::{Mail, Mailbox};
+use crate::ports::broker::Failure;
 use crate::ports::calls::{DeliveryReport, PublishOptions, Sent};
-use crate::ports::store::{Committed, KeyResult, LostFlag};
+use crate::ports::store::{Committed, KeyResult, StoreError, UsedKey, complete_when_saved};
 use crate::wire::frame::EncodedFrame;
 use crate::wire::messages::{self, Body, Stamp};
 use std::collections::HashSet;
@@ -20,9 +22,25 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+/// A message to be sent.
+struct Message<'a> {
+    stamp: Stamp,
+    client_id: &'a str,
+    channel: &'a str,
+    body: Body<'a>,
+    options: &'a PublishOptions<'a>,
+}
+
+/// An idempotency key in use: its message is being sent.
+struct SentKey {
+    client_id: Box<str>,
+    key: Box<str>,
+    ticket: Ticket,
+}
+
 impl Node {
-    /// Sends to one client; returns the message's stamp. For a client that is not connected it is kept, and handed
-    /// over when it returns. `commit` is called when it is kept, and durable by `options` or because everything is.
+    /// Sends to one client. A message to a client that is not connected is kept, and handed over when the client returns.
+    /// A durable message that is kept ends when it is saved.
     ///
     /// Errors: a client id or channel name that cannot be one; a message over the limit; `durable` where nothing can be
     /// saved; the storage cannot be opened.
@@ -32,57 +50,69 @@ impl Node {
         channel: &str,
         body: Body<'_>,
         options: &PublishOptions<'_>,
-        commit: &mut dyn FnMut() -> Committed,
-    ) -> Result<Sent, Error> {
-        names::check_client_id(client_id).map_err(argument)?;
-        names::check_channel_name(channel).map_err(argument)?;
-        let (Body::Message(bytes) | Body::Fields(bytes, _)) = body;
-        self.check_size(bytes.len())?;
-        self.check_options(options, || !self.ttl_of(options).is_zero())?;
+        later: &mut Later<'_, Sent>,
+    ) -> Progress<Sent> {
+        let checked = || -> Result<(), Error> {
+            names::check_client_id(client_id).map_err(argument)?;
+            names::check_channel_name(channel).map_err(argument)?;
+            let (Body::Message(bytes) | Body::Fields(bytes, _)) = body;
+            self.check_size(bytes.len())?;
+            self.check_options(options, || !self.ttl_of(options).is_zero())?;
+            self.restore()
+        };
+        if let Err(error) = checked() {
+            return Progress::Ended(Err(error));
+        }
         let options = &PublishOptions {
             durable: options.durable || self.config.durable && self.store.is_durable(),
             ..*options
         };
-        self.restore()?;
         if options.priority < Priority::Emergency {
             self.shards.wait_for_room();
         }
-        let Some(key) = options.idempotency_key else {
-            let stamp = self.send_now(client_id, channel, body, options, None, commit);
-            return Ok(Sent {
-                stamp,
-                is_duplicate: false,
-            });
+        let message = Message {
+            stamp: self.stamps.next(),
+            client_id,
+            channel,
+            body,
+            options,
         };
-        let scope = sent_scope(client_id);
-        let known = self.begin_once(&self.sent_once, scope, key, &mut || {
-            options.durable.then(&mut *commit)
-        });
+        let Some(key) = options.idempotency_key else {
+            return self.send_now(&message, None, later);
+        };
+        let mut repeat_later = || {
+            let completion = later();
+            Completion::new(move |outcome: Result<Stamp, Failure>| {
+                completion.complete(outcome.map(repeated).map_err(Error::from));
+            })
+        };
+        let known = self.sent_once.begin(
+            sent_scope(client_id),
+            key,
+            SteadyTime::now(),
+            Some(message.stamp),
+            options.durable,
+            &mut repeat_later,
+        );
         match known {
-            Known::Nothing(number, lost_flag) => {
-                let mut is_saving = false;
-                let stamp = self.send_now(
-                    client_id,
-                    channel,
-                    body,
-                    options,
-                    Some(&lost_flag),
-                    &mut || {
-                        is_saving = true;
-                        self.settle_sent(commit(), client_id, key, number)
-                    },
-                );
-                self.sent_once
-                    .published(scope, key, number, stamp, is_saving);
-                Ok(Sent {
-                    stamp,
-                    is_duplicate: false,
-                })
+            Lookup::Free(ticket) => {
+                let used = SentKey {
+                    client_id: client_id.into(),
+                    key: key.into(),
+                    ticket,
+                };
+                self.send_now(&message, Some(&Arc::new(used)), later)
             }
-            Known::Repeat(stamp) => Ok(Sent {
-                stamp,
-                is_duplicate: true,
-            }),
+            Lookup::Known(stamp) if options.durable => {
+                repeat_later().complete(Ok(stamp));
+                Progress::Begun(Some(repeated(stamp)))
+            }
+            Lookup::Known(stamp) => Progress::Ended(Ok(repeated(stamp))),
+            Lookup::Unsaved(stamp, lost_flag) => {
+                complete_when_saved(self.store.port(), (stamp, lost_flag), repeat_later());
+                Progress::Begun(Some(repeated(stamp)))
+            }
+            Lookup::Queued(stamp) => Progress::Begun(stamp.map(repeated)),
         }
     }
 
@@ -159,7 +189,8 @@ impl Node {
                 is_handed_over: is_connected,
                 used_key: None,
             };
-            self.mailroom.keep(&client, &mut state, letter, None);
+            // a full store counts what it refuses
+            let _ = self.mailroom.keep(&client, &mut state, letter, None);
         }
         self.make_room_for_mail();
     }
@@ -179,15 +210,22 @@ impl Node {
     }
 
     fn send_now(
-        &self,
-        client_id: &str,
-        channel: &str,
-        body: Body<'_>,
-        options: &PublishOptions<'_>,
-        lost_flag: Option<&LostFlag>,
-        commit: &mut dyn FnMut() -> Committed,
-    ) -> Stamp {
-        let stamp = self.stamps.next();
+        self: &Arc<Self>,
+        message: &Message<'_>,
+        used: Option<&Arc<SentKey>>,
+        later: &mut Later<'_, Sent>,
+    ) -> Progress<Sent> {
+        let Message {
+            stamp,
+            client_id,
+            channel,
+            body,
+            options,
+        } = *message;
+        let sent = Sent {
+            stamp,
+            is_duplicate: false,
+        };
         let ttl = self.ttl_of(options);
         loop {
             let client = self.clients.get_or_add(client_id);
@@ -213,6 +251,8 @@ impl Node {
             let receipt = self
                 .mailroom
                 .open_receipt(stamp.id, usize::from(connection_id.is_some()));
+            let is_saving = is_kept && options.durable;
+            let mut kept = Ok(());
             if is_kept {
                 let letter = Letter {
                     message: stamp.id,
@@ -220,15 +260,10 @@ impl Node {
                     ttl,
                     is_emergency: options.priority == Priority::Emergency,
                     is_handed_over: connection_id.is_some(),
-                    used_key: self.used_key(
-                        sent_scope(client_id),
-                        options,
-                        lost_flag,
-                        KeyResult::Sent(stamp),
-                    ),
+                    used_key: used.and_then(|used| self.key_to_save(used, stamp)),
                 };
-                let committed = options.durable.then(&mut *commit);
-                self.mailroom.keep(&client, &mut state, letter, committed);
+                let committed = is_saving.then(|| self.when_sent(sent, used.cloned(), later()));
+                kept = self.mailroom.keep(&client, &mut state, letter, committed);
             }
             if let Some(connection_id) = connection_id {
                 self.counters.messages_sent.add(1);
@@ -248,8 +283,17 @@ impl Node {
                 }
             }
             self.drop_empty_mailbox(&client, state);
+            if let Err(not_kept) = kept {
+                not_kept.complete();
+            }
             self.make_room_for_mail();
-            return stamp;
+            if is_saving {
+                return Progress::Begun(Some(sent));
+            }
+            if let Some(used) = used {
+                self.complete_repeats(used, stamp);
+            }
+            return Progress::Ended(Ok(sent));
         }
     }
 
@@ -262,21 +306,63 @@ impl Node {
         }
     }
 
-    /// Has an idempotency key wait for the message to be saved.
-    fn settle_sent(
+    /// Receives the outcome of saving a message.
+    fn when_sent(
         self: &Arc<Self>,
-        committed: Committed,
-        client_id: &str,
-        key: &str,
-        number: u64,
+        sent: Sent,
+        used: Option<Arc<SentKey>>,
+        completion: Completion<Sent>,
     ) -> Committed {
         let node = Arc::clone(self);
-        let (client_id, key) = (client_id.to_owned(), key.to_owned());
-        Box::new(move |outcome| {
-            node.sent_once
-                .saved(sent_scope(&client_id), &key, number, &outcome);
-            committed(outcome);
+        Committed::new(move |outcome: Result<(), StoreError>| {
+            let outcome = outcome.map_err(Failure::from);
+            if let Some(used) = used {
+                let stamp = outcome.as_ref().ok().map(|()| sent.stamp);
+                let scope = sent_scope(&used.client_id);
+                for waiting in node.sent_once.ended(scope, &used.key, &used.ticket, stamp) {
+                    let outcome = outcome.clone().map(|()| sent.stamp);
+                    waiting.completion.complete(outcome);
+                }
+            }
+            completion.complete(outcome.map(|()| sent).map_err(Error::from));
         })
+    }
+
+    /// Completes the repeats of a message that no caller waits to be saved.
+    fn complete_repeats(&self, used: &SentKey, stamp: Stamp) {
+        let scope = sent_scope(&used.client_id);
+        for waiting in self.sent_once.done(scope, &used.key, &used.ticket, stamp) {
+            let lost_flag = used.ticket.lost_flag.clone();
+            complete_when_saved(self.store.port(), (stamp, lost_flag), waiting.completion);
+        }
+    }
+
+    /// The key, to be saved with its message; `None` where nothing is saved.
+    fn key_to_save(&self, used: &SentKey, stamp: Stamp) -> Option<Box<UsedKey>> {
+        let ttl = self.config.idempotency_ttl;
+        let is_known = !ttl.is_zero() && self.config.max_idempotency_keys > 0;
+        (is_known && self.store.is_durable()).then(|| {
+            Box::new(UsedKey {
+                client: None,
+                target: used.client_id.clone(),
+                key: used.key.clone(),
+                expires: WallTime::now() + ttl,
+                result: KeyResult::Sent(stamp),
+                lost_flag: used.ticket.lost_flag.clone(),
+            })
+        })
+    }
+
+    /// Takes in keys of messages that were saved.
+    pub(super) fn restore_sent_keys(&self, used_keys: &[UsedKey]) {
+        let (now, steady_now) = (WallTime::now(), SteadyTime::now());
+        for used in used_keys {
+            if let KeyResult::Sent(stamp) = used.result {
+                let (scope, left) = (sent_scope(&used.target), used.expires.since(now));
+                self.sent_once
+                    .restore(scope, &used.key, steady_now, left, stamp);
+            }
+        }
     }
 
     pub(super) fn push_mail(&self, connection_id: ConnectionId, mail: &Mail) {
@@ -307,5 +393,12 @@ fn sent_scope(client_id: &str) -> Scope<'_> {
     Scope {
         client: None,
         target: client_id,
+    }
+}
+
+fn repeated(stamp: Stamp) -> Sent {
+    Sent {
+        stamp,
+        is_duplicate: true,
     }
 }

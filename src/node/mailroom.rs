@@ -9,7 +9,7 @@ use crate::core::events::{EventQueue, LogLevel};
 use crate::core::mailbox::{Mail, Mailbox};
 use crate::core::outbound::Unwritten;
 use crate::core::receipt::{Receipt, Receipts};
-use crate::ports::store::{Change, Committed, SavedMail, StoreError, UsedKey};
+use crate::ports::store::{Change, Committed, NotTaken, SavedMail, StoreError, UsedKey};
 use crate::settings::config::Config;
 use crate::wire::frame::EncodedFrame;
 use std::collections::VecDeque;
@@ -100,27 +100,30 @@ impl Mailroom {
         self.receipts.find(message)
     }
 
-    /// Puts a message into the mailbox of a client. The oldest messages make room.
+    /// Puts a message into the mailbox of a client, and saves it. The oldest messages make room.
+    ///
+    /// Errors: the message has no room; its completion is then the caller's, to be told without locks held.
     pub fn keep(
         &self,
         client: &Arc<Client>,
         state: &mut ClientState,
         letter: Letter<'_>,
         committed: Option<Committed>,
-    ) {
+    ) -> Result<(), NotTaken> {
         let now = SteadyTime::now();
         let mailbox = state.mailbox.get_or_insert_default();
         if !Mailbox::has_room(letter.frame.len(), self.config.mailbox_bytes) {
             // the message alone exceeds the limit: the other messages stay
             mailbox.count_dropped();
             self.counters.dropped("mailbox_full", "*", 1);
-            if let Some(committed) = committed {
-                let (size, limit) = (letter.frame.len(), self.config.mailbox_bytes);
-                committed(Err(StoreError(format!(
-                    "the message has {size} bytes and cannot be kept: mailbox_bytes is {limit}"
-                ))));
-            }
-            return;
+            let (size, limit) = (letter.frame.len(), self.config.mailbox_bytes);
+            let problem = format!(
+                "the message has {size} bytes and cannot be kept: mailbox_bytes is {limit}"
+            );
+            return Err(NotTaken {
+                error: StoreError(problem),
+                committed,
+            });
         }
         let before = (mailbox.len(), mailbox.weight());
         let number = mailbox.push(Mail {
@@ -132,6 +135,7 @@ impl Mailroom {
             handed_over: letter.is_handed_over.then_some(now),
         });
         self.add_waiting(letter.message, 1);
+        let mut saved = Ok(());
         if self.storage.is_durable() {
             let change = Change::Mailed {
                 client: Arc::clone(&client.id),
@@ -142,9 +146,7 @@ impl Mailroom {
                 frame: letter.frame,
                 used_key: letter.used_key,
             };
-            self.storage.save(change, committed);
-        } else if let Some(committed) = committed {
-            committed(Ok(()));
+            saved = self.storage.save_then(change, committed);
         }
         let trimmed = mailbox.trim(self.config.mailbox_size, self.config.mailbox_bytes);
         self.count(before, mailbox);
@@ -158,6 +160,7 @@ impl Mailroom {
             });
         }
         self.drop_mail(&client.id, &trimmed, "mailbox_full");
+        saved
     }
 
     /// Keeps the emergencies that the socket of a lost client had not taken.
@@ -182,7 +185,8 @@ impl Mailroom {
                 is_handed_over: false,
                 used_key: None,
             };
-            self.keep(client, state, letter, None);
+            // a full store counts what it refuses
+            let _ = self.keep(client, state, letter, None);
         }
     }
 

@@ -3,16 +3,15 @@
 use super::backpressure::FanOut;
 use super::channel::{Channel, Members, Notice, Tell};
 use super::channels::kind_of;
-use super::client::{Client, ClientState, Joined};
-use super::delivery::{ConnectionId, Delivery, DeliveryOptions};
-use super::recovery::Asked;
+use super::client::{Client, ClientState, Joined, Live};
+use super::delivery::Delivery;
+use super::entering::NewMember;
+use super::question::Question;
 use super::wiring::Node;
 use crate::base::clock::SteadyTime;
 use crate::base::error::{Error, ErrorCode, Refusal, argument};
 use crate::base::names;
-use crate::base::priority::{Priority, SlowConsumer};
 use crate::core::events::Detail;
-use crate::ports::broker::Closing;
 use crate::settings::channel_kind::ChannelKind;
 use crate::wire::messages::{self, Publication};
 use std::sync::Arc;
@@ -21,7 +20,7 @@ impl Node {
     /// Subscribes a client to a channel, whether the client is connected or not.
     ///
     /// Errors: an id or channel name that cannot be one.
-    pub fn subscribe(&self, client_id: &str, channel: &str) -> Result<(), Error> {
+    pub fn subscribe(self: &Arc<Self>, client_id: &str, channel: &str) -> Result<(), Error> {
         names::check_client_id(client_id).map_err(argument)?;
         names::check_channel_name(channel).map_err(argument)?;
         loop {
@@ -49,27 +48,28 @@ impl Node {
     ///
     /// Errors: it is on as many as it may be.
     pub(super) fn join(
-        &self,
+        self: &Arc<Self>,
         client: &Arc<Client>,
         channel: &str,
-        asked: &Asked<'_>,
+        question: &Question<'_>,
     ) -> Result<Option<FanOut>, Refusal> {
         let limit = self.config.max_channels_per_client;
         let mut state = client.state.lock();
-        if state.connection_id != Some(asked.connection_id) {
+        if state.connection_id != Some(question.connection_id) {
             // it was displaced in this moment
             return Ok(None);
         }
-        if state.position(channel).is_none() && state.channels.len() >= limit {
+        let count = state.channels.len() + state.entering.len();
+        if state.position(channel).is_none() && count >= limit {
             let message = format!(
                 "a client may be on {limit} channels; leave one before joining {channel:?}"
             );
             return Err(Refusal::new(ErrorCode::TooManyChannels, message));
         }
-        if asked.wants_reply() {
+        if question.wants_reply() {
             client.set_wants_gaps(true);
         }
-        let joined = self.add_subscription(client, &mut state, channel, Some(asked));
+        let joined = self.add_subscription(client, &mut state, channel, Some(question));
         if let Some((channel, _)) = &joined {
             self.store.save_joined(client, &state, &channel.name);
         }
@@ -81,20 +81,18 @@ impl Node {
     pub(super) fn leave(&self, client: &Arc<Client>, channel: &str) -> Option<FanOut> {
         let mut state = client.state.lock();
         let was_remembered = state.forget_channel(channel);
+        state.stop_entering(channel);
         let Some(at) = state.position(channel) else {
             if was_remembered {
                 self.store.save_left(client, &state, channel);
             }
             return None;
         };
-        let channel = state.channels.remove(at).channel;
+        let Joined { channel, live } = state.channels.remove(at);
         let mut members = channel.members.lock();
         self.remove_member(&channel, &mut members, &client.id);
         let total = members.roster.len();
-        if let Some(connection_id) = state.connection_id {
-            members.interest.remove(connection_id.shard);
-            self.push_unsubscribe(connection_id, &channel);
-        }
+        self.end_live(&state, live, &channel, &mut members);
         drop(members);
         self.store.save_left(client, &state, &channel.name);
         let is_idle = state.end_if_idle();
@@ -124,7 +122,7 @@ impl Node {
     /// Deletes a channel, its history and its subscriptions, without notices; false if there is no channel of this name.
     ///
     /// Errors: the storage cannot be opened.
-    pub fn delete_channel(&self, name: &str) -> Result<bool, Error> {
+    pub fn delete_channel(self: &Arc<Self>, name: &str) -> Result<bool, Error> {
         self.restore()?;
         let Some(channel) = self.channels.get(name) else {
             return Ok(false);
@@ -142,7 +140,7 @@ impl Node {
             }
             // a thread that still has the channel must not open the stream of its successor
             self.stream(&channel);
-            self.broker.close(name, Closing::Whatever);
+            self.broker.remove(name);
             true
         });
         if !is_removed {
@@ -160,13 +158,10 @@ impl Node {
                 .iter()
                 .position(|joined| Arc::ptr_eq(&joined.channel, &channel))
             {
-                state.channels.remove(at);
+                let live = state.channels.remove(at).live;
                 let mut members = channel.members.lock();
                 members.roster.remove(&id);
-                if let Some(connection_id) = state.connection_id {
-                    members.interest.remove(connection_id.shard);
-                    self.push_unsubscribe(connection_id, &channel);
-                }
+                self.end_live(&state, live, &channel, &mut members);
                 drop(members);
                 self.store.save_left(&client, &state, name);
             } else if was_remembered {
@@ -230,7 +225,7 @@ impl Node {
     }
 
     /// Puts a client on a channel; false when the client has ended meanwhile.
-    pub(super) fn add_member(&self, client: &Arc<Client>, name: &str) -> bool {
+    pub(super) fn add_member(self: &Arc<Self>, client: &Arc<Client>, name: &str) -> bool {
         let mut state = client.state.lock();
         if state.removed {
             return false;
@@ -244,68 +239,8 @@ impl Node {
         true
     }
 
-    /// Puts a client on a channel, and returns the channel, which is then to be told, with how many are on it; `None`
-    /// when the client was on it. `asked` is answered before anything that is published on the channel from then on.
-    /// Saving the membership is the caller's.
-    pub(super) fn add_subscription(
-        &self,
-        client: &Client,
-        state: &mut ClientState,
-        name: &str,
-        asked: Option<&Asked<'_>>,
-    ) -> Option<(Arc<Channel>, usize)> {
-        let asked = asked.filter(|asked| asked.wants_reply());
-        if let Some(joined) = state.position(name).map(|at| &state.channels[at]) {
-            if let Some(asked) = asked {
-                self.answer_joined(joined, asked);
-            }
-            return None;
-        }
-        let (channel, live_from, total) = loop {
-            let channel = self.channel(name);
-            let mut added = None;
-            self.stream(&channel).read(&mut |history| {
-                let mut members = channel.members.lock();
-                if members.removed {
-                    return;
-                }
-                members.roster.add(&client.id);
-                let total = members.roster.len();
-                if let Some(asked) = asked {
-                    let frame = self.join_reply(asked, &channel.name, history, history.top, total);
-                    self.shards.push_direct(asked.connection_id, frame);
-                }
-                if let Some(connection_id) = state.connection_id {
-                    members.interest.add(connection_id.shard);
-                    // under the stream's lock, so that it takes its place between publications
-                    self.shards.push(
-                        connection_id.shard,
-                        Delivery::Subscribe {
-                            connection_id,
-                            channel: channel.key,
-                        },
-                    );
-                }
-                added = Some((history.top, total));
-            });
-            if let Some((live_from, total)) = added {
-                break (channel, live_from, total);
-            }
-        };
-        state.forget_channel(name);
-        state.channels.push(Joined {
-            channel: Arc::clone(&channel),
-            live_from,
-        });
-        Some((channel, total))
-    }
-
     /// Tells a channel that a client has joined; returns the notice. Not to be called with the client's state locked.
-    pub(super) fn tell_joined(
-        &self,
-        client: &Client,
-        joined: Option<(Arc<Channel>, usize)>,
-    ) -> Option<FanOut> {
+    pub(super) fn tell_joined(&self, client: &Client, joined: Option<NewMember>) -> Option<FanOut> {
         let (channel, total) = joined?;
         Some(self.notice(&channel, Notice::Joined, &client.id, total))
     }
@@ -321,14 +256,25 @@ impl Node {
         }
     }
 
-    fn push_unsubscribe(&self, connection_id: ConnectionId, channel: &Channel) {
-        self.shards.push(
-            connection_id.shard,
-            Delivery::Unsubscribe {
-                connection_id,
-                channel: channel.key,
-            },
-        );
+    /// Ends the subscription of a connection, if it has one.
+    fn end_live(
+        &self,
+        state: &ClientState,
+        live: Option<Live>,
+        channel: &Channel,
+        members: &mut Members,
+    ) {
+        let Some(live) = live else { return };
+        members.interest.remove(live.shard);
+        if let Some(connection_id) = state.connection_id {
+            self.shards.push(
+                connection_id.shard,
+                Delivery::Unsubscribe {
+                    connection_id,
+                    channel: channel.key,
+                },
+            );
+        }
     }
 
     /// Publishes the notice of a join or a leave, now or later; returns the notices that were published now.
@@ -391,33 +337,18 @@ impl Node {
         id: &str,
         count: Option<usize>,
     ) -> usize {
-        let mut recipients = 0;
-        self.stream(channel).notify(&mut || {
-            let members = channel.members.lock();
-            // counted under the lock of the stream, so that the totals are published in their order
-            let data = notice_data(id, members.roster.len(), count);
-            let publication = Publication {
-                channel: &channel.name,
-                event: notice.event(),
-                data: &data,
-                from: None,
-                offset: None,
-                wants_ack: false,
-            };
-            let frame = self.encode_publication(&publication);
-            let delivery_options = DeliveryOptions {
-                offset: None,
-                priority: Priority::Normal,
-                // a notice does not replace an older publication
-                policy: match channel.settings.slow_consumer {
-                    SlowConsumer::Latest => SlowConsumer::DropOldest,
-                    policy => policy,
-                },
-            };
-            recipients = self.hand_over(channel, &members, &frame, delivery_options);
-        });
-        self.counters.messages_sent.add(recipients);
-        recipients
+        let stream = self.stream(channel);
+        // totals go out in the order in which they were true
+        let _order = channel.notices.lock();
+        let data = notice_data(id, channel.members.lock().roster.len(), count);
+        let publication = Publication {
+            channel: &channel.name,
+            event: notice.event(),
+            data: &data,
+            from: None,
+            wants_ack: false,
+        };
+        self.with_encoded(self.stamps.next(), &publication, |body| stream.notify(body))
     }
 }
 

@@ -2,32 +2,25 @@
 
 use super::asker::Asker;
 use super::client::Joined;
-use super::delivery::ConnectionId;
 use super::encode::encode;
+use super::question::Question;
 use super::wiring::Node;
+use crate::base::completion::{Completion, Later, Progress};
 use crate::base::error::{Error, ErrorCode, Refusal, argument};
 use crate::base::names;
-use crate::core::history::{History, Page};
+use crate::core::history::Page;
+use crate::ports::broker::{Failure, Found, Query, Reading, View};
 use crate::ports::calls::HistoryPage;
-use crate::wire::command::Recover;
 use crate::wire::frame::EncodedFrame;
 use crate::wire::messages::{self, Reference};
 use std::sync::Arc;
 
-/// What a client wants to know when it joins a channel.
-pub(super) struct Asked<'a> {
-    /// The connection that it asks by.
-    pub connection_id: ConnectionId,
-    pub reference: Option<Reference<'a>>,
-    /// Where it was.
-    pub recover: Option<Recover<'a>>,
-}
-
-impl Asked<'_> {
-    /// A bare join is told of by the notice alone.
-    pub fn wants_reply(&self) -> bool {
-        self.reference.is_some() || self.recover.is_some()
-    }
+/// What the reply to a join tells.
+pub(super) struct JoinReply<'a> {
+    pub view: &'a View,
+    /// The last offset that is part of what was missed.
+    pub through: u64,
+    pub subscribers: usize,
 }
 
 /// Most publications in one page.
@@ -41,37 +34,50 @@ impl Node {
     /// the newest (before the offset `before`, if given). `max_bytes` bounds the page, but for its first publication. Of a
     /// channel that does not exist nothing is kept, and none is made.
     ///
-    /// Errors: a channel name that cannot be one; the storage cannot be opened.
+    /// Errors: a channel name that cannot be one; the storage cannot be opened; the broker cannot be reached.
     pub fn history(
-        &self,
+        self: &Arc<Self>,
         channel: &str,
         page: Page,
         max_bytes: usize,
-    ) -> Result<HistoryPage, Error> {
-        names::check_channel_name(channel).map_err(argument)?;
-        self.restore()?;
-        let Some(channel) = self.channels.get(channel) else {
-            // a channel that is only asked for is not made; its publications, should it be, come behind this answer
-            return Ok(HistoryPage::empty(self.broker.next_epoch(channel)));
+        later: &mut Later<'_, HistoryPage>,
+    ) -> Progress<HistoryPage> {
+        if let Err(error) = names::check_channel_name(channel)
+            .map_err(argument)
+            .and_then(|()| self.restore())
+        {
+            return Progress::Ended(Err(error));
+        }
+        let query = Query::Page { page, max_bytes };
+        let mut page_later = || -> Completion<View, Failure> {
+            let completion = later();
+            Completion::new(move |outcome: Result<View, Failure>| {
+                completion.complete(outcome.map(page_of).map_err(Error::from));
+            })
         };
-        let mut found = HistoryPage::empty(0);
-        self.stream(&channel).read(&mut |history| {
-            let (kept, is_cut) = history.page(page, max_bytes);
-            found = HistoryPage {
-                epoch: history.epoch,
-                offset: history.top,
-                publications: kept.into_iter().map(|kept| kept.frame.clone()).collect(),
-                is_cut,
-            };
-        });
-        Ok(found)
+        let known = self.channels.get(channel);
+        let reading = match known {
+            Some(channel) => match self.stream(&channel).read(query, &mut page_later) {
+                // the channel was deleted in this moment
+                Reading::Ended(Err(Failure::Closed)) => {
+                    self.broker.read(&channel.name, query, &mut page_later)
+                }
+                reading => reading,
+            },
+            // a channel that is only asked for is not made; its publications, should it be, come behind this answer
+            None => self.broker.read(channel, query, &mut page_later),
+        };
+        match reading {
+            Reading::Ended(outcome) => Progress::Ended(outcome.map(page_of).map_err(Error::from)),
+            Reading::Begun(_) => Progress::Begun(None),
+        }
     }
 
     /// Answers a client that asks for a page.
     ///
     /// Errors: a limit that cannot be.
     pub(super) fn answer_history(
-        &self,
+        self: &Arc<Self>,
         asker: Asker<'_>,
         channel: &str,
         (limit, after, before): (Option<i64>, Option<u64>, Option<u64>),
@@ -88,86 +94,115 @@ impl Node {
             after,
             before,
         };
-        let page = self
-            .history(channel, page, self.max_reply_bytes())
-            .map_err(|error| match error {
-                Error::Argument(message) => Refusal::new(ErrorCode::BadChannel, message),
-                error => Refusal::new(ErrorCode::NotRead, error.to_string()),
-            })?;
-        self.answer(asker, channel, |out| {
-            messages::write_json(out, "epoch", messages::epoch_text(page.epoch));
-            messages::write_json(out, "offset", page.offset);
-            messages::write_publications(out, &page.publications);
-            if page.is_cut {
-                messages::write_json(out, "more", true);
+        let mut later = || -> Completion<HistoryPage> {
+            let (node, name) = (Arc::clone(self), channel.to_owned());
+            let connection_id = asker.connection_id;
+            let reference = asker.reference.map(|reference| reference.0.to_owned());
+            Completion::new(move |outcome: Result<HistoryPage, Error>| {
+                let reference = reference.as_deref().map(Reference);
+                match outcome {
+                    Ok(page) => node.reply(connection_id, reference, &name, |out| {
+                        write_page(out, &page);
+                    }),
+                    Err(error) => {
+                        node.refuse_command(connection_id, reference, &unread(error));
+                    }
+                }
+            })
+        };
+        match self.history(channel, page, self.max_reply_bytes(), &mut later) {
+            Progress::Ended(outcome) => {
+                let page = outcome.map_err(unread)?;
+                self.answer(asker, channel, |out| write_page(out, &page));
             }
-        });
+            Progress::Begun(_) => {}
+        }
         Ok(())
     }
 
     /// Answers a client that is on the channel already: because it was resumed, or because it has noticed a gap.
-    pub(super) fn answer_joined(&self, joined: &Joined, asked: &Asked<'_>) {
-        let channel = &joined.channel;
-        self.stream(channel).read(&mut |history| {
-            let subscribers = channel.members.lock().roster.len();
-            // one that was resumed has had, or will have, what was published since it went live; one that has
-            // missed something after that needs all
-            let is_resuming = asked
-                .recover
-                .as_ref()
-                .is_some_and(|recover| recover.offset < joined.live_from);
-            let through = if is_resuming {
-                joined.live_from
-            } else {
-                history.top
-            };
-            let frame = self.join_reply(asked, &channel.name, history, through, subscribers);
-            self.shards.push_direct(asked.connection_id, frame);
+    pub(super) fn answer_joined(self: &Arc<Self>, joined: &Joined, question: &Question<'_>) {
+        // one that was resumed has had, or will have, what was published since it went live; one that has missed
+        // something after that needs all
+        let live_from = joined.live.as_ref().map(|live| live.from);
+        let through = live_from.filter(|from| {
+            let seen = question.last_seen();
+            seen.is_some_and(|offset| offset < *from)
         });
+        let query = question.query(through, self.max_reply_bytes());
+        let channel = &joined.channel;
+        let answer = |question: &Question<'_>, outcome: Result<View, Failure>| {
+            self.answer_view(&channel.name, question, through, outcome);
+        };
+        let reading = self.stream(channel).read(query, &mut || {
+            let (node, name) = (Arc::clone(self), Arc::clone(&channel.name));
+            let question = question.to_owned();
+            Completion::new(move |outcome| node.answer_view(&name, &question, through, outcome))
+        });
+        if let Reading::Ended(outcome) = reading {
+            answer(question, outcome);
+        }
     }
 
-    /// The answer to a join; with what was missed up to `through`, if that was asked.
+    fn answer_view(
+        &self,
+        channel: &str,
+        question: &Question<'_>,
+        through: Option<u64>,
+        outcome: Result<View, Failure>,
+    ) {
+        let view = match outcome {
+            Ok(view) => view,
+            Err(failure) => {
+                let refusal = Refusal::new(ErrorCode::NotRead, format!("{channel:?}: {failure}"));
+                self.refuse_command(question.connection_id, question.reference(), &refusal);
+                return;
+            }
+        };
+        let known = self.channels.get(channel);
+        let subscribers = known.map_or(0, |known| known.members.lock().roster.len());
+        let reply = JoinReply {
+            view: &view,
+            through: through.unwrap_or(view.position.offset),
+            subscribers,
+        };
+        let frame = self.join_reply(question, channel, &reply);
+        self.shards.push_direct(question.connection_id, frame);
+    }
+
+    /// The reply to a join; with what was missed, if the client has asked for that.
     pub(super) fn join_reply(
         &self,
-        asked: &Asked<'_>,
+        question: &Question<'_>,
         channel: &str,
-        history: &History,
-        through: u64,
-        subscribers: usize,
+        reply: &JoinReply<'_>,
     ) -> EncodedFrame {
         let stamp = self.stamps.next();
+        let position = reply.view.position;
         encode(|out| {
-            messages::write_reply(out, stamp, asked.reference, channel, |out| {
-                messages::write_json(out, "epoch", messages::epoch_text(history.epoch));
-                messages::write_json(out, "offset", history.top);
-                messages::write_json(out, "subscribers", subscribers);
-                let Some(recover) = &asked.recover else {
-                    return;
-                };
-                let missed = history.since(
-                    epoch_number(&recover.epoch),
-                    recover.offset,
-                    through,
-                    self.max_reply_bytes(),
-                );
-                match missed {
-                    Ok(missed) => {
+            messages::write_reply(out, stamp, question.reference(), channel, |out| {
+                messages::write_json(out, "epoch", messages::epoch_text(position.epoch));
+                messages::write_json(out, "offset", position.offset);
+                messages::write_json(out, "subscribers", reply.subscribers);
+                match &reply.view.found {
+                    Found::Missed(Ok(missed)) => {
                         messages::write_json(out, "recovered", true);
-                        messages::write_json(out, "through", through);
-                        messages::write_publications(out, missed.map(|kept| &kept.frame));
+                        messages::write_json(out, "through", reply.through);
+                        messages::write_publications(out, missed);
                     }
-                    Err(why) => {
+                    Found::Missed(Err(why)) => {
                         messages::write_json(out, "recovered", false);
                         messages::write_json(out, "reason", why.reason());
                         messages::write_publications(out, []);
                     }
+                    Found::Nothing | Found::Page { .. } => {}
                 }
             });
         })
     }
 
     /// Larger replies would make a client too slow at once.
-    fn max_reply_bytes(&self) -> usize {
+    pub(super) fn max_reply_bytes(&self) -> usize {
         self.config.max_pending_bytes / 2
     }
 
@@ -187,13 +222,37 @@ impl Node {
     }
 }
 
+fn write_page(out: &mut Vec<u8>, page: &HistoryPage) {
+    messages::write_json(out, "epoch", messages::epoch_text(page.epoch));
+    messages::write_json(out, "offset", page.offset);
+    messages::write_publications(out, &page.publications);
+    if page.is_cut {
+        messages::write_json(out, "more", true);
+    }
+}
+
+fn page_of(view: View) -> HistoryPage {
+    let (publications, is_cut) = match view.found {
+        Found::Page {
+            publications,
+            is_cut,
+        } => (publications, is_cut),
+        Found::Nothing | Found::Missed(_) => (Vec::new(), false),
+    };
+    HistoryPage {
+        epoch: view.position.epoch,
+        offset: view.position.offset,
+        publications,
+        is_cut,
+    }
+}
+
+fn unread(error: Error) -> Refusal {
+    match error {
+        Error::Argument(message) => Refusal::new(ErrorCode::BadChannel, message),
+        error => Refusal::new(ErrorCode::NotRead, error.to_string()),
+    }
+}
+
 /// Most names in the answer to `presence`.
 const MAX_PRESENT: usize = 1000;
-
-/// An epoch as the client wrote it; one that is no epoch is nobody's.
-fn epoch_number(text: &str) -> Option<u64> {
-    let is_epoch = text.len() == 16 && text.bytes().all(|digit| digit.is_ascii_hexdigit());
-    is_epoch
-        .then(|| u64::from_str_radix(text, 16).ok())
-        .flatten()
-}

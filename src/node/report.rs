@@ -4,8 +4,9 @@ use super::client::Client;
 use super::wiring::Node;
 use crate::base::names::EMERGENCY_CHANNEL;
 use crate::core::events::LogLevel;
-use crate::ports::broker::HistorySize;
+use crate::ports::broker::BrokerSize;
 use crate::ports::calls::{ChannelInfo, ConnectionInfo};
+use crate::ports::stats::HistorySize;
 use crate::settings::channel_kind::ChannelKind;
 use std::sync::Arc;
 
@@ -127,9 +128,18 @@ impl Node {
         names
     }
 
-    /// What is kept of all channels.
+    /// The histories of all channels: their publications and bytes.
     pub fn history_size(&self) -> HistorySize {
-        self.broker.size()
+        let BrokerSize {
+            messages, bytes, ..
+        } = self.broker.size();
+        HistorySize { messages, bytes }
+    }
+
+    /// How many idempotency keys are known, and how many were forgotten before their time to make room.
+    pub fn idempotency_size(&self) -> (usize, u64) {
+        let (size, sent) = (self.broker.size(), self.sent_once.size());
+        (size.keys + sent.0, size.displaced_keys + sent.1)
     }
 
     /// Dropped messages: reason, channel and how many.

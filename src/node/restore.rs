@@ -13,24 +13,24 @@ impl Node {
     /// Opens the store and restores what was saved, at the first use and again after each stop.
     ///
     /// Errors: the store cannot be opened.
-    pub fn restore(&self) -> Result<(), Error> {
+    pub fn restore(self: &Arc<Self>) -> Result<(), Error> {
         self.store.open(|saved| self.restore_saved(saved))
     }
 
-    fn restore_saved(&self, saved: Saved) {
+    fn restore_saved(self: &Arc<Self>, saved: Saved) {
         let channels: Vec<_> = saved
             .streams
             .iter()
             .map(|stream| (Arc::clone(&stream.channel), stream.kind))
             .collect();
-        self.broker.restore(saved.streams);
+        self.restore_sent_keys(&saved.used_keys);
+        self.broker.restore(saved.streams, saved.used_keys);
         for (name, kind) in channels {
             let channel = self.channel_with(&name, || kind);
             self.stream(&channel);
         }
         self.restore_clients(saved.clients, saved.memberships);
         self.restore_mail(saved.mail);
-        self.restore_keys(saved.used_keys);
     }
 
     /// Restores clients. They are away, and have all of `resume_ttl` to return.

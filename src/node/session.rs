@@ -1,6 +1,6 @@
 //! The start of a connection: a new client, or a client that resumes its session.
 
-use super::client::{Client, ClientState, Joined};
+use super::client::{Client, ClientState};
 use super::delivery::{ConnectionId, Delivery};
 use super::encode::encode;
 use super::token::{Session, read_token};
@@ -57,7 +57,7 @@ impl Node {
     /// A client has connected: the one that it was, if its token says so, or a new one. `None` when as many as may be
     /// are connected already; one that takes the place of its own older connection is not one more.
     pub fn connect(
-        &self,
+        self: &Arc<Self>,
         connection_id: ConnectionId,
         request: &ConnectRequest<'_>,
     ) -> Option<Connected> {
@@ -95,7 +95,7 @@ impl Node {
     /// Connects the client that an identity names, as if the client had come with its resume token: a new client, one that
     /// is away, or one that is connected, whose older connection is closed.
     fn connect_as(
-        &self,
+        self: &Arc<Self>,
         connection_id: ConnectionId,
         identity: &Identity,
         request: &ConnectRequest<'_>,
@@ -116,7 +116,7 @@ impl Node {
     }
 
     /// Subscribes a new client to the default channel. To be called after `connect`, when the welcome is queued.
-    pub fn join_default_channel(&self, connected: &Connected) {
+    pub fn join_default_channel(self: &Arc<Self>, connected: &Connected) {
         if !connected.is_resumed {
             let name = self.config.default_channel.clone();
             self.add_member(&connected.client, &name);
@@ -127,7 +127,7 @@ impl Node {
     /// channel, as every client does.
     ///
     /// Errors: an id that cannot be one; `resume_ttl` is 0; the storage cannot be opened.
-    pub fn resume_token(&self, client_id: &str) -> Result<String, Error> {
+    pub fn resume_token(self: &Arc<Self>, client_id: &str) -> Result<String, Error> {
         names::check_client_id(client_id).map_err(argument)?;
         self.restore()?;
         if self.config.resume_ttl.is_zero() {
@@ -215,7 +215,7 @@ impl Node {
 
     /// Resumes the session of a token. The mail and the publications of the client follow through the inbox.
     fn resume(
-        &self,
+        self: &Arc<Self>,
         connection_id: ConnectionId,
         token: &str,
         request: &ConnectRequest<'_>,
@@ -254,8 +254,11 @@ impl Node {
         let outcome = ResumeOutcome::Resumed { waiting, dropped };
         let welcome = self.welcome(&client, state, &names, Some(outcome));
         self.hand_over_mail(&client, state, connection_id);
-        for joined in &mut state.channels {
-            self.go_live(joined, connection_id, displaced);
+        // what the displaced connection was entering, it asks for again if it still wants to
+        state.entering.clear();
+        for at in 0..state.channels.len() {
+            let channel = Arc::clone(&state.channels[at].channel);
+            self.go_live(&client, state, &channel);
         }
         // with the client locked, so that a thread that unsubscribes the client does so before or after
         let joined: Vec<_> = remembered
@@ -279,34 +282,6 @@ impl Node {
             is_resumed: true,
             emergencies: known,
         })
-    }
-
-    /// Delivers the publications of a channel to a new connection of a subscriber from now on.
-    fn go_live(
-        &self,
-        joined: &mut Joined,
-        connection_id: ConnectionId,
-        displaced: Option<ConnectionId>,
-    ) {
-        let channel = Arc::clone(&joined.channel);
-        self.stream(&channel).read(&mut |history| {
-            let mut members = channel.members.lock();
-            if let Some(old) = displaced {
-                members.interest.remove(old.shard);
-            }
-            if members.removed {
-                return;
-            }
-            members.interest.add(connection_id.shard);
-            joined.live_from = history.top;
-            self.shards.push(
-                connection_id.shard,
-                Delivery::Subscribe {
-                    connection_id,
-                    channel: channel.key,
-                },
-            );
-        });
     }
 
     fn displace(&self, client: &Client, old: ConnectionId) {

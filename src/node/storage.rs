@@ -6,7 +6,7 @@ use crate::base::error::Error;
 use crate::base::fork::{ForkSensitive, OwningProcess};
 use crate::base::sync::{Mutex, Rank};
 use crate::core::events::{EventQueue, LogLevel};
-use crate::ports::store::{Change, Committed, Health, Saved, SavedClient, Store};
+use crate::ports::store::{Change, Committed, Health, NotTaken, Saved, SavedClient, Store};
 use crate::wire::frame::EncodedFrame;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -88,8 +88,21 @@ impl Storage {
         self.store.health()
     }
 
+    pub(super) fn port(&self) -> &dyn Store {
+        &*self.store
+    }
+
+    /// Gives a change to the store. A store that refuses the change counts it.
+    pub fn save(&self, change: Change<&EncodedFrame>) {
+        let _ = self.store.save(change, None);
+    }
+
     /// Gives a change to the store, as `Store::save`.
-    pub fn save(&self, change: Change<&EncodedFrame>, committed: Option<Committed>) -> bool {
+    pub fn save_then(
+        &self,
+        change: Change<&EncodedFrame>,
+        committed: Option<Committed>,
+    ) -> Result<(), NotTaken> {
         self.store.save(change, committed)
     }
 
@@ -147,7 +160,7 @@ impl Storage {
             user_data: state.user_data.clone(),
         };
         let client = Box::new(saved);
-        self.save(Change::ClientSaved { client }, None);
+        self.save(Change::ClientSaved { client });
     }
 
     /// Saves that a client is on a channel.
@@ -158,7 +171,7 @@ impl Storage {
                 channel: Arc::clone(channel),
                 at: WallTime::now(),
             };
-            self.save(change, None);
+            self.save(change);
         }
     }
 
@@ -169,7 +182,7 @@ impl Storage {
                 client: Arc::clone(&client.id),
                 channel: channel.into(),
             };
-            self.save(change, None);
+            self.save(change);
         }
     }
 
@@ -177,7 +190,7 @@ impl Storage {
     pub fn delete_client(&self, id: &Arc<str>) {
         if self.is_durable() {
             let id = Arc::clone(id);
-            self.save(Change::ClientForgotten { id }, None);
+            self.save(Change::ClientForgotten { id });
         }
     }
 
@@ -185,7 +198,7 @@ impl Storage {
     pub fn delete_mail(&self, client_id: &Arc<str>, numbers: Vec<u64>) {
         if !numbers.is_empty() && self.is_durable() {
             let client = Arc::clone(client_id);
-            self.save(Change::Unmailed { client, numbers }, None);
+            self.save(Change::Unmailed { client, numbers });
         }
     }
 }

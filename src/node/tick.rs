@@ -16,6 +16,7 @@ impl Node {
     /// Does the regular work that is due: notices that waited, clients that are away, mail, empty channels, publications
     /// that expired. Returns approximately how many bytes less the node holds now than at its peak since the last tick.
     pub fn tick(&self) -> usize {
+        self.send_arrived_emergencies();
         self.publish_due_notices();
         self.expire_away();
         self.expire_mail();
@@ -50,8 +51,6 @@ impl Node {
         // a store without room needs the deletions soon
         let is_urgent = self.store.was_degraded();
         if self.upkeep.begin_expiry(now, interval, is_urgent) {
-            self.published_once.expire(now);
-            self.clients_published_once.expire(now);
             self.sent_once.expire(now);
             self.broker.expire();
         }

@@ -6,22 +6,23 @@ use super::channels::Channels;
 use super::clients::Clients;
 use super::counters::Counters;
 use super::emergencies::Emergencies;
-use super::idempotency::{self, Idempotency};
 use super::mailroom::Mailroom;
 use super::shards::Shards;
+use super::sink::{ChannelSink, Distributor};
 use super::stamps::Stamps;
 use super::storage::Storage;
 use super::upkeep::Upkeep;
 use crate::base::error::Error;
 use crate::base::names;
 use crate::core::events::EventQueue;
-use crate::ports::broker::{Broker, Stream};
-use crate::ports::calls::Published;
+use crate::core::idempotency::{Idempotency, Limits};
+use crate::ports::broker::{Broker, Failure, Sink, Stream};
 use crate::ports::store::Store;
 use crate::settings::config::Config;
 use crate::settings::socket_limits::SocketLimits;
 use crate::wire::messages::Stamp;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The parts of the node. Each part has private fields and its own locks. An operation that needs several parts is a
 /// method of `Node`, in a file of its own, and runs on the thread that calls.
@@ -30,28 +31,22 @@ pub struct Node {
     pub events: Arc<EventQueue>,
     pub counters: Arc<Counters>,
     pub store: Arc<Storage>,
-    pub shards: Shards,
+    pub shards: Arc<Shards>,
     pub(super) clients: Clients,
-    pub(super) stamps: Stamps,
+    pub(super) stamps: Arc<Stamps>,
     pub(super) broker: Arc<dyn Broker>,
     pub channels: Channels,
     pub(super) away: AwayClients,
     pub(super) emergencies: Emergencies,
     pub(super) mailroom: Mailroom,
     pub(super) upkeep: Upkeep,
-    pub(super) published_once: Idempotency<Published>,
-    /// The keys of clients. The keys of the application are apart, so that clients cannot displace them.
-    pub(super) clients_published_once: Idempotency<Published>,
-    pub(super) sent_once: Idempotency<Stamp>,
+    pub(super) distributor: Arc<Distributor>,
+    pub(super) sent_once: Idempotency<Stamp, Failure>,
+    enterings: AtomicU64,
 }
 
 impl Node {
     pub fn new(config: Arc<Config>, broker: Arc<dyn Broker>, store: Arc<dyn Store>) -> Self {
-        let key_ttl = config.idempotency_ttl;
-        let key_limits = idempotency::Limits {
-            total: config.max_idempotency_keys,
-            of_one_client: config.max_client_keys,
-        };
         let events = Arc::new(EventQueue::new(config.event_queue_bytes));
         let counters = Arc::new(Counters::default());
         let store = Arc::new(Storage::new(store, config.resume_ttl));
@@ -60,6 +55,14 @@ impl Node {
             Arc::clone(&counters),
             Arc::clone(&events),
             Arc::clone(&store),
+        );
+        let shards = Arc::new(Shards::new(SocketLimits::of_settings(&config)));
+        let stamps = Arc::new(Stamps::new());
+        let distributor = Distributor::new(
+            Arc::clone(&shards),
+            Arc::clone(&counters),
+            Arc::clone(&stamps),
+            config.max_pending_bytes / 2,
         );
         Self {
             events,
@@ -71,24 +74,37 @@ impl Node {
             away: AwayClients::new(Arc::clone(&config)),
             emergencies: Emergencies::new(),
             mailroom,
-            published_once: Idempotency::new(key_ttl, key_limits),
-            clients_published_once: Idempotency::new(key_ttl, key_limits),
-            sent_once: Idempotency::new(key_ttl, key_limits),
-            shards: Shards::new(SocketLimits::of_settings(&config)),
-            stamps: Stamps::new(),
+            sent_once: Idempotency::new(
+                config.idempotency_ttl,
+                Limits {
+                    total: config.max_idempotency_keys,
+                    of_one_client: config.max_client_keys,
+                },
+            ),
+            enterings: AtomicU64::new(0),
+            distributor: Arc::new(distributor),
+            shards,
+            stamps,
             upkeep: Upkeep::new(),
             config,
         }
     }
 
     /// The stream of a channel. Opens the stream at the first use, at the position that was saved.
-    pub(super) fn stream<'a>(&self, channel: &'a Channel) -> &'a Arc<dyn Stream> {
+    pub(super) fn stream<'a>(&self, channel: &'a Arc<Channel>) -> &'a Arc<dyn Stream> {
         channel.stream.get_or_init(|| {
             let mut settings = channel.settings;
             // an emergency does not wait for the disk, whatever the settings of its channel
             settings.durable &= &*channel.name != names::EMERGENCY_CHANNEL;
-            self.broker.open(&channel.name, channel.kind, settings)
+            let sink: Arc<dyn Sink> = Arc::new(ChannelSink::new(channel, &self.distributor));
+            self.broker
+                .attach(&channel.name, channel.kind, settings, &sink)
         })
+    }
+
+    /// The number of the next entering of a channel.
+    pub(super) fn next_entering(&self) -> u64 {
+        self.enterings.fetch_add(1, Ordering::Relaxed)
     }
 
     /// True if a publication on the channel is delivered only after it is saved.

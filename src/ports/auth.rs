@@ -1,6 +1,6 @@
 //! Admission: who may connect, and as whom.
 
-use super::completion::Completion;
+use crate::base::completion::Completion;
 use crate::base::error::Refusal;
 use crate::base::names::check_client_id;
 use crate::net::peer::Peer;

@@ -1,102 +1,84 @@
-//! Gives every publication its place in its channel's stream, in one order for all, and keeps the last of them.
+//! The broker gives every publication its position in the stream of its channel, keeps the last publications, and hands
+//! each to the sinks of the processes that are attached to the channel.
 
-use crate::core::history::{Bytes, History, StreamPosition};
-use crate::ports::store::{Committed, SavedStream, StoreError, UsedKey};
+use super::store::{SavedStream, StoreError, UsedKey};
+use crate::base::completion::{Abandoned, Completion, Later, Progress};
+use crate::base::error::Error;
+use crate::base::priority::Priority;
+use crate::core::history::{Bytes, Page, StreamPosition, Unrecovered};
 use crate::settings::channel_kind::ChannelKind;
 use crate::settings::channel_settings::ChannelSettings;
-use crate::wire::frame::EncodedFrame;
+use crate::wire::frame::{EncodedFrame, Unsealed};
+use std::fmt;
 use std::sync::Arc;
 
-/// Bytes that a channel takes besides its publications, about, with its places in the maps.
+/// Approximate bytes that a channel takes besides its publications, with its entries in the maps.
 pub const CHANNEL_SIZE: usize = 1024;
 
-/// Encodes a publication at its position (`None` when the channel keeps no publications).
-pub type Encode<'a> = dyn FnMut(Option<StreamPosition>) -> EncodedFrame + 'a;
-
-/// Hands an encoded publication to subscribers; returns the idempotency key to save with the publication.
-pub type HandOver<'a> =
-    dyn FnMut(Option<StreamPosition>, &EncodedFrame) -> Option<Box<UsedKey>> + 'a;
-
-/// Why a stream did not take a publication; nothing was handed over.
-#[derive(Debug)]
-pub enum Refused {
-    /// The channel was closed: it has to be opened again.
-    Closed,
-    /// `durable_bytes` leaves no room for the publication.
-    NoRoom(StoreError),
-}
-
-/// Returns the idempotency key to save with a publication at this position.
-pub type KeyAt<'a> = dyn FnMut(StreamPosition) -> Option<Box<UsedKey>> + 'a;
-
-/// Completes a publication that is handed over after saving: hands the saved publication to subscribers, or receives the
-/// reason why the publication could not be saved.
-pub type OnSaved = Box<dyn FnOnce(Result<(StreamPosition, &EncodedFrame), StoreError>) + Send>;
-
-/// Which streams are closed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Closing {
-    /// One of which nothing is kept, nor about to be.
-    IfEmpty,
-    Whatever,
-}
-
-/// What is kept of all channels.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct HistorySize {
-    pub messages: usize,
-    pub bytes: Bytes,
-}
-
-/// A channel, and how many of its publications were evicted.
-pub type Evicted = (Arc<str>, usize);
-
+/// The streams of all channels.
 pub trait Broker: Send + Sync {
-    /// Takes in what was saved. Called once, before streams are opened.
+    /// Takes in streams and idempotency keys that were saved.
     ///
-    /// Ordering: before every `open`. Errors: none. Blocking: no.
-    fn restore(&self, streams: Vec<SavedStream>);
+    /// Ordering: before the first `attach`, and again each time the storage was opened anew. Errors: none. Blocking: no.
+    fn restore(&self, streams: Vec<SavedStream>, used_keys: Vec<UsedKey>);
 
-    /// The stream of a channel, opened where it was left.
+    /// Attaches a sink to the stream of a channel. The sink gets every publication behind the position that any later
+    /// `Stream::read` reports.
     ///
-    /// Ordering: two calls for a channel that was not closed in between give the same stream. Errors: none.
-    /// Blocking: no.
-    fn open(
+    /// Ordering: once for each process and channel, until `detach` or `remove`; a second call gives the same stream, and
+    /// leaves the first sink in place. Errors: none; an adapter that cannot reach its backend tries again, and tells the
+    /// sink of the gap. Blocking: no.
+    fn attach(
         &self,
         channel: &Arc<str>,
         kind: ChannelKind,
         settings: ChannelSettings,
+        sink: &Arc<dyn Sink>,
     ) -> Arc<dyn Stream>;
 
-    /// The epoch that the stream of a channel without one gets when it is opened, unless something of it was saved.
+    /// Reads the stream of a channel to which this process is not attached; makes none.
     ///
-    /// Ordering: another epoch only after a stream has ended that gave out positions, or was closed with `Whatever`. Errors: none. Blocking: no.
-    fn next_epoch(&self, channel: &str) -> u64;
+    /// Ordering: none. Errors: `Failure`, but for `Closed`. Blocking: no.
+    fn read(&self, channel: &str, query: Query, later: &mut Later<'_, View, Failure>) -> Reading;
 
-    /// Ends the stream of a channel and removes its history. False, with nothing done, when `closing` is `IfEmpty` and
-    /// the history is not empty.
+    /// Detaches this process from a channel. False, with nothing done, while the broker needs the process to stay
+    /// attached: the memory broker does while it keeps publications of the channel, or is about to.
     ///
-    /// Ordering: what is published on its stream from now on is refused. Errors: none. Blocking: for a publication on
-    /// it that is under way.
-    fn close(&self, channel: &str, closing: Closing) -> bool;
+    /// Ordering: publications on the stream fail with `Closed` from now on, and the sink gets nothing more. Errors: none.
+    /// Blocking: no.
+    fn detach(&self, channel: &str) -> bool;
 
-    /// Removes publications that have expired.
+    /// Removes a channel with its history, for every process.
     ///
-    /// Ordering: any. Errors: none. Blocking: for publications that are under way.
+    /// Ordering: publications on the stream fail with `Closed` from now on. Errors: none that the caller could mend.
+    /// Blocking: no.
+    fn remove(&self, channel: &str);
+
+    /// Removes publications and idempotency keys that have expired.
+    ///
+    /// Ordering: any. Errors: none. Blocking: no.
     fn expire(&self);
 
-    /// Bytes of memory that histories take, about, with the channels that they are of.
+    /// Forgets the idempotency keys of a client that does not return.
+    ///
+    /// Ordering: any. Errors: none. Blocking: no.
+    fn forget_keys(&self, client: &Arc<str>);
+
+    /// What the histories and keys take in this process.
+    ///
+    /// Ordering: any. Errors: none. Blocking: no.
+    fn size(&self) -> BrokerSize;
+
+    /// `BrokerSize::bytes` alone, which costs no look at the streams.
     ///
     /// Ordering: any. Errors: none. Blocking: no.
     fn used(&self) -> Bytes;
 
-    /// Ordering: any. Errors: none. Blocking: as `expire`.
-    fn size(&self) -> HistorySize;
-
-    /// What was evicted since the last call, because the histories took more than they may.
+    /// Channels of which publications were evicted since the last call, because all histories together took more than
+    /// they may, each with the number of its evicted publications.
     ///
     /// Ordering: any. Errors: none. Blocking: no.
-    fn take_evicted(&self) -> Vec<Evicted>;
+    fn take_evicted(&self) -> Vec<(Arc<str>, usize)>;
 
     /// Channels whose history has become empty since the last call.
     ///
@@ -104,47 +86,219 @@ pub trait Broker: Send + Sync {
     fn take_emptied(&self) -> Vec<Arc<str>>;
 }
 
-/// One channel's publications.
+/// The stream of one channel.
 pub trait Stream: Send + Sync {
-    /// Gives a publication the next position, encodes it and hands it over, as one step. With `committed`, which is
-    /// called when the publication is saved, it is durable: no budget removes it from the history.
+    /// Publishes: gives the publication the next position, and hands it to the sinks.
     ///
-    /// Ordering: calls of `hand_over` come one after another, in the order of positions. Errors: `Refused`, with no
-    /// position taken, nothing handed over, and `committed` left to the caller. `committed` is told, perhaps before this
-    /// returns, when the publication could not be saved; it was handed over then all the same. Blocking: only for other
-    /// publications of this channel; `encode` and `hand_over` must not publish on it.
+    /// A publication whose idempotency key is known is not published again. Its receipt is that of the first
+    /// publication, with `is_duplicate`; while the first is under way, the second waits for the outcome of the first.
+    /// A durable publication ends when it is saved.
+    ///
+    /// Ordering: the publications of one caller with equal `is_durable` keep the order of the calls. The outcome may come
+    /// before or after the sink gets the publication. Errors: `Failure`; after `Unknown` a retry under the same key is
+    /// safe. Blocking: no. The outcome may come inside the call, so the caller holds no lock that the receiver takes.
     fn publish(
         &self,
-        encode: &mut Encode<'_>,
-        hand_over: &mut HandOver<'_>,
-        committed: &mut Option<Committed>,
-    ) -> Result<(), Refused>;
+        publication: &Outgoing<'_>,
+        later: &mut Later<'_, Receipt, Failure>,
+    ) -> Progress<Receipt, Failure>;
 
-    /// Gives a publication the next position at once, and calls `on_saved` when the publication is saved. No budget
-    /// removes the publication from the history after that. False, with nothing done, when the channel was closed.
+    /// Hands a notice to the sinks: a message without position, which is not kept. Returns the subscribers of this
+    /// process that have got the notice; 0 where the broker hands the notice over later.
     ///
-    /// Ordering: `on_saved` is called in the order of positions, on the store's thread, under this stream's lock.
-    /// Errors: `on_saved` receives them, perhaps before this method returns: saving failed, or durable publications have
-    /// no more room. Nothing was handed over then. Blocking: as `publish`.
-    fn publish_saved(
-        self: Arc<Self>,
-        encode: &mut Encode<'_>,
-        key_at: &mut KeyAt<'_>,
-        on_saved: &mut Option<OnSaved>,
-    ) -> bool;
+    /// Ordering: among publications, as called. Errors: a notice may be lost. Blocking: no.
+    fn notify(&self, body: Unsealed<'_>) -> usize;
 
-    /// Hands over a notice, which takes no position and is not kept.
+    /// Reads the position of the stream and, by `query`, a part of its history. A barrier: the sink of this process has
+    /// got everything up to the position that the view reports.
     ///
-    /// Ordering: between publications as it was called. Errors: none. Blocking: as `publish`.
-    fn notify(&self, hand_over: &mut dyn FnMut());
+    /// Ordering: among publications, as called. Errors: `Failure`. Blocking: no. The outcome never comes inside the call
+    /// on the caller's own thread: an outcome that is known at once is `Progress::Ended`.
+    fn read(&self, query: Query, later: &mut Later<'_, View, Failure>) -> Reading;
 
-    /// Looks at what is kept. What the caller hands over meanwhile comes behind all of it, and before what follows.
+    /// The epoch of the stream, as this process knows it.
     ///
-    /// Ordering: between publications as it was called. Errors: none. Blocking: as `publish`.
-    fn read(&self, look: &mut dyn FnMut(&History));
+    /// Ordering: any. Errors: none. Blocking: no.
+    fn epoch(&self) -> u64;
 
-    /// Publications are to be saved before they are handed over.
+    /// True if publications are handed to the sinks only once they are saved.
     ///
     /// Ordering: never changes. Errors: none. Blocking: no.
-    fn is_durable(&self) -> bool;
+    fn saves_first(&self) -> bool;
 }
+
+/// The subscribers of a channel in this process.
+///
+/// Calls for one channel come one after another. A broker may hold locks of its own meanwhile, so a sink does not call
+/// the broker, and does not block.
+pub trait Sink: Send + Sync {
+    /// Hands a publication or a notice to the subscribers; returns their number.
+    ///
+    /// Ordering: publications come in the order of their positions. Errors: none. Blocking: no.
+    fn deliver(&self, delivered: &Delivered<'_>) -> usize;
+
+    /// Publications are lost for this process and cannot be replayed: the subscribers are told to recover. `top` is the
+    /// newest lost position, where the broker knows it.
+    ///
+    /// Ordering: between the publications around the gap. Errors: none. Blocking: no.
+    fn gap(&self, top: Option<StreamPosition>);
+
+    /// The number of subscribers that a publication would be handed to now.
+    ///
+    /// Ordering: any. Errors: none. Blocking: no.
+    fn subscribers(&self) -> usize;
+}
+
+/// A publication on its way to the broker.
+#[derive(Clone, Copy, Debug)]
+pub struct Outgoing<'a> {
+    pub body: Unsealed<'a>,
+    pub priority: Priority,
+    pub kind: PublicationKind,
+    /// The publication ends only when it is saved, and no budget removes it from the history.
+    pub is_durable: bool,
+    pub key: Option<IdempotencyKey<'a>>,
+}
+
+/// A publication or notice on its way from the broker to subscribers.
+#[derive(Clone, Copy, Debug)]
+pub struct Delivered<'a> {
+    /// `None` for a message that is not kept.
+    pub position: Option<StreamPosition>,
+    pub priority: Priority,
+    pub kind: PublicationKind,
+    pub frame: &'a EncodedFrame,
+}
+
+/// How subscribers get a publication.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PublicationKind {
+    /// The subscribers of the channel get it.
+    Message,
+    /// The subscribers of the channel get it; it stands for no newer state of the channel.
+    Notice,
+    /// Every connected client gets it, ahead of everything that waits.
+    Emergency { message: u64 },
+}
+
+/// An idempotency key, with the scope in which it counts.
+#[derive(Clone, Copy, Debug)]
+pub struct IdempotencyKey<'a> {
+    /// The client that publishes; `None` for the application.
+    pub client: Option<&'a str>,
+    /// The channel that is published on.
+    pub channel: &'a str,
+    pub key: &'a str,
+}
+
+/// A publication that was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Receipt {
+    /// `None` for a publication that is not kept, and while the broker has not reported it.
+    pub position: Option<StreamPosition>,
+    /// Subscribers that the publication was handed to; exact while nobody comes or goes.
+    pub recipients: usize,
+    /// The idempotency key was known, and nothing was published now.
+    pub is_duplicate: bool,
+}
+
+/// What of a stream is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Query {
+    /// Only its position.
+    Position,
+    /// Every publication behind a position.
+    Since {
+        /// `None` for an epoch that no stream can have.
+        epoch: Option<u64>,
+        offset: u64,
+        /// Publications behind this offset are left out; `None` for none.
+        through: Option<u64>,
+        max_bytes: usize,
+    },
+    /// A page of the history.
+    Page { page: Page, max_bytes: usize },
+}
+
+/// What was read of a stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct View {
+    /// The position of the newest publication; offset 0 before the first.
+    pub position: StreamPosition,
+    pub found: Found,
+}
+
+/// The publications that were found, oldest first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    Nothing,
+    Missed(Result<Vec<EncodedFrame>, Unrecovered>),
+    Page {
+        publications: Vec<EncodedFrame>,
+        /// `max_bytes` has cut the page short.
+        is_cut: bool,
+    },
+}
+
+/// Where reading stands when the call returns.
+pub type Reading = Progress<View, Failure>;
+
+/// Why a call on the broker failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The channel was detached or removed: it has to be attached again. Nothing was done.
+    Closed,
+    /// The broker refuses the call. Nothing was done.
+    Refused(String),
+    /// The broker cannot be reached. Nothing was done.
+    Unavailable(String),
+    /// Too much waits for the broker. Nothing was done.
+    Overloaded(String),
+    /// The call may have been carried out: its reply was lost.
+    Unknown(String),
+}
+
+/// What the histories and keys of all channels take in this process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BrokerSize {
+    pub messages: usize,
+    /// Approximate bytes of memory, with the channels that have history.
+    pub bytes: Bytes,
+    /// Known idempotency keys.
+    pub keys: usize,
+    /// Idempotency keys that were forgotten before their time, to make room.
+    pub displaced_keys: u64,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::Closed => f.write_str("the channel was deleted"),
+            Failure::Refused(problem)
+            | Failure::Unavailable(problem)
+            | Failure::Overloaded(problem) => f.write_str(problem),
+            Failure::Unknown(problem) => write!(f, "{problem}; the message may be published"),
+        }
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        Error::Storage(failure.to_string())
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Failure::Refused(error.0)
+    }
+}
+
+impl Abandoned for Failure {
+    fn abandoned() -> Self {
+        Failure::Unknown("the broker gave no outcome".to_owned())
+    }
+}
+
+/// Receives the outcome of publishing.
+pub type Publishing = Completion<Receipt, Failure>;

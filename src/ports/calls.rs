@@ -1,10 +1,9 @@
 //! The calls on a messenger, as data. Python's methods translate into them, and so will every other way in. The node in
 //! this process is one implementation; a link to a node in another process can be another.
 
-use super::completion::Completion;
 use super::stats::Stats;
 use crate::base::clock::WallTime;
-use crate::base::error::Error;
+use crate::base::completion::{Later, Progress};
 use crate::base::priority::Priority;
 use crate::core::history::{Page, StreamPosition};
 use crate::settings::channel_kind::ChannelKind;
@@ -102,24 +101,16 @@ pub enum Reply {
     Stats(Box<Stats>),
 }
 
-/// Where a call stands when `Calls::call` returns.
-#[derive(Debug)]
-pub enum Progress {
-    /// The call has ended.
-    Ended(Result<Reply, Error>),
-    /// The result is being saved. The reply is known; the completion tells whether it was saved.
-    Saving(Reply),
-}
-
 /// Takes calls.
 pub trait Calls: Send + Sync {
-    /// Takes a call. `when_saved` is called, at most once, for a call that ends only when its result is saved; the
-    /// completion that it returns then receives the outcome of saving.
+    /// Takes a call, and replies at once or by the completion that `later` makes. `Progress::Begun` has the reply to a
+    /// publication or message that only has to be saved.
     ///
-    /// Ordering: publications of one caller on one channel keep the order of the calls. Errors: in `Progress::Ended`,
-    /// with nothing done; the completion's, with nothing handed over on a durable channel. Blocking: for the inboxes of
-    /// shards that are behind, unless the priority is `Emergency`.
-    fn call(&self, call: Call<'_>, when_saved: &mut dyn FnMut() -> Completion<()>) -> Progress;
+    /// Ordering: publications of one caller on one channel keep the order of the calls. Errors: with nothing done, but
+    /// where the error says otherwise; on a durable channel with nothing handed over. Blocking: for the inboxes of shards
+    /// that are behind, unless the priority is `Emergency`. The outcome may come inside the call, so the caller holds no
+    /// lock that the receiver takes.
+    fn call(&self, call: Call<'_>, later: &mut Later<'_, Reply>) -> Progress<Reply>;
 }
 
 /// How a message is to be published or sent.

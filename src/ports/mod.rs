@@ -3,6 +3,5 @@
 pub mod auth;
 pub mod broker;
 pub mod calls;
-pub mod completion;
 pub mod stats;
 pub mod store;

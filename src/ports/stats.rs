@@ -1,7 +1,7 @@
 //! Gauges and counters of a messenger, at one moment.
 
-use super::broker::HistorySize;
 use super::store::Health;
+use crate::core::history::Bytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -41,6 +41,13 @@ pub struct Stats {
     /// The connections with the most bytes that wait for their sockets, the worst first: client id and bytes.
     pub worst_connections: Vec<(Arc<str>, usize)>,
     pub storage: Health,
+}
+
+/// The histories of all channels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HistorySize {
+    pub messages: usize,
+    pub bytes: Bytes,
 }
 
 /// The queue of events for the application.

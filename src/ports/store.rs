@@ -1,7 +1,9 @@
 //! Where a process saves what has to outlive it.
 
 use crate::base::clock::WallTime;
+use crate::base::completion::{Abandoned, Completion};
 use crate::core::history::StreamPosition;
+use crate::core::idempotency::LostFlag;
 use crate::settings::channel_kind::ChannelKind;
 use crate::wire::frame::EncodedFrame;
 use crate::wire::messages::Stamp;
@@ -9,7 +11,6 @@ use bytes::Bytes;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// A log of changes, in the order in which they are given, that is read once when it is opened. What the process knows
@@ -22,24 +23,30 @@ pub trait Store: Send + Sync {
     /// Blocking: for as long as reading takes.
     fn open(&self) -> Result<Saved, StoreError>;
 
-    /// Takes a change; `committed` hears when it is saved and would outlive a power failure, or that it cannot be. False
-    /// when the store refuses the change: a store that is full refuses what adds to it, and one that is closed
-    /// everything. A refused `StreamOpened` is not counted as lost, as its stream is to be announced again.
+    /// Takes a change. `committed` completes when the change is saved and would outlive a power failure, or when saving
+    /// has failed.
     ///
-    /// Ordering: changes are saved, and heard of, in the order of the calls; those of a stream behind its
+    /// Ordering: changes are saved, and completed, in the order of the calls; those of a stream behind its
     /// `StreamOpened`, since the store was opened. While the store is full, a message that does not fit may be saved
-    /// after later changes, but never after its own deletion. Errors: only `committed` hears of them; without it the store tries
-    /// again, and counts what it gave up in `health`. Blocking: no; `committed` may hear of an error (and, of a store that
-    /// saves nothing, of success) before this returns, under the caller's locks, else on the store's thread, where it
-    /// must not block.
-    fn save(&self, change: Change<&EncodedFrame>, committed: Option<Committed>) -> bool;
+    /// after later changes, but never after its own deletion. Errors: `NotTaken` when the store refuses the change: a
+    /// full store refuses changes that add to it, a closed store refuses every change. A refused `StreamOpened` is not
+    /// counted as lost, because its stream is to be announced again. Later errors go to `committed`; without it the store
+    /// tries again, and counts the changes that it gave up in `health`. Blocking: no. A store that saves nothing
+    /// completes `committed` before this returns, so the caller holds no lock then; any other store completes on its own
+    /// thread.
+    fn save(
+        &self,
+        change: Change<&EncodedFrame>,
+        committed: Option<Committed>,
+    ) -> Result<(), NotTaken>;
 
     /// Notes, for the next `open`, that something is about to be published on a stream that is not durable: only such
-    /// streams have another epoch after an unclean end. False when the store is not open.
+    /// streams have another epoch after an unclean end. `was_durable` says that the saved state may still call the stream
+    /// durable. False when the store is not open.
     ///
-    /// Ordering: before the first such publication since the store was opened. Errors: none. Blocking: one system call
-    /// that waits for no disk.
-    fn note_published(&self, channel: &str) -> bool;
+    /// Ordering: before the first such publication since the store was opened. Errors: none. Blocking: two system calls
+    /// that wait for no disk.
+    fn note_published(&self, channel: &str, was_durable: bool) -> bool;
 
     /// True while half of what may wait to be saved does: what can be done without is not to be given.
     ///
@@ -63,15 +70,57 @@ pub trait Store: Send + Sync {
     fn close(&self, within: Duration);
 }
 
+/// Completes with a result when everything that the store was given before is saved, unless the change that brought the
+/// result was lost. To be called without locks held.
+pub fn complete_when_saved<T: Send + 'static, E: Abandoned + From<StoreError> + 'static>(
+    store: &dyn Store,
+    (result, lost_flag): (T, LostFlag),
+    completion: Completion<T, E>,
+) {
+    let committed = Committed::new(move |outcome| {
+        completion.complete(match outcome {
+            Ok(()) if lost_flag.is_lost() => Err(E::from(StoreError(
+                "the first message under this idempotency key was lost".to_owned(),
+            ))),
+            Ok(()) => Ok(result),
+            Err(error) => Err(E::from(error)),
+        });
+    });
+    if let Err(refused) = store.save(Change::Barrier, Some(committed)) {
+        refused.complete();
+    }
+}
+
 /// Stands for a stream, so that a publication need not name its channel.
 pub type StreamKey = u64;
 
-/// Hears once what became of a change, on the store's own thread.
-pub type Committed = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
+/// Completes when a change is saved, or saving has failed. The receiver must not block the store's thread.
+pub type Committed = Completion<(), StoreError>;
 
 /// What is wrong, in words that name the store.
 #[derive(Clone, Debug)]
 pub struct StoreError(pub String);
+
+impl Abandoned for StoreError {
+    fn abandoned() -> Self {
+        Self("the storage ended before the change was saved".to_owned())
+    }
+}
+
+/// A change that the store refused, with the completion that was to receive its outcome.
+pub struct NotTaken {
+    pub error: StoreError,
+    pub committed: Option<Committed>,
+}
+
+impl NotTaken {
+    /// Tells the completion of the refusal. To be called without locks held.
+    pub fn complete(self) {
+        if let Some(committed) = self.committed {
+            committed.complete(Err(self.error));
+        }
+    }
+}
 
 impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -153,29 +202,6 @@ pub struct UsedKey {
     pub lost_flag: LostFlag,
 }
 
-/// Whether a change was lost that nobody waited for; shared by the store and whoever may ask later.
-#[derive(Clone, Debug, Default)]
-pub struct LostFlag(Arc<AtomicBool>);
-
-impl LostFlag {
-    pub fn lose(&self) {
-        self.0.store(true, Ordering::Release);
-    }
-
-    pub fn is_lost(&self) -> bool {
-        self.0.load(Ordering::Acquire)
-    }
-}
-
-/// It is no part of what is saved.
-impl PartialEq for LostFlag {
-    fn eq(&self, _: &Self) -> bool {
-        true
-    }
-}
-
-impl Eq for LostFlag {}
-
 /// What the publisher was told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyResult {
@@ -251,7 +277,7 @@ pub enum Change<F> {
     KeyUsed {
         used_key: Box<UsedKey>,
     },
-    /// Nothing: whoever waits for it hears when all before it is saved.
+    /// Changes nothing; completes when every change before it is saved.
     Barrier,
 }
 

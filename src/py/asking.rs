@@ -3,9 +3,9 @@
 use super::configured::Owned;
 use super::json;
 use super::operation::Outcome;
+use crate::base::completion::{Abandoned, Completion, Progress};
 use crate::base::error::Error;
-use crate::ports::calls::{Call, Progress, Reply};
-use crate::ports::completion::Completion;
+use crate::ports::calls::{Call, Reply};
 use pyo3::prelude::*;
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -18,30 +18,50 @@ thread_local! {
 const KEPT_SCRATCH: usize = 64 << 10;
 
 impl Owned {
-    /// Makes a call, and returns its reply and, while its result is being saved, the outcome that the caller may wait for.
+    /// Makes a call, and returns its reply and, if the result is still to be saved, the outcome that the caller may wait for.
+    /// Blocks until there is a reply.
     pub fn begin(&self, call: Call<'_>) -> Result<(Reply, Option<Arc<Outcome>>), Error> {
         let mut begun = None;
-        let mut when_saved = || {
-            let (outcome, completion) = Outcome::begin();
-            begun = Some(outcome);
-            completion
+        let mut later = || {
+            let (saved, completion) = Outcome::begin();
+            let (tell, told) = flume::bounded(1);
+            begun = Some((saved, told));
+            Completion::new(move |outcome: Result<Reply, Error>| {
+                let text = outcome.as_ref().map(|_| ()).map_err(ToString::to_string);
+                // only a caller without a reply receives
+                let _ = tell.send(outcome);
+                completion.complete(text.map_err(Error::Storage));
+            })
         };
-        match self.calls.call(call, &mut when_saved) {
-            Progress::Ended(reply) => Ok((reply?, None)),
-            Progress::Saving(reply) => Ok((reply, begun)),
+        match (self.calls.call(call, &mut later), begun) {
+            (Progress::Ended(reply), _) => Ok((reply?, None)),
+            (Progress::Begun(Some(reply)), begun) => Ok((reply, begun.map(|(saved, _)| saved))),
+            (Progress::Begun(None), Some((_, told))) => {
+                let ended = told.recv().map_err(|_| Error::abandoned())?;
+                Ok((ended?, None))
+            }
+            (Progress::Begun(None), None) => Err(Error::abandoned()),
         }
     }
 
-    /// Makes a call without the interpreter lock, and returns its reply. Nothing waits for what is being saved.
+    /// Makes a call without the interpreter lock, and blocks until it has ended.
     pub fn ask(&self, py: Python<'_>, call: Call<'_>) -> Result<Reply, Error> {
         py.detach(|| self.ask_holding(call))
     }
 
     /// As `ask`, for a caller that has released the interpreter lock, or for a call that ends sooner than a release takes.
     pub fn ask_holding(&self, call: Call<'_>) -> Result<Reply, Error> {
-        match self.calls.call(call, &mut || Completion::new(|_| ())) {
-            Progress::Ended(reply) => reply,
-            Progress::Saving(reply) => Ok(reply),
+        let mut begun = None;
+        let mut later = || {
+            let (tell, told) = flume::bounded(1);
+            begun = Some(told);
+            // a caller that waits is there to receive
+            Completion::new(move |reply: Result<Reply, Error>| drop(tell.send(reply)))
+        };
+        match (self.calls.call(call, &mut later), begun) {
+            (Progress::Ended(reply), _) => reply,
+            (Progress::Begun(_), Some(told)) => told.recv().map_err(|_| Error::abandoned())?,
+            (Progress::Begun(_), None) => Err(Error::abandoned()),
         }
     }
 

@@ -2,10 +2,10 @@
 
 use super::bridge::LoopTasks;
 use super::{arguments, errors};
+use crate::base::completion::Completion;
 use crate::base::error::Error;
 use crate::base::fork;
 use crate::base::sync::{Condvar, Mutex};
-use crate::ports::completion::Completion;
 use pyo3::prelude::*;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};

@@ -3,6 +3,7 @@
 
 use super::Shard;
 use super::socket::Phase;
+use crate::base::completion::Completion;
 use crate::base::error::Error;
 use crate::core::events::LogLevel;
 use crate::core::hub::Slot;
@@ -10,7 +11,6 @@ use crate::core::outbound::Chunk;
 use crate::net::peer::Peer;
 use crate::node::{ConnectRequest, ConnectionId, Delivery};
 use crate::ports::auth::{Admission, AdmissionRequest, Deferral, Identity, Verdict};
-use crate::ports::completion::Completion;
 use crate::wire::client_module::client_file;
 use crate::wire::http::head::RequestHead;
 use crate::wire::http::pages::{self, Denial, Refused};

@@ -3,10 +3,10 @@
 use super::Shard;
 use super::receive::READ_SHARE;
 use super::transport::Transport;
+use crate::base::completion::Completion;
 use crate::core::events::LogLevel;
 use crate::core::hub::Slot;
 use crate::node::{Adoption, NotAdopted, ReadRequest};
-use crate::ports::completion::Completion;
 use crate::wire::http::upgrade::is_upgrade;
 
 impl Shard {

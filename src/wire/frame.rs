@@ -2,7 +2,7 @@
 
 use crate::base::error::Disconnect;
 use bytes::Bytes;
-use std::io::Cursor;
+use std::io::{Cursor, Write};
 use tokio_tungstenite::tungstenite::protocol::frame::FrameHeader;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 
@@ -42,6 +42,16 @@ impl EncodedFrame {
         Self::close(Some(disconnect.code()), disconnect.reason())
     }
 
+    /// A text frame around one JSON object, given in parts.
+    fn text_of(parts: &[&[u8]]) -> Self {
+        let length: usize = parts.iter().map(|part| part.len()).sum();
+        let mut bytes = Self::header(OpCode::Data(Data::Text), length);
+        for part in parts {
+            bytes.extend_from_slice(part);
+        }
+        Self(Bytes::from(bytes))
+    }
+
     /// A frame again that was taken apart into its bytes.
     pub fn from_encoded(bytes: Bytes) -> Self {
         Self(bytes)
@@ -71,19 +81,55 @@ impl EncodedFrame {
     }
 
     fn encode(opcode: OpCode, payload: &[u8]) -> Self {
+        let mut bytes = Self::header(opcode, payload.len());
+        bytes.extend_from_slice(payload);
+        Self(Bytes::from(bytes))
+    }
+
+    /// The header of a frame, with room for the payload behind it.
+    fn header(opcode: OpCode, payload_len: usize) -> Vec<u8> {
         let header = FrameHeader {
             is_final: true,
             opcode,
             ..FrameHeader::default()
         };
-        let length = payload.len() as u64;
-        let mut bytes = Vec::with_capacity(header.len(length) + payload.len());
+        let length = payload_len as u64;
+        let mut bytes = Vec::with_capacity(header.len(length) + payload_len);
         // writing to a Vec does not fail
         let _ = header.format(length, &mut bytes);
-        bytes.extend_from_slice(payload);
-        Self(Bytes::from(bytes))
+        bytes
     }
 }
+
+/// A message that is encoded but for its offset, which the broker splices in at the end: a JSON object without its
+/// closing brace.
+#[derive(Clone, Copy, Debug)]
+pub struct Unsealed<'a>(&'a [u8]);
+
+impl<'a> Unsealed<'a> {
+    /// `body` is a JSON object with at least one field, without its closing brace and without the field `offset`.
+    pub fn new(body: &'a [u8]) -> Self {
+        Self(body)
+    }
+
+    /// The whole frame; `None` for a message that has no offset.
+    pub fn seal(self, offset: Option<u64>) -> EncodedFrame {
+        let Some(offset) = offset else {
+            return EncodedFrame::text_of(&[self.0, b"}"]);
+        };
+        let mut field = [0; OFFSET_FIELD.len() + MAX_DIGITS];
+        let mut end = Cursor::new(&mut field[..]);
+        // a field of this size has room for every offset
+        let _ = write!(end, "{OFFSET_FIELD}{offset}");
+        let len = end.position() as usize;
+        EncodedFrame::text_of(&[self.0, &field[..len], b"}"])
+    }
+}
+
+const OFFSET_FIELD: &str = ",\"offset\":";
+
+/// Digits of the largest offset.
+const MAX_DIGITS: usize = 20;
 
 /// A frame's header as received: what it says, how long it is and how long its payload.
 #[derive(Debug)]

@@ -63,7 +63,7 @@ pub fn epoch_text(epoch: u64) -> String {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reference<'a>(pub &'a str);
 
-/// A broadcast: `event`, `data` and who published it.
+/// A broadcast: `event`, `data` and its publisher.
 #[derive(Clone, Copy, Debug)]
 pub struct Publication<'a> {
     pub channel: &'a str,
@@ -72,12 +72,11 @@ pub struct Publication<'a> {
     pub data: &'a [u8],
     /// The client that published it, if one did.
     pub from: Option<&'a str>,
-    /// Its offset, if it is kept.
-    pub offset: Option<u64>,
     /// Clients that acknowledge messages are to acknowledge it.
     pub wants_ack: bool,
 }
 
+/// Writes a publication without its closing brace and its offset, which `Unsealed::seal` adds.
 pub fn write_publication(out: &mut Vec<u8>, stamp: Stamp, publication: &Publication<'_>) {
     write_envelope(out, stamp, publication.channel);
     out.extend_from_slice(b",\"event\":");
@@ -89,14 +88,9 @@ pub fn write_publication(out: &mut Vec<u8>, stamp: Stamp, publication: &Publicat
         out.extend_from_slice(b",\"from\":");
         write_text(out, from);
     }
-    if let Some(offset) = publication.offset {
-        out.extend_from_slice(b",\"offset\":");
-        write_number(out, offset);
-    }
     if publication.wants_ack {
         out.extend_from_slice(WANTS_ACK);
     }
-    out.push(b'}');
 }
 
 const WANTS_ACK: &[u8] = b",\"ack\":true";
@@ -279,12 +273,6 @@ fn write_reference(out: &mut Vec<u8>, reference: Option<Reference<'_>>) {
     }
 }
 
-fn write_number(out: &mut Vec<u8>, number: u64) {
-    use std::io::Write;
-    // writing to a Vec does not fail
-    let _ = write!(out, "{number}");
-}
-
 /// The goodbye of a server that stops, with when to come back, in milliseconds.
 pub fn write_shutdown(out: &mut Vec<u8>, stamp: Stamp, reconnect_after: u64) {
     write_envelope(out, stamp, SYSTEM_CHANNEL);
@@ -300,6 +288,19 @@ pub fn write_gap(out: &mut Vec<u8>, stamp: Stamp, channel: &str, write: impl FnO
     out.extend_from_slice(b",\"event\":\"gap\"");
     write(out);
     out.push(b'}');
+}
+
+/// Publications of a channel are lost for this process: its subscribers are to recover. `top` is epoch and offset of the
+/// newest lost publication, where they are known.
+pub fn write_lost(out: &mut Vec<u8>, stamp: Stamp, channel: &str, top: Option<(u64, u64)>) {
+    write_gap(out, stamp, channel, |out| {
+        if let Some((epoch, offset)) = top {
+            write_json(out, "epoch", epoch_text(epoch));
+            write_json(out, "offset", offset);
+        }
+        write_json(out, "reason", "lost");
+        write_json(out, "recover", true);
+    });
 }
 
 /// `{"ping": true}`, the heartbeat that pages can see.

@@ -3,9 +3,9 @@
 
 use crate::peer::{HANDSHAKE, PATIENCE, Peer, Served, eventually, masked};
 use _tantor::adapters::admit_all::AdmitAll;
+use _tantor::base::completion::Completion;
 use _tantor::base::error::Error;
 use _tantor::ports::auth::{Admission, AdmissionRequest, Auth, Deferral, Identity, Verdict};
-use _tantor::ports::completion::Completion;
 use _tantor::wire::http::head::RequestHead;
 use _tantor::wire::http::pages::{Denial, DenialStatus};
 use std::collections::BTreeMap;

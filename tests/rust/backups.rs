@@ -1,6 +1,6 @@
 //! Copies of the SQLite file: how they are made and put back, and how an older one in its place is noticed.
 
-use crate::stores::{PATIENCE, offsets, opened, publish, publish_and_wait, reopen, sqlite};
+use crate::stores::{PATIENCE, give, offsets, opened, publish, publish_and_wait, reopen, sqlite};
 use _tantor::adapters::sqlite::{SqliteStore, back_up, restore};
 use _tantor::ports::store::{Saved, Store};
 use sha2::{Digest, Sha256};
@@ -12,8 +12,8 @@ fn begun(folder: &Path) -> (SqliteStore, PathBuf) {
     let store = sqlite(folder);
     store.open().unwrap();
     for (channel, durable) in [("plain", false), ("durable", true)] {
-        store.save(opened(channel, 5, durable), None);
-        store.note_published(channel);
+        give(&store, opened(channel, 5, durable), None);
+        store.note_published(channel, false);
         publish_and_wait(&store, channel, 1).unwrap();
     }
     (store, folder.join("tantor.db"))
@@ -33,7 +33,7 @@ fn an_older_copy_in_the_place_of_the_file_is_noticed() {
     store.close(PATIENCE);
     let copy = fs::read(&path).unwrap();
     store.open().unwrap();
-    store.save(opened("durable", 5, true), None);
+    give(&store, opened("durable", 5, true), None);
     publish_and_wait(&store, "durable", 2).unwrap();
     store.close(PATIENCE);
     fs::write(&path, &copy).unwrap();
@@ -73,7 +73,7 @@ fn an_older_copy_is_noticed_after_a_reboot_too() {
     reboot(&path);
     assert!(!are_new(&store.open().unwrap()), "nothing is missing");
     // nobody waits for these commits, so only the end of the use syncs them
-    store.save(opened("plain", 5, false), None);
+    give(&store, opened("plain", 5, false), None);
     for offset in 2..=30 {
         publish(&store, "plain", offset, None);
     }

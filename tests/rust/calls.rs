@@ -4,11 +4,11 @@ use crate::peer::history_limits;
 use _tantor::adapters::memory_broker::MemoryBroker;
 use _tantor::adapters::memory_store::MemoryStore;
 use _tantor::adapters::sqlite::{Limits, SqliteStore};
+use _tantor::base::completion::{Completion, Progress};
 use _tantor::base::error::Error;
 use _tantor::core::history::Page;
 use _tantor::node::{Node, NodeCalls};
-use _tantor::ports::calls::{Call, Calls, Progress, PublishOptions, Reply};
-use _tantor::ports::completion::Completion;
+use _tantor::ports::calls::{Call, Calls, PublishOptions, Reply};
 use _tantor::ports::store::Store;
 use _tantor::settings::channel_kind::ChannelKind;
 use _tantor::settings::config::Config;
@@ -24,10 +24,10 @@ fn calls_over(store: Arc<dyn Store>) -> Box<dyn Calls> {
 
 /// The reply to a call of which nothing is saved.
 fn ask(calls: &dyn Calls, call: Call<'_>) -> Result<Reply, Error> {
-    let mut when_saved = || -> Completion<()> { panic!("{call:?} waits for nothing") };
-    match calls.call(call, &mut when_saved) {
+    let mut later = || -> Completion<Reply> { panic!("{call:?} waits for nothing") };
+    match calls.call(call, &mut later) {
         Progress::Ended(reply) => reply,
-        Progress::Saving(reply) => panic!("{call:?} has ended: {reply:?}"),
+        Progress::Begun(reply) => panic!("{call:?} has ended: {reply:?}"),
     }
 }
 
@@ -190,19 +190,18 @@ fn a_durable_call_tells_when_its_result_is_saved() {
         ..PublishOptions::default()
     };
     let (tell, told) = mpsc::channel();
-    let mut when_saved = || {
+    let mut later = || {
         let tell = tell.clone();
-        Completion::new(move |outcome: Result<(), Error>| {
-            tell.send(outcome.map_err(|error| error.to_string()))
-                .unwrap();
+        Completion::new(move |outcome: Result<Reply, Error>| {
+            tell.send(outcome.is_ok()).unwrap();
         })
     };
-    let progress = calls.call(broadcast("orders", durable), &mut when_saved);
-    let Progress::Saving(Reply::Published(published)) = progress else {
+    let progress = calls.call(broadcast("orders", durable), &mut later);
+    let Progress::Begun(Some(Reply::Published(published))) = progress else {
         panic!("{progress:?}")
     };
     assert_eq!(published.position.unwrap().offset, 1);
-    assert_eq!(told.recv_timeout(Duration::from_secs(60)).unwrap(), Ok(()));
+    assert_eq!(told.recv_timeout(Duration::from_secs(60)), Ok(true));
 }
 
 #[test]

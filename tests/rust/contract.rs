@@ -1,32 +1,94 @@
 //! What every broker must do, over each store that there is.
 
+use crate::adversary::{Adversary, Behaviour};
 use crate::peer::history_limits;
 use crate::sqlite::wait_until;
-use crate::stores::{LIMITS, PATIENCE, WaitedFor, every_store, offsets, reopen, sqlite, waiting};
-use _tantor::adapters::memory_broker::{HistoryLimits, MemoryBroker};
+use crate::stores::{LIMITS, PATIENCE, WaitedFor, every_store, offsets, reopen, sqlite};
+use _tantor::adapters::memory_broker::{BrokerLimits, MemoryBroker};
 use _tantor::adapters::memory_store::MemoryStore;
 use _tantor::adapters::sqlite::{Limits, SqliteStore};
-use _tantor::base::priority::SlowConsumer;
-use _tantor::core::history::Page;
-use _tantor::core::history::StreamPosition;
-use _tantor::ports::broker::{Broker, Closing, HistorySize, OnSaved, Refused, Stream};
-use _tantor::ports::store::{Committed, Store, StoreError};
+use _tantor::base::completion::{Completion, Progress};
+use _tantor::base::priority::{Priority, SlowConsumer};
+use _tantor::core::history::{Page, StreamPosition, Unrecovered};
+use _tantor::ports::broker::{
+    Broker, Delivered, Failure, Found, IdempotencyKey, Outgoing, PublicationKind, Query, Receipt,
+    Sink, Stream, View,
+};
+use _tantor::ports::store::{Committed, NotTaken, Store, StoreError};
 use _tantor::settings::channel_kind::ChannelKind;
 use _tantor::settings::channel_settings::ChannelSettings;
-use _tantor::wire::frame::EncodedFrame;
-use std::sync::{Arc, Mutex};
+use _tantor::wire::frame::Unsealed;
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
-/// A broker over each store, open, and the store's name; the last is what its files are in.
-fn brokers() -> Vec<(&'static str, Arc<dyn Broker>, tempfile::TempDir)> {
-    every_store()
-        .into_iter()
-        .map(|(name, store, folder)| {
-            store.open().unwrap();
-            let broker = MemoryBroker::new(store, history_limits(1 << 20));
-            (name, Arc::new(broker) as Arc<dyn Broker>, folder)
-        })
-        .collect()
+/// A broker to test.
+struct Tested {
+    name: String,
+    broker: Arc<dyn Broker>,
+    /// What the files of its store are in.
+    _folder: tempfile::TempDir,
+}
+
+/// Each broker over each store, and an adversary on top of each: late, on other threads, in odd order.
+fn brokers() -> Vec<Tested> {
+    let late = Behaviour {
+        seed: 7,
+        ..Behaviour::LATE
+    };
+    let plain = every_store().into_iter();
+    let memory = plain.map(|(name, store, folder)| {
+        store.open().unwrap();
+        let broker = MemoryBroker::new(store, history_limits(1 << 20));
+        Tested {
+            name: name.to_owned(),
+            broker: Arc::new(broker),
+            _folder: folder,
+        }
+    });
+    let mut tested: Vec<Tested> = memory.collect();
+    let adversaries = every_store().into_iter().map(|(name, store, folder)| {
+        store.open().unwrap();
+        let broker = MemoryBroker::new(store, history_limits(1 << 20));
+        Tested {
+            name: format!("adversary over {name}"),
+            broker: Arc::new(Adversary::new(Arc::new(broker), late)),
+            _folder: folder,
+        }
+    });
+    tested.extend(adversaries);
+    tested
+}
+
+/// Remembers what it was given.
+#[derive(Default)]
+pub struct Recorder {
+    pub offsets: Mutex<Vec<Option<u64>>>,
+}
+
+impl Recorder {
+    fn offsets(&self) -> Vec<u64> {
+        self.offsets
+            .lock()
+            .unwrap()
+            .iter()
+            .copied()
+            .flatten()
+            .collect()
+    }
+}
+
+impl Sink for Recorder {
+    fn deliver(&self, delivered: &Delivered<'_>) -> usize {
+        let offset = delivered.position.map(|position| position.offset);
+        self.offsets.lock().unwrap().push(offset);
+        1
+    }
+
+    fn gap(&self, _: Option<StreamPosition>) {}
+
+    fn subscribers(&self) -> usize {
+        1
+    }
 }
 
 fn settings() -> ChannelSettings {
@@ -38,75 +100,130 @@ fn settings() -> ChannelSettings {
     }
 }
 
-fn open(broker: &dyn Broker, name: &str) -> Arc<dyn Stream> {
-    broker.open(&Arc::from(name), ChannelKind::Public, settings())
+fn attach_with(
+    broker: &dyn Broker,
+    name: &str,
+    settings: ChannelSettings,
+) -> (Arc<dyn Stream>, Arc<Recorder>) {
+    let recorder = Arc::new(Recorder::default());
+    let sink = Arc::clone(&recorder) as Arc<dyn Sink>;
+    let stream = broker.attach(&Arc::from(name), ChannelKind::Public, settings, &sink);
+    (stream, recorder)
 }
 
-fn frame() -> EncodedFrame {
-    EncodedFrame::text(b"{}")
+fn attach(broker: &dyn Broker, name: &str) -> Arc<dyn Stream> {
+    attach_with(broker, name, settings()).0
 }
 
-/// Publishes; the position that was handed over.
-fn publish(stream: &dyn Stream) -> Option<StreamPosition> {
-    let mut seen = None;
-    let mut hand_over = |position: Option<StreamPosition>, _: &EncodedFrame| {
-        seen = position;
-        None
+/// The outcome of a call, whenever it comes.
+fn outcome<T: Send + 'static>(
+    call: impl FnOnce(&mut dyn FnMut() -> Completion<T, Failure>) -> Progress<T, Failure>,
+) -> Result<T, Failure> {
+    let (tell, told) = mpsc::channel();
+    let mut later = || {
+        let tell = tell.clone();
+        Completion::new(move |outcome| tell.send(outcome).unwrap())
     };
-    let published = stream.publish(&mut |_| frame(), &mut hand_over, &mut None);
-    published.ok().and(seen)
+    match call(&mut later) {
+        Progress::Ended(outcome) => outcome,
+        Progress::Begun(_) => told.recv_timeout(PATIENCE).unwrap(),
+    }
+}
+
+fn outgoing<'a>(body: &'a [u8], key: Option<IdempotencyKey<'a>>) -> Outgoing<'a> {
+    Outgoing {
+        body: Unsealed::new(body),
+        priority: Priority::Normal,
+        kind: PublicationKind::Message,
+        is_durable: false,
+        key,
+    }
+}
+
+const BODY: &[u8] = b"{\"n\":1";
+
+fn publish(stream: &dyn Stream) -> Result<Receipt, Failure> {
+    outcome(|later| stream.publish(&outgoing(BODY, None), later))
+}
+
+fn publish_durably(stream: &dyn Stream, body: &[u8]) -> Result<Receipt, Failure> {
+    let durable = Outgoing {
+        is_durable: true,
+        ..outgoing(body, None)
+    };
+    outcome(|later| stream.publish(&durable, later))
+}
+
+fn offset(receipt: Result<Receipt, Failure>) -> u64 {
+    receipt.unwrap().position.unwrap().offset
+}
+
+fn read(stream: &dyn Stream, query: Query) -> View {
+    outcome(|later| stream.read(query, later)).unwrap()
 }
 
 fn top(stream: &dyn Stream) -> u64 {
-    let mut top = 0;
-    stream.read(&mut |history| top = history.top);
-    top
+    read(stream, Query::Position).position.offset
 }
 
-/// Offsets of what is kept.
+/// The offsets that frames on the wire carry.
+fn offsets_of(frames: &[_tantor::wire::frame::EncodedFrame]) -> Vec<u64> {
+    let offset = |frame: &_tantor::wire::frame::EncodedFrame| {
+        let message: serde_json::Value = serde_json::from_slice(frame.payload()).unwrap();
+        message["offset"].as_u64().unwrap()
+    };
+    frames.iter().map(offset).collect()
+}
+
+/// The offsets of what is kept.
 fn kept(stream: &dyn Stream) -> Vec<u64> {
     let page = Page {
         limit: usize::MAX,
         after: None,
         before: None,
     };
-    let mut offsets = Vec::new();
-    stream.read(&mut |history| {
-        let (kept, _) = history.page(page, usize::MAX);
-        offsets = kept.iter().map(|kept| kept.offset).collect();
-    });
-    offsets
+    let query = Query::Page {
+        page,
+        max_bytes: usize::MAX,
+    };
+    match read(stream, query).found {
+        Found::Page { publications, .. } => offsets_of(&publications),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn since(stream: &dyn Stream, position: StreamPosition) -> Result<Vec<u64>, Unrecovered> {
+    let query = Query::Since {
+        epoch: Some(position.epoch),
+        offset: position.offset,
+        through: None,
+        max_bytes: usize::MAX,
+    };
+    match read(stream, query).found {
+        Found::Missed(missed) => missed.map(|frames| offsets_of(&frames)),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]
-fn positions_are_gapless_and_handed_over_in_order_from_eight_threads() {
-    for (name, broker, _folder) in brokers() {
-        let handed_over = Arc::new(Mutex::new(Vec::new()));
-        let threads: Vec<_> = (0..8)
-            .map(|_| {
-                let (broker, handed_over) = (Arc::clone(&broker), Arc::clone(&handed_over));
-                std::thread::spawn(move || {
+fn positions_are_gapless_and_delivered_in_order_from_eight_threads() {
+    for Tested { name, broker, .. } in brokers() {
+        let (stream, recorder) = attach_with(&*broker, "a", settings());
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
                     for _ in 0..200 {
-                        let mut hand_over = |position: Option<StreamPosition>, _: &EncodedFrame| {
-                            handed_over.lock().unwrap().push(position.unwrap().offset);
-                            None
-                        };
-                        let stream = open(&*broker, "a");
-                        let published = stream.publish(&mut |_| frame(), &mut hand_over, &mut None);
-                        assert!(published.is_ok());
+                        assert!(publish(&*stream).is_ok());
                     }
-                })
-            })
-            .collect();
-        for thread in threads {
-            thread.join().unwrap();
-        }
+                });
+            }
+        });
         let wanted: Vec<u64> = (1..=1600).collect();
-        assert_eq!(*handed_over.lock().unwrap(), wanted, "{name}");
-        assert_eq!(top(&*open(&*broker, "a")), 1600, "{name}");
-        assert_eq!(kept(&*open(&*broker, "a")), wanted[1500..], "{name}");
+        assert_eq!(top(&*stream), 1600, "{name}");
+        assert_eq!(recorder.offsets(), wanted, "{name}");
+        assert_eq!(kept(&*stream), wanted[1500..], "{name}");
         assert_eq!(
-            top(&*open(&*broker, "b")),
+            top(&*attach(&*broker, "b")),
             0,
             "{name}: channels count apart"
         );
@@ -114,36 +231,171 @@ fn positions_are_gapless_and_handed_over_in_order_from_eight_threads() {
 }
 
 #[test]
-fn notices_take_no_position() {
-    for (name, broker, _folder) in brokers() {
-        let stream = open(&*broker, "a");
-        publish(&*stream);
-        let mut is_handed_over = false;
-        stream.notify(&mut || is_handed_over = true);
-        assert!(is_handed_over, "{name}");
-        assert_eq!((top(&*stream), kept(&*stream)), (1, vec![1]), "{name}");
+fn one_caller_s_publications_keep_the_order_of_the_calls() {
+    for Tested { name, broker, .. } in brokers() {
+        let stream = attach(&*broker, "a");
+        let (tell, told) = mpsc::channel();
+        for number in 0..50 {
+            let body = format!("{{\"n\":{number}");
+            let tell = tell.clone();
+            let mut later = || {
+                let tell = tell.clone();
+                Completion::new(move |receipt| tell.send((number, receipt)).unwrap())
+            };
+            let progress = stream.publish(&outgoing(body.as_bytes(), None), &mut later);
+            if let Progress::Ended(receipt) = progress {
+                tell.send((number, receipt)).unwrap();
+            }
+        }
+        for _ in 0..50 {
+            let (number, receipt) = told.recv_timeout(PATIENCE).unwrap();
+            assert_eq!(offset(receipt), number + 1, "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_read_is_a_barrier_behind_what_the_sink_has_got() {
+    for Tested { name, broker, .. } in brokers() {
+        let (stream, recorder) = attach_with(&*broker, "a", settings());
+        std::thread::scope(|scope| {
+            let publisher = scope.spawn(|| {
+                for _ in 0..300 {
+                    assert!(publish(&*stream).is_ok());
+                }
+            });
+            while !publisher.is_finished() {
+                let position = top(&*stream);
+                let delivered = recorder.offsets().last().copied().unwrap_or(0);
+                assert!(
+                    delivered >= position,
+                    "{name}: {delivered} before {position}"
+                );
+            }
+        });
+    }
+}
+
+#[test]
+fn what_was_missed_is_recovered_or_the_reason_is_told() {
+    for Tested { name, broker, .. } in brokers() {
+        let stream = attach(&*broker, "a");
+        let start = read(&*stream, Query::Position).position;
+        for _ in 0..150 {
+            publish(&*stream).unwrap();
+        }
+        let at = |offset| StreamPosition { offset, ..start };
+        let wanted: Vec<u64> = (121..=150).collect();
+        assert_eq!(since(&*stream, at(120)), Ok(wanted), "{name}");
+        assert_eq!(since(&*stream, at(150)), Ok(Vec::new()), "{name}");
+        assert_eq!(since(&*stream, at(10)), Err(Unrecovered::Expired), "{name}");
+        assert_eq!(
+            since(&*stream, at(151)),
+            Err(Unrecovered::OffsetAhead),
+            "{name}"
+        );
+        let other = StreamPosition {
+            epoch: !start.epoch,
+            offset: 150,
+        };
+        assert_eq!(since(&*stream, other), Err(Unrecovered::Epoch), "{name}");
+    }
+}
+
+#[test]
+fn notices_take_no_position_and_are_not_kept() {
+    for Tested { name, broker, .. } in brokers() {
+        let (stream, recorder) = attach_with(&*broker, "a", settings());
+        publish(&*stream).unwrap();
+        stream.notify(Unsealed::new(BODY));
+        assert_eq!(offset(publish(&*stream)), 2, "{name}");
+        assert_eq!((top(&*stream), kept(&*stream)), (2, vec![1, 2]), "{name}");
+        let delivered = recorder.offsets.lock().unwrap().clone();
+        assert_eq!(delivered, [Some(1), None, Some(2)], "{name}");
+    }
+}
+
+#[test]
+fn a_repeat_under_a_key_publishes_nothing_and_waits_for_the_first() {
+    for Tested { name, broker, .. } in brokers() {
+        let stream = attach(&*broker, "a");
+        let key = IdempotencyKey {
+            client: None,
+            channel: "a",
+            key: "order 7",
+        };
+        let receipts: Vec<Receipt> = std::thread::scope(|scope| {
+            let publish = || outcome(|later| stream.publish(&outgoing(BODY, Some(key)), later));
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(publish)).collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap().unwrap())
+                .collect()
+        });
+        let first: Vec<_> = receipts
+            .iter()
+            .filter(|receipt| !receipt.is_duplicate)
+            .collect();
+        assert_eq!(first.len(), 1, "{name}: {receipts:?}");
+        assert!(
+            receipts
+                .iter()
+                .all(|receipt| receipt.position == first[0].position)
+        );
+        assert_eq!(kept(&*stream), [1], "{name}");
+        let client: Arc<str> = Arc::from("client_1");
+        let of_client = IdempotencyKey {
+            client: Some(&client),
+            ..key
+        };
+        let publish = || outcome(|later| stream.publish(&outgoing(BODY, Some(of_client)), later));
+        assert!(!publish().unwrap().is_duplicate, "{name}: keys count apart");
+        assert!(publish().unwrap().is_duplicate, "{name}");
+        broker.forget_keys(&client);
+        assert!(!publish().unwrap().is_duplicate, "{name}");
     }
 }
 
 #[test]
 fn a_closed_channel_takes_nothing_and_begins_anew() {
-    for (name, broker, _folder) in brokers() {
-        let old = open(&*broker, "a");
-        let before = publish(&*old).unwrap();
-        assert!(
-            !broker.close("a", Closing::IfEmpty),
-            "{name}: something is kept"
-        );
-        assert_eq!(
-            publish(&*old).map(|position| position.offset),
-            Some(2),
-            "{name}"
-        );
-        assert!(broker.close("a", Closing::Whatever), "{name}");
-        assert_eq!(publish(&*old), None, "{name}");
-        let after = publish(&*open(&*broker, "a")).unwrap();
+    for Tested { name, broker, .. } in brokers() {
+        let old = attach(&*broker, "a");
+        let before = publish(&*old).unwrap().position.unwrap();
+        assert!(!broker.detach("a"), "{name}: something is kept");
+        assert_eq!(offset(publish(&*old)), 2, "{name}");
+        broker.remove("a");
+        assert_eq!(publish(&*old), Err(Failure::Closed), "{name}");
+        let after = publish(&*attach(&*broker, "a")).unwrap().position.unwrap();
         assert_eq!(after.offset, 1, "{name}");
         assert_ne!(after.epoch, before.epoch, "{name}: offsets began anew");
+    }
+}
+
+#[test]
+fn a_channel_that_nobody_is_attached_to_can_be_read() {
+    for Tested { name, broker, .. } in brokers() {
+        let unattached = outcome(|later| broker.read("a", Query::Position, later)).unwrap();
+        assert_eq!(unattached.position.offset, 0, "{name}");
+        let stream = attach(&*broker, "a");
+        let attached = read(&*stream, Query::Position);
+        assert_eq!(attached.position, unattached.position, "{name}");
+    }
+}
+
+#[test]
+fn what_has_expired_is_let_go() {
+    for Tested { name, broker, .. } in brokers() {
+        let settings = ChannelSettings {
+            message_ttl: Duration::from_millis(1),
+            ..settings()
+        };
+        let (stream, _) = attach_with(&*broker, "a", settings);
+        publish(&*stream).unwrap();
+        std::thread::sleep(Duration::from_millis(2));
+        broker.expire();
+        let size = broker.size();
+        assert_eq!((size.messages, size.bytes.evictable), (0, 0), "{name}");
+        assert_eq!(top(&*stream), 1, "{name}");
     }
 }
 
@@ -151,30 +403,15 @@ fn a_closed_channel_takes_nothing_and_begins_anew() {
 fn all_channels_together_keep_no_more_than_the_budget() {
     let broker = MemoryBroker::new(Arc::new(MemoryStore), history_limits(20_000));
     for number in 0..1000 {
-        publish(&*open(&broker, &format!("channel {}", number % 7)));
+        publish(&*attach(&broker, &format!("channel {}", number % 7))).unwrap();
     }
-    let HistorySize { messages, bytes } = broker.size();
+    let size = broker.size();
     assert!(
-        bytes.evictable <= 20_000 && messages > 10,
-        "{messages} {bytes:?}"
+        size.bytes.evictable <= 20_000 && size.messages > 10,
+        "{size:?}"
     );
     // the newest are those that are left
-    assert_eq!(kept(&*open(&broker, "channel 5")).last(), Some(&143));
-}
-
-#[test]
-fn what_has_expired_is_let_go() {
-    let broker = MemoryBroker::new(Arc::new(MemoryStore), history_limits(1 << 20));
-    let settings = ChannelSettings {
-        message_ttl: Duration::from_millis(1),
-        ..settings()
-    };
-    let stream = broker.open(&Arc::from("a"), ChannelKind::Public, settings);
-    publish(&*stream);
-    std::thread::sleep(Duration::from_millis(2));
-    broker.expire();
-    assert_eq!(broker.size(), HistorySize::default());
-    assert_eq!(top(&*stream), 1);
+    assert_eq!(kept(&*attach(&broker, "channel 5")).last(), Some(&143));
 }
 
 #[test]
@@ -182,31 +419,26 @@ fn a_durable_publication_that_has_no_room_is_not_handed_over_and_takes_no_positi
     let folder = tempfile::tempdir().unwrap();
     let store = Arc::new(sqlite(folder.path()));
     store.open().unwrap();
-    let limits = HistoryLimits {
+    let limits = BrokerLimits {
         durable_bytes: 4096,
         ..history_limits(1 << 20)
     };
     let broker = MemoryBroker::new(store, limits);
-    let stream = open(&broker, "a");
-    let mut handed_over = Vec::new();
-    let large = EncodedFrame::text(&[b'x'; 8192]);
-    for (frame, has_room) in [(frame(), true), (large, false), (frame(), true)] {
-        let (committed, told) = waiting();
-        let mut committed = Some(committed);
-        let mut hand_over = |position: Option<StreamPosition>, _: &EncodedFrame| {
-            handed_over.push(position.unwrap().offset);
-            None
-        };
-        match stream.publish(&mut |_| frame.clone(), &mut hand_over, &mut committed) {
-            Ok(()) => assert!(has_room && told.recv_timeout(PATIENCE).unwrap().is_ok()),
-            Err(Refused::NoRoom(error)) => {
-                assert!(!has_room && error.to_string().contains("durable_bytes is 4096"));
-                assert!(committed.is_some(), "the caller tells whoever waits");
+    let (stream, recorder) = attach_with(&broker, "a", settings());
+    let large = format!("{{\"n\":\"{}\"", "x".repeat(8192));
+    for (body, has_room) in [(BODY, true), (large.as_bytes(), false), (BODY, true)] {
+        match publish_durably(&*stream, body) {
+            Ok(_) => assert!(has_room),
+            Err(Failure::Refused(why)) => {
+                assert!(!has_room && why.contains("durable_bytes is 4096"));
             }
-            Err(Refused::Closed) => panic!("the channel is open"),
+            Err(other) => panic!("{other:?}"),
         }
     }
-    assert_eq!((handed_over, kept(&*stream)), (vec![1, 2], vec![1, 2]));
+    assert_eq!(
+        (recorder.offsets(), kept(&*stream)),
+        (vec![1, 2], vec![1, 2])
+    );
 }
 
 #[test]
@@ -227,18 +459,18 @@ fn invented_channels_fill_no_more_than_the_queue_while_the_file_is_locked() {
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     for number in 0..5000 {
         let name = format!("invented {number}");
-        assert!(publish(&*open(&broker, &name)).is_some());
-        assert!(broker.close(&name, Closing::Whatever));
+        assert!(publish(&*attach(&broker, &name)).is_ok());
+        broker.remove(&name);
     }
-    let stays = open(&broker, "stays");
-    assert!(publish(&*stays).is_some());
+    let stays = attach(&broker, "stays");
+    assert!(publish(&*stays).is_ok());
     let health = store.health();
     // each opening that was taken has a deletion, which is never refused
     assert!(health.queued_bytes <= 2 * limits.queue_bytes, "{health:?}");
     assert!(health.changes_lost > 4000, "{health:?}");
     other.execute_batch("COMMIT").unwrap();
     wait_until("all is saved", || store.health().queued_changes == 0);
-    assert!(publish(&*stays).is_some());
+    assert!(publish(&*stays).is_ok());
     let saved = reopen(&*store);
     assert_eq!(saved.streams.len(), 1, "{:?}", saved.streams);
     assert_eq!(offsets(&saved, "stays"), [2], "it is announced again");
@@ -248,24 +480,21 @@ fn invented_channels_fill_no_more_than_the_queue_while_the_file_is_locked() {
 #[test]
 fn a_channel_whose_last_publication_could_not_be_saved_takes_the_next_and_ends() {
     let full = WaitedFor(|committed: Option<Committed>| {
-        if let Some(committed) = committed {
-            committed(Err(StoreError("full".to_owned())));
-        }
-        false
+        Err(NotTaken {
+            error: StoreError("full".to_owned()),
+            committed,
+        })
     });
     let broker = MemoryBroker::new(Arc::new(full), history_limits(1 << 20));
     let settings = ChannelSettings {
         durable: true,
         ..settings()
     };
-    let stream = broker.open(&Arc::from("a"), ChannelKind::Public, settings);
+    let (stream, recorder) = attach_with(&broker, "a", settings);
     for _ in 0..2 {
-        let (tell, told) = std::sync::mpsc::channel();
-        let mut on_saved: Option<OnSaved> =
-            Some(Box::new(move |result| tell.send(result.is_err()).unwrap()));
-        let stream = Arc::clone(&stream);
-        assert!(stream.publish_saved(&mut |_| frame(), &mut |_| None, &mut on_saved));
-        assert!(told.try_recv().unwrap(), "it is refused");
+        let refused = publish(&*stream);
+        assert_eq!(refused, Err(Failure::Refused("full".to_owned())));
     }
-    assert!(broker.close("a", Closing::IfEmpty), "nothing is kept");
+    assert!(recorder.offsets().is_empty());
+    assert!(broker.detach("a"), "nothing is kept");
 }

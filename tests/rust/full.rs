@@ -2,12 +2,13 @@
 
 use crate::sqlite::{query, wait_until};
 use crate::stores::{
-    GivenChange, LATE, LIMITS, PATIENCE, client, key, lasting, mailed, offsets, opened,
+    GivenChange, LATE, LIMITS, PATIENCE, client, give, key, lasting, mailed, offsets, opened,
     publish_and_wait, publish_text, reopen, save, trimmed, waiting,
 };
 use _tantor::adapters::sqlite::{Limits, SqliteStore};
 use _tantor::core::history::StreamPosition;
-use _tantor::ports::store::{Change, KeyResult, LostFlag, Store, UsedKey};
+use _tantor::core::idempotency::LostFlag;
+use _tantor::ports::store::{Change, KeyResult, Store, UsedKey};
 use std::path::Path;
 
 const FILE_BYTES: u64 = 4 << 20;
@@ -105,17 +106,17 @@ fn deletions_make_room_however_the_file_was_filled() {
     for (way, add, free) in WAYS {
         let folder = tempfile::tempdir().unwrap();
         let store = small(folder.path());
-        store.save(opened("a", 1, true), None);
+        give(&store, opened("a", 1, true), None);
         let count = 20_000;
         for number in 0..count {
-            store.save(add(number), None);
+            give(&store, add(number), None);
         }
         wait_until(way, || is_full(&store));
         let error = publish_and_wait(&store, "a", 1).unwrap_err().to_string();
         assert!(error.contains("database_bytes"), "{way}: {error}");
         assert!(store.health().queued_changes > 0, "{way}: the rest waits");
         for change in free(count) {
-            store.save(change, None);
+            give(&store, change, None);
         }
         wait_until(way, || !store.health().is_degraded);
         publish_and_wait(&store, "a", 2).unwrap();
@@ -132,7 +133,7 @@ fn more_than_the_file_takes_passes_through_it() {
     for is_durable in [false, true] {
         let folder = tempfile::tempdir().unwrap();
         let store = small(folder.path());
-        store.save(opened("a", 1, is_durable), None);
+        give(&store, opened("a", 1, is_durable), None);
         let count = 20_000;
         for offset in 1..=count {
             let (committed, told) = waiting();
@@ -142,7 +143,7 @@ fn more_than_the_file_takes_passes_through_it() {
                 if is_awaited {
                     told.recv_timeout(PATIENCE).unwrap().unwrap();
                 }
-                store.save(trimmed("a", offset - 100), None);
+                give(&store, trimmed("a", offset - 100), None);
             }
         }
         wait_until("all is saved", || store.health().queued_changes == 0);
@@ -163,15 +164,16 @@ fn a_backlog_of_more_than_the_file_takes_is_saved() {
     let path = folder.path().join("tantor.db");
     let other = rusqlite::Connection::open(&path).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
-    store.save(opened("a", 1, false), None);
-    store.save(opened("b", 2, false), None);
+    give(&store, opened("a", 1, false), None);
+    give(&store, opened("b", 2, false), None);
     let count = 20_000;
     for offset in 1..=count {
         publish_text(&store, "a", offset, &"x".repeat(500), None);
         publish_text(&store, "b", offset, &"x".repeat(500), None);
     }
-    store.save(trimmed("a", count - 100), None);
-    store.save(
+    give(&store, trimmed("a", count - 100), None);
+    give(
+        &store,
         Change::StreamForgotten {
             stream: key("b"),
             channel: "b".into(),
@@ -196,7 +198,7 @@ fn a_backlog_of_more_than_the_file_takes_is_saved() {
 fn a_large_message_that_does_not_fit_holds_up_no_other() {
     let folder = tempfile::tempdir().unwrap();
     let store = small(folder.path());
-    store.save(opened("a", 1, false), None);
+    give(&store, opened("a", 1, false), None);
     let half = "x".repeat(usize::try_from(FILE_BYTES).unwrap() / 2);
     save(&store, opened("b", 1, true)).unwrap();
     publish_text(&store, "a", 1, &half, None);
@@ -207,7 +209,7 @@ fn a_large_message_that_does_not_fit_holds_up_no_other() {
     publish_text(&store, "b", 2, &half, Some(committed));
     assert!(told.recv_timeout(PATIENCE).unwrap().is_err());
     publish_and_wait(&store, "b", 3).unwrap();
-    store.save(trimmed("a", 1), None);
+    give(&store, trimmed("a", 1), None);
     wait_until("there is room", || !store.health().is_degraded);
     let saved = reopen(&store);
     assert_eq!(
@@ -224,17 +226,17 @@ fn a_file_that_is_larger_than_it_may_be_still_deletes() {
     let path = folder.path().join("tantor.db");
     let store = SqliteStore::new(&path, LIMITS);
     store.open().unwrap();
-    store.save(opened("a", 1, false), None);
+    give(&store, opened("a", 1, false), None);
     for offset in 1..=20_000 {
         publish_text(&store, "a", offset, &"x".repeat(500), None);
     }
     store.close(PATIENCE);
     let store = small(folder.path());
-    store.save(opened("a", 1, false), None);
+    give(&store, opened("a", 1, false), None);
     let (committed, told) = waiting();
     publish_text(&store, "a", 20_001, &"x".repeat(20_000), Some(committed));
     told.recv_timeout(PATIENCE).unwrap().unwrap_err();
-    store.save(trimmed("a", 20_000), None);
+    give(&store, trimmed("a", 20_000), None);
     wait_until("there is room", || !store.health().is_degraded);
     publish_and_wait(&store, "a", 20_002).unwrap();
     let rows = || query::<i64>(&path, "SELECT count(*) FROM publications");
@@ -265,7 +267,7 @@ fn deletions_that_find_no_room_fail_durable_publications_and_hold_up_no_end() {
             stream: key(channel),
             channel: channel.into(),
         };
-        store.save(change, None);
+        give(&store, change, None);
     };
     run("CREATE TABLE ballast (bytes BLOB)");
     run(&fill);

@@ -1,17 +1,18 @@
 //! Mailboxes and idempotency keys against models, and what the node keeps of messages to one client.
 
-use crate::peer::{emergency, history_limits};
+use crate::peer::{emergency, ended, history_limits, not_later};
 use crate::stores::WaitedFor;
 use _tantor::adapters::memory_broker::MemoryBroker;
 use _tantor::adapters::memory_store::MemoryStore;
 use _tantor::base::clock::SteadyTime;
+use _tantor::base::completion::{Completion, Progress};
 use _tantor::base::error::Error;
 use _tantor::base::priority::Priority;
 use _tantor::base::sync::Mutex;
+use _tantor::core::idempotency::{Idempotency, Limits, Lookup, Scope};
 use _tantor::core::mailbox::{Mail, Mailbox};
-use _tantor::node::idempotency::{Idempotency, Known, Limits, Scope};
 use _tantor::node::{ConnectRequest, ConnectionId, Delivery, Node, ShardHandle};
-use _tantor::ports::calls::PublishOptions;
+use _tantor::ports::calls::{PublishOptions, Sent};
 use _tantor::ports::store::{Committed, Store, StoreError};
 use _tantor::settings::config::Config;
 use _tantor::wire::frame::EncodedFrame;
@@ -151,7 +152,8 @@ proptest! {
     ) {
         const TTL: u64 = 50;
         const SCOPE: Scope<'static> = Scope { client: None, target: "scope" };
-        let keys = Idempotency::new(Duration::from_micros(TTL), Limits { total: limit, of_one_client: 1 });
+        let limits = Limits { total: limit, of_one_client: 1 };
+        let keys = Idempotency::<usize, StoreError>::new(Duration::from_micros(TTL), limits);
         // key, when it was first used, its result; oldest first
         let mut model: Vec<(usize, u64, usize)> = Vec::new();
         let mut now = 0;
@@ -159,17 +161,19 @@ proptest! {
             now += later;
             model.retain(|(_, begun, _)| now - begun < TTL);
             let name = key.to_string();
-            let known = keys.begin(SCOPE, &name, at(now), &mut || None, &|_| ());
+            let known = keys.begin(SCOPE, &name, at(now), None, false, &mut not_later);
             match (known, model.iter().find(|(known, ..)| *known == key)) {
-                (Some(Known::Repeat(result)), Some((_, _, first))) => prop_assert_eq!(result, *first),
-                (Some(Known::Nothing(token, _)), None) => {
-                    keys.published(SCOPE, &name, token, number, false);
+                (Lookup::Known(result), Some((_, _, first))) => prop_assert_eq!(result, *first),
+                (Lookup::Free(ticket), None) => {
+                    keys.done(SCOPE, &name, &ticket, number);
                     if model.len() == limit {
                         model.remove(0);
                     }
                     model.push((key, now, number));
                 }
-                (known, model) => prop_assert!(false, "{} and {:?}", known.is_some(), model),
+                (known, model) => {
+                    prop_assert!(false, "free: {}, {model:?}", matches!(known, Lookup::Free(_)));
+                }
             }
         }
     }
@@ -184,7 +188,7 @@ fn held_store() -> (Arc<dyn Store>, Held) {
     let waiting = Arc::clone(&held);
     let store = WaitedFor(move |committed: Option<Committed>| {
         waiting.lock().extend(committed);
-        true
+        Ok(())
     });
     (Arc::new(store), held)
 }
@@ -193,7 +197,7 @@ fn settle(held: &Held, outcome: &Result<(), StoreError>) {
     // no lock is held while a waiting caller is completed
     let waiting = std::mem::take(&mut *held.lock());
     for committed in waiting {
-        committed(outcome.clone());
+        committed.complete(outcome.clone());
     }
 }
 
@@ -211,14 +215,20 @@ fn send_durably(node: &Arc<Node>, outcomes: &Arc<[AtomicUsize; 2]>, body: Body<'
         idempotency_key: Some("key"),
         ..PublishOptions::default()
     };
-    let mut commit = || -> Committed {
-        let outcomes = Arc::clone(outcomes);
-        Box::new(move |outcome| {
-            outcomes[usize::from(outcome.is_err())].fetch_add(1, Ordering::Relaxed);
-        })
+    let count = |outcomes: &[AtomicUsize; 2], is_failure: bool| {
+        outcomes[usize::from(is_failure)].fetch_add(1, Ordering::Relaxed);
     };
-    let sent = node.send("user", "jungle", body, &options, &mut commit);
-    sent.unwrap().stamp.id
+    let mut later = || {
+        let outcomes = Arc::clone(outcomes);
+        Completion::new(move |outcome: Result<Sent, Error>| count(&outcomes, outcome.is_err()))
+    };
+    match node.send("user", "jungle", body, &options, &mut later) {
+        Progress::Begun(sent) => sent.unwrap().stamp.id,
+        Progress::Ended(sent) => {
+            count(outcomes, sent.is_err());
+            sent.unwrap().stamp.id
+        }
+    }
 }
 
 fn counts(outcomes: &[AtomicUsize; 2]) -> [usize; 2] {
@@ -287,16 +297,21 @@ fn durable_is_refused_where_nothing_is_kept() {
     for config in nothing_kept {
         let keeps_mail = !config.message_ttl.is_zero();
         let node = node_over(held_store().0, config);
-        let mut commit = || -> Committed { Box::new(drop) };
-        let published = node.broadcast("jungle", "news", b"1", &options, &mut commit);
-        assert!(matches!(published, Err(Error::Argument(why)) if why.contains("history_size")));
-        let sent = node.send("user", "jungle", BODY, &options, &mut commit);
-        assert_eq!(sent.is_ok(), keeps_mail);
+        let published = node.broadcast("jungle", "news", b"1", &options, &mut not_later);
+        let Progress::Ended(Err(Error::Argument(why))) = published else {
+            panic!("nothing is kept");
+        };
+        assert!(why.contains("history_size"));
+        let sent = node.send("user", "jungle", BODY, &options, &mut || {
+            Completion::new(drop)
+        });
+        assert_eq!(matches!(sent, Progress::Begun(_)), keeps_mail);
     }
     let node = node_over(Arc::new(MemoryStore), Config::default());
-    let mut commit = || -> Committed { Box::new(drop) };
-    let published = node.broadcast("jungle", "news", b"1", &options, &mut commit);
-    assert!(matches!(published, Err(Error::Argument(why)) if why.contains("database")));
+    let published = node.broadcast("jungle", "news", b"1", &options, &mut not_later);
+    assert!(
+        matches!(published, Progress::Ended(Err(Error::Argument(why))) if why.contains("database"))
+    );
 }
 
 #[test]
@@ -313,11 +328,8 @@ fn an_emergency_waits_for_no_shard_that_is_behind() {
         priority: Priority::Emergency,
         ..PublishOptions::default()
     };
-    let mut commit = || -> Committed { Box::new(drop) };
-    node.broadcast("jungle", "news", b"1", &options, &mut commit)
-        .unwrap();
-    node.send("user", "jungle", BODY, &options, &mut commit)
-        .unwrap();
+    ended(node.broadcast("jungle", "news", b"1", &options, &mut not_later));
+    ended(node.send("user", "jungle", BODY, &options, &mut not_later));
     // a publisher is held back for 5 s
     assert!(begun.elapsed() < Duration::from_secs(4));
 }

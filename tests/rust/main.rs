@@ -4,6 +4,7 @@
 
 mod admission;
 mod adoption;
+mod adversary;
 mod backups;
 mod calls;
 mod contract;

@@ -3,6 +3,7 @@
 use _tantor::base::clock::WallTime;
 use _tantor::base::error::{Disconnect, ErrorCode};
 use _tantor::wire::command::{Command, Recover, Request};
+use _tantor::wire::frame::Unsealed;
 use _tantor::wire::json_limits::JsonLimits;
 use _tantor::wire::messages::{self, Body, OwnFields, Publication, Reference, Stamp};
 use proptest::prelude::*;
@@ -210,16 +211,20 @@ fn messages_have_the_documented_fields() {
         event: "e",
         data: b"{\"x\":1}",
         from: Some("client_1"),
-        offset: Some(7),
         wants_ack: true,
     };
     messages::write_publication(&mut out, stamp(), &publication);
+    let sealed = Unsealed::new(&out).seal(Some(7));
     let expected = json!({
         "id": "msg_00000000000000ab", "channel": "a\"b", "timestamp": 1_700_000_000.000_042, "sender": "tantor",
         "event": "e", "data": {"x": 1}, "trumpeted_by": "tantor", "from": "client_1",
         "offset": 7, "ack": true,
     });
-    assert_eq!(serde_json::from_slice::<Value>(&out).unwrap(), expected);
+    assert_eq!(
+        serde_json::from_slice::<Value>(sealed.payload()).unwrap(),
+        expected
+    );
+    assert!(!Unsealed::new(&out).seal(None).payload().ends_with(b"7}"));
 }
 
 proptest! {

@@ -4,13 +4,36 @@ use crate::peer::{PATIENCE, eventually, history_limits};
 use _tantor::adapters::memory_broker::MemoryBroker;
 use _tantor::adapters::memory_store::MemoryStore;
 use _tantor::base::error::Disconnect;
+use _tantor::core::history::StreamPosition;
 use _tantor::node::{ConnectRequest, ConnectionId, Node, ShardHandle};
-use _tantor::ports::broker::Broker;
+use _tantor::ports::broker::{Broker, Delivered, Sink};
 use _tantor::settings::channel_kind::ChannelKind;
 use _tantor::settings::config::Config;
-use std::sync::{Arc, mpsc};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
+
+/// A sink that, once armed, holds every delivery until it is released.
+struct Held {
+    is_armed: AtomicBool,
+    release: Mutex<mpsc::Receiver<()>>,
+}
+
+impl Sink for Held {
+    fn deliver(&self, _: &Delivered<'_>) -> usize {
+        if self.is_armed.load(Ordering::Acquire) {
+            let _ = self.release.lock().unwrap().recv_timeout(PATIENCE);
+        }
+        0
+    }
+
+    fn gap(&self, _: Option<StreamPosition>) {}
+
+    fn subscribers(&self) -> usize {
+        0
+    }
+}
 
 const LEAVE_DELAY: Duration = Duration::from_millis(1);
 
@@ -22,12 +45,15 @@ fn a_client_cannot_return_while_its_leave_is_being_told() {
     };
     let (channel, settings) = ("jungle", config.of_channel("jungle"));
     let broker = Arc::new(MemoryBroker::new(Arc::new(MemoryStore), history_limits(0)));
-    let as_broker = Arc::clone(&broker) as Arc<dyn Broker>;
-    let node = Arc::new(Node::new(
-        Arc::new(config),
-        as_broker,
-        Arc::new(MemoryStore),
-    ));
+    let (release, released) = mpsc::channel();
+    let held = Arc::new(Held {
+        is_armed: AtomicBool::new(false),
+        release: Mutex::new(released),
+    });
+    // the first sink of a channel stays
+    let sink = Arc::clone(&held) as Arc<dyn Sink>;
+    broker.attach(&Arc::from(channel), ChannelKind::Public, settings, &sink);
+    let node = Arc::new(Node::new(Arc::new(config), broker, Arc::new(MemoryStore)));
     node.shards
         .attach(vec![Arc::new(ShardHandle::new(usize::MAX))]);
     let connection_id = ConnectionId {
@@ -40,7 +66,6 @@ fn a_client_cannot_return_while_its_leave_is_being_told() {
         .unwrap();
     node.join_default_channel(&connected);
     let id = Arc::clone(&connected.client.id);
-    let stream = broker.open(&Arc::from(channel), ChannelKind::Public, settings);
     node.disconnect(
         &connected.client,
         connection_id,
@@ -48,18 +73,9 @@ fn a_client_cannot_return_while_its_leave_is_being_told() {
         Vec::new(),
     );
 
-    let (is_held, held) = mpsc::channel();
-    let (release, released) = mpsc::channel::<()>();
     let (is_free, free) = mpsc::channel();
     thread::scope(|scope| {
-        // a notice waits for the lock of its stream, which this reader holds
-        scope.spawn(move || {
-            stream.read(&mut |_| {
-                is_held.send(()).unwrap();
-                let _ = released.recv_timeout(PATIENCE);
-            });
-        });
-        held.recv_timeout(PATIENCE).unwrap();
+        held.is_armed.store(true, Ordering::Release);
         // the leave is due when the tick begins, which tells leaves before it waits for streams elsewhere
         thread::sleep(10 * LEAVE_DELAY);
         scope.spawn(|| node.tick());

@@ -1,12 +1,12 @@
 //! A server to test, and a client that sends and reads bytes.
 
 use _tantor::adapters::admit_all::AdmitAll;
-use _tantor::adapters::memory_broker::HistoryLimits;
+use _tantor::adapters::memory_broker::{BrokerLimits, KeyLimits};
+use _tantor::base::completion::{Abandoned, Completion, Progress};
 use _tantor::host::server::Server;
 use _tantor::node::Node;
 use _tantor::ports::auth::Auth;
 use _tantor::ports::calls::PublishOptions;
-use _tantor::ports::store::Committed;
 use _tantor::settings::config::{Config, Value};
 use serde_json::Value as Json;
 use std::io::{Read, Write};
@@ -18,25 +18,40 @@ use std::time::{Duration, Instant};
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Room for so many bytes of publications that are not durable.
-pub fn history_limits(history_bytes: usize) -> HistoryLimits {
-    HistoryLimits {
+pub fn history_limits(history_bytes: usize) -> BrokerLimits {
+    BrokerLimits {
         history_bytes,
         durable_bytes: 1 << 30,
+        keys: KeyLimits {
+            ttl: Duration::from_secs(3600),
+            total: 10_000,
+            of_one_client: 1000,
+        },
     }
 }
 
 /// Publishes as the application does, without waiting for any disk; returns to how many.
 pub fn broadcast(node: &Arc<Node>, channel: &str, event: &str, data: &[u8]) -> usize {
     let options = PublishOptions::default();
-    let mut commit = || -> Committed { panic!("nothing is durable here") };
-    let published = node.broadcast(channel, event, data, &options, &mut commit);
-    published.unwrap().recipients
+    ended(node.broadcast(channel, event, data, &options, &mut not_later)).recipients
 }
 
 /// Sends an emergency as the application does; returns to how many.
-pub fn emergency(node: &Node, message: &str) -> usize {
-    let mut commit = || -> Committed { panic!("nothing is durable here") };
-    node.emergency(message, &mut commit).unwrap().recipients
+pub fn emergency(node: &Arc<Node>, message: &str) -> usize {
+    ended(node.emergency(message, &mut not_later)).recipients
+}
+
+/// Stands for the completion of a call that ends at once.
+pub fn not_later<T, E: Abandoned>() -> Completion<T, E> {
+    panic!("nothing is durable here")
+}
+
+/// The result of a call that has ended.
+pub fn ended<T>(progress: Progress<T>) -> T {
+    match progress {
+        Progress::Ended(outcome) => outcome.unwrap(),
+        Progress::Begun(_) => panic!("the call has not ended"),
+    }
 }
 
 /// A server on a free port, stopped at the end.

@@ -2,12 +2,13 @@
 
 use crate::sqlite::{killed, query, wait_until};
 use crate::stores::{
-    GivenChange, LATE, LIMITS, PATIENCE, key, lasting, opened, reopen, save, sqlite, trimmed,
+    GivenChange, LATE, LIMITS, PATIENCE, give, key, lasting, opened, reopen, save, sqlite, trimmed,
 };
 use _tantor::adapters::sqlite::{Limits, SqliteStore};
 use _tantor::base::clock::WallTime;
 use _tantor::core::history::StreamPosition;
-use _tantor::ports::store::{Change, KeyResult, LostFlag, Store, UsedKey};
+use _tantor::core::idempotency::LostFlag;
+use _tantor::ports::store::{Change, KeyResult, Store, UsedKey};
 use _tantor::wire::messages::Stamp;
 use std::path::Path;
 use std::time::Duration;
@@ -16,7 +17,7 @@ use std::time::Duration;
 fn opened_store(folder: &Path, limits: Limits) -> SqliteStore {
     let store = SqliteStore::new(&folder.join("tantor.db"), limits);
     assert!(store.open().unwrap().used_keys.is_empty());
-    store.save(opened("a", 1, true), None);
+    give(&store, opened("a", 1, true), None);
     store
 }
 
@@ -84,19 +85,19 @@ fn keys_come_back_with_what_they_gave() {
     let folder = tempfile::tempdir().unwrap();
     let store = sqlite(folder.path());
     assert!(store.open().unwrap().used_keys.is_empty());
-    store.save(opened("a", 1, true), None);
+    give(&store, opened("a", 1, true), None);
     let keys = [
         published("one", false, 1, LATE),
         // of another kind, the same key is another
         published("one", true, 2, LATE),
         sent("one"),
     ];
-    store.save(publication(1, keys[0].clone()), None);
-    store.save(publication(2, keys[1].clone()), None);
-    store.save(letter(keys[2].clone()), None);
+    give(&store, publication(1, keys[0].clone()), None);
+    give(&store, publication(2, keys[1].clone()), None);
+    give(&store, letter(keys[2].clone()), None);
     assert_eq!(reopen(&store).used_keys, keys);
     // it outlives its publication
-    store.save(opened("a", 1, true), None);
+    give(&store, opened("a", 1, true), None);
     save(&store, trimmed("a", 2)).unwrap();
     assert_eq!(reopen(&store).used_keys, keys);
     store.close(PATIENCE);
@@ -108,7 +109,7 @@ fn a_key_that_is_used_again_has_its_latest_result() {
     let store = opened_store(folder.path(), LIMITS);
     for offset in 1..=3 {
         let used = published("one", false, offset, late(offset));
-        store.save(publication(offset, used), None);
+        give(&store, publication(offset, used), None);
     }
     assert_eq!(
         reopen(&store).used_keys,
@@ -133,7 +134,7 @@ fn a_kill_leaves_a_key_and_its_publication_or_neither() {
                 if offset % 30 == 0 {
                     save(&store, change).unwrap();
                 } else {
-                    store.save(change, None);
+                    give(&store, change, None);
                 }
             }
         });
@@ -167,11 +168,11 @@ fn old_keys_go_while_the_file_is_open() {
     let soon = WallTime::now() + Duration::from_millis(100);
     for offset in 1..=5 {
         let used = published(&format!("short {offset}"), false, offset, soon);
-        store.save(publication(offset, used), None);
+        give(&store, publication(offset, used), None);
     }
     for offset in 6..=10 {
         let used = published(&format!("long {offset}"), true, offset, late(offset));
-        store.save(publication(offset, used), None);
+        give(&store, publication(offset, used), None);
     }
     save(&store, letter(sent("one"))).unwrap();
     let path = folder.path().join("tantor.db");
@@ -195,7 +196,7 @@ fn keys_of_one_kind_are_bounded_by_number() {
     let folder = tempfile::tempdir().unwrap();
     let store = opened_store(folder.path(), Limits { keys: 3, ..LIMITS });
     let first = published("the application's", false, 1, LATE);
-    store.save(publication(1, first), None);
+    give(&store, publication(1, first), None);
     let path = folder.path().join("tantor.db");
     for offset in 2..=500 {
         let used = published(&format!("key {offset}"), true, offset, late(offset));
@@ -205,7 +206,7 @@ fn keys_of_one_kind_are_bounded_by_number() {
             let count: i64 = query(&path, "SELECT count(*) FROM idempotency_keys");
             assert!((4..50).contains(&count), "{count} at {offset}");
         } else {
-            store.save(change, None);
+            give(&store, change, None);
         }
     }
     let kept = reopen(&store).used_keys;
@@ -225,13 +226,13 @@ fn a_client_has_only_its_own_saved_keys_deleted() {
         client: Some(client.into()),
         ..published(&format!("key {offset}"), true, offset, late(offset))
     };
-    let publish = |used, offset| store.save(publication(offset, used), None);
+    let publish = |used, offset| give(&store, publication(offset, used), None);
     publish(of_client("honest", 1), 1);
     publish(of_client("gone", 2), 2);
     for offset in 3..=500 {
         publish(of_client("flood", offset), offset);
     }
-    store.save(Change::ClientForgotten { id: "gone".into() }, None);
+    give(&store, Change::ClientForgotten { id: "gone".into() }, None);
     let kept = reopen(&store).used_keys;
     let of = |client: &str| {
         let is_of = |used: &&UsedKey| used.client.as_deref() == Some(client);
@@ -248,7 +249,7 @@ fn keys_that_have_expired_are_not_opened() {
     let store = opened_store(folder.path(), LIMITS);
     for (offset, expires) in [(1, WallTime::from_micros(2)), (2, LATE)] {
         let used = published(&format!("key {offset}"), false, offset, expires);
-        store.save(publication(offset, used), None);
+        give(&store, publication(offset, used), None);
     }
     assert_eq!(
         reopen(&store).used_keys,
@@ -263,8 +264,8 @@ fn positions_are_told_in_the_epoch_that_the_stream_has_now() {
     let folder = tempfile::tempdir().unwrap();
     let store = sqlite(folder.path());
     store.open().unwrap();
-    store.save(opened("a", 1, false), None);
-    store.note_published("a");
+    give(&store, opened("a", 1, false), None);
+    store.note_published("a", false);
     save(&store, publication(1, published("one", false, 1, LATE))).unwrap();
     let (_copy, left) = killed(folder.path());
     let saved = left.open().unwrap();
@@ -275,7 +276,8 @@ fn positions_are_told_in_the_epoch_that_the_stream_has_now() {
     assert_eq!(position.epoch, saved.streams[0].epoch);
     left.close(PATIENCE);
     // what was published in an epoch that is over is not told in another
-    store.save(
+    give(
+        &store,
         Change::StreamForgotten {
             stream: key("a"),
             channel: "a".into(),
@@ -299,7 +301,7 @@ fn keys_are_known_for_no_longer_than_keys_are_now() {
     let path = folder.path().join("tantor.db");
     let store = opened_store(folder.path(), LIMITS);
     let used = published("old", false, 1, LATE);
-    store.save(publication(1, used), None);
+    give(&store, publication(1, used), None);
     store.close(PATIENCE);
     let limits = Limits {
         key_ttl: MINUTE,

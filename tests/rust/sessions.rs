@@ -1,7 +1,7 @@
 //! Clients that come, go and come back on several threads, while the application puts them on channels and takes them
 //! off, ends channels, and sends emergencies: nothing hangs, and in the end everything adds up.
 
-use crate::peer::{PATIENCE, broadcast, emergency, eventually};
+use crate::peer::{PATIENCE, broadcast, emergency, ended, eventually, not_later};
 use crate::shards::{Shard, node_with_shards};
 use _tantor::base::error::Disconnect;
 use _tantor::base::random::random_u64;
@@ -154,12 +154,9 @@ fn meddle(node: &Arc<Node>, known: &Known) {
         )),
         7 => drop((node.connection_info(&id), node.channel_info(channel))),
         8 if node.has_connection(&id) => {
-            let mut commit =
-                || -> _tantor::ports::store::Committed { panic!("nothing is durable here") };
             let body = Body::Message(b"\"hello\"");
             let options = _tantor::ports::calls::PublishOptions::default();
-            node.send(&id, channel, body, &options, &mut commit)
-                .unwrap();
+            ended(node.send(&id, channel, body, &options, &mut not_later));
         }
         9 | 10 => drop(node.tick()),
         _ => drop(broadcast(node, channel, "n", b"1")),

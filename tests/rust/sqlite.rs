@@ -1,9 +1,9 @@
 //! The SQLite file: what it keeps, whose it is, and what becomes of it when things go wrong.
 
 use crate::stores::{
-    CHANNELS, LATE, LIMITS, PATIENCE, client, frame, joined, key, lasting, mailed, offsets, opened,
-    publish, publish_and_wait, publish_text, reopen, save, save_with_channels, sqlite, trimmed,
-    waiting,
+    CHANNELS, LATE, LIMITS, PATIENCE, client, frame, give, joined, key, lasting, mailed, offsets,
+    opened, publish, publish_and_wait, publish_text, reopen, save, save_with_channels, sqlite,
+    trimmed, waiting,
 };
 use _tantor::adapters::sqlite::{Limits, SqliteStore};
 use _tantor::base::clock::WallTime;
@@ -48,11 +48,11 @@ fn everything_comes_back_as_it_was() {
     let folder = tempfile::tempdir().unwrap();
     let store = sqlite(folder.path());
     assert!(store.open().unwrap().streams.is_empty());
-    store.save(opened("a", u64::MAX - 1, true), None);
+    give(&store, opened("a", u64::MAX - 1, true), None);
     for offset in 1..=3 {
         publish(&store, "a", offset, None);
     }
-    store.save(mailed("client_1", 4, true), None);
+    give(&store, mailed("client_1", 4, true), None);
     save_with_channels(&store, "client_1");
     let saved = reopen(&store);
     let stream = &saved.streams[0];
@@ -106,14 +106,14 @@ fn memberships_come_and_go_one_by_one_and_with_their_client() {
     for id in ["client_1", "client_2", "client_3"] {
         save_with_channels(&store, id);
     }
-    store.save(joined("client_1", "late", 3), None);
-    store.save(joined("client_1", "jungle", 4), None);
+    give(&store, joined("client_1", "late", 3), None);
+    give(&store, joined("client_1", "jungle", 4), None);
     let (client, channel) = ("client_2".into(), CHANNELS[0].into());
-    store.save(Change::Left { client, channel }, None);
+    give(&store, Change::Left { client, channel }, None);
     let id = "client_3".into();
-    store.save(Change::ClientForgotten { id }, None);
+    give(&store, Change::ClientForgotten { id }, None);
     let nobody = "client_4";
-    store.save(joined(nobody, "jungle", 5), None);
+    give(&store, joined(nobody, "jungle", 5), None);
     let saved = reopen(&store);
     assert_eq!(
         saved.memberships["client_1"],
@@ -130,9 +130,9 @@ fn an_unclean_end_gives_streams_that_may_have_lost_something_another_epoch() {
     let store = sqlite(folder.path());
     store.open().unwrap();
     for (channel, durable) in [("plain", false), ("durable", true), ("quiet", false)] {
-        store.save(opened(channel, 5, durable), None);
+        give(&store, opened(channel, 5, durable), None);
         if channel != "quiet" {
-            assert!(store.note_published(channel));
+            assert!(store.note_published(channel, false));
         }
         publish_and_wait(&store, channel, 1).unwrap();
     }
@@ -170,7 +170,7 @@ fn a_hole_of_a_stream_that_is_not_durable_is_told_and_costs_nothing_else() {
     let store = sqlite(folder.path());
     store.open().unwrap();
     for (channel, durable) in [("plain", false), ("durable", true)] {
-        store.save(opened(channel, 5, durable), None);
+        give(&store, opened(channel, 5, durable), None);
         for offset in [1, 2, 4, 5] {
             publish(&store, channel, offset, None);
         }
@@ -194,7 +194,7 @@ fn what_has_expired_is_not_opened() {
     let folder = tempfile::tempdir().unwrap();
     let store = sqlite(folder.path());
     store.open().unwrap();
-    store.save(opened("a", 1, false), None);
+    give(&store, opened("a", 1, false), None);
     let expired = Change::Published {
         stream: key("a"),
         position: StreamPosition {
@@ -207,10 +207,11 @@ fn what_has_expired_is_not_opened() {
         frame: lasting("{}"),
         used_key: None,
     };
-    store.save(expired, None);
+    give(&store, expired, None);
     let mut gone = client("client_gone");
     gone.expires = Some(WallTime::from_micros(2));
-    store.save(
+    give(
+        &store,
         Change::ClientSaved {
             client: Box::new(gone),
         },
@@ -226,11 +227,11 @@ fn large_streams_are_deleted_in_chunks_while_others_are_saved() {
     let folder = tempfile::tempdir().unwrap();
     let store = sqlite(folder.path());
     store.open().unwrap();
-    store.save(opened("large", 1, false), None);
+    give(&store, opened("large", 1, false), None);
     for offset in 1..=20_000 {
         publish(&store, "large", offset, None);
     }
-    store.save(opened("trimmed", 2, false), None);
+    give(&store, opened("trimmed", 2, false), None);
     for offset in 1..=5000 {
         publish(&store, "trimmed", offset, None);
     }
@@ -257,12 +258,12 @@ fn the_file_gives_back_what_was_deleted() {
     let folder = tempfile::tempdir().unwrap();
     let store = sqlite(folder.path());
     store.open().unwrap();
-    store.save(opened("a", 1, false), None);
+    give(&store, opened("a", 1, false), None);
     for offset in 1..=20_000 {
         publish(&store, "a", offset, None);
     }
     let path = folder.path().join("tantor.db");
-    store.save(trimmed("a", 20_000), None);
+    give(&store, trimmed("a", 20_000), None);
     let pages = || query::<i64>(&path, "PRAGMA page_count");
     let most = pages();
     wait_until("the file is smaller", || pages() < most.max(600) / 2);
@@ -341,7 +342,7 @@ fn a_file_that_was_damaged_is_told_and_not_used() {
     let error = refused(|path| {
         let store = SqliteStore::new(path, LIMITS);
         store.open().unwrap();
-        store.save(opened("a", 1, false), None);
+        give(&store, opened("a", 1, false), None);
         for offset in 1..=5000 {
             publish(&store, "a", offset, None);
         }
@@ -368,10 +369,10 @@ fn files_of_earlier_schemas_are_brought_up_to_date() {
     let folder = tempfile::tempdir().unwrap();
     let store = sqlite(folder.path());
     store.open().unwrap();
-    store.save(opened("a", 1, true), None);
+    give(&store, opened("a", 1, true), None);
     publish(&store, "a", 1, None);
     let known = Box::new(client("client_1"));
-    store.save(Change::ClientSaved { client: known }, None);
+    give(&store, Change::ClientSaved { client: known }, None);
     store.close(PATIENCE);
     let path = folder.path().join("tantor.db");
     // schema 1 had no views and no keys, knew one token of a client, and had a list of its channels
@@ -404,7 +405,7 @@ fn a_full_file_fails_what_is_waited_for_and_recovers() {
     };
     let store = SqliteStore::new(&folder.path().join("tantor.db"), limits);
     store.open().unwrap();
-    store.save(opened("a", 1, true), None);
+    give(&store, opened("a", 1, true), None);
     let large = "x".repeat(100_000);
     let mut last = 0;
     let error = loop {
@@ -424,7 +425,7 @@ fn a_full_file_fails_what_is_waited_for_and_recovers() {
     assert_eq!(store.health().changes_lost, 1);
     // what nobody waits for is tried again, behind what makes room
     publish_text(&store, "a", last + 1, &large, None);
-    store.save(trimmed("a", last - 1), None);
+    give(&store, trimmed("a", last - 1), None);
     wait_until("it is written again", || !store.health().is_degraded);
     assert_eq!(store.health().error, None);
     assert_eq!(offsets(&reopen(&store), "a"), [last + 1]);
@@ -455,8 +456,8 @@ fn what_was_lost_makes_the_end_unclean() {
     };
     let store = SqliteStore::new(&folder.path().join("tantor.db"), limits);
     store.open().unwrap();
-    store.save(opened("a", 5, false), None);
-    store.note_published("a");
+    give(&store, opened("a", 5, false), None);
+    store.note_published("a", false);
     let count = 10_000;
     for offset in 1..=count {
         publish(&store, "a", offset, None);
@@ -478,7 +479,7 @@ fn a_close_that_took_too_long_does_not_keep_the_file_for_good() {
     store.open().unwrap();
     let other = Connection::open(folder.path().join("tantor.db")).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
-    store.save(opened("a", 1, true), None);
+    give(&store, opened("a", 1, true), None);
     publish(&store, "a", 1, None);
     store.close(std::time::Duration::ZERO);
     let error = store.open().unwrap_err().0;
@@ -510,11 +511,11 @@ fn many_who_wait_share_a_commit() {
     let folder = tempfile::tempdir().unwrap();
     let store = sqlite(folder.path());
     store.open().unwrap();
-    store.save(opened("a", 1, true), None);
+    give(&store, opened("a", 1, true), None);
     let heard = Arc::new(AtomicUsize::new(0));
     for offset in 1..=5000 {
         let heard = Arc::clone(&heard);
-        let committed: Committed = Box::new(move |outcome| {
+        let committed: Committed = Committed::new(move |outcome| {
             outcome.unwrap();
             heard.fetch_add(1, Ordering::Relaxed);
         });
@@ -531,12 +532,13 @@ fn the_views_have_the_columns_of_flask_tsk() {
     let folder = tempfile::tempdir().unwrap();
     let store = sqlite(folder.path());
     store.open().unwrap();
-    store.save(opened("chat", 1, false), None);
+    give(&store, opened("chat", 1, false), None);
     let message = r#"{"id":"msg_1","channel":"chat","timestamp":1.5,"sender":"tantor","event":"chat_message","data":{"message":"hi"},"from":"client_1","offset":1}"#;
     publish_text(&store, "chat", 1, message, None);
     let direct =
         r#"{"id":"msg_2","channel":"jungle","timestamp":2.5,"sender":"tantor","message":"yo"}"#;
-    store.save(
+    give(
+        &store,
         Change::Mailed {
             client: "client_1".into(),
             number: 0,

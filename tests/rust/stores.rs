@@ -4,7 +4,9 @@ use _tantor::adapters::memory_store::MemoryStore;
 use _tantor::adapters::sqlite::{Limits, SqliteStore};
 use _tantor::base::clock::WallTime;
 use _tantor::core::history::StreamPosition;
-use _tantor::ports::store::{Change, Committed, Health, Saved, SavedClient, Store, StoreError};
+use _tantor::ports::store::{
+    Change, Committed, Health, NotTaken, Saved, SavedClient, Store, StoreError,
+};
 use _tantor::settings::channel_kind::ChannelKind;
 use _tantor::wire::frame::EncodedFrame;
 use proptest::prelude::*;
@@ -40,16 +42,16 @@ pub fn every_store() -> Vec<(&'static str, Arc<dyn Store>, tempfile::TempDir)> {
     ]
 }
 
-/// A durable store that keeps nothing: the function gets the caller that waits for each change, and says whether the
-/// change is taken.
+/// A durable store that keeps nothing: the function gets the completion of each change, and says whether the store takes
+/// the change.
 pub struct WaitedFor<F>(pub F);
 
-impl<F: Fn(Option<Committed>) -> bool + Send + Sync> Store for WaitedFor<F> {
+impl<F: Fn(Option<Committed>) -> Result<(), NotTaken> + Send + Sync> Store for WaitedFor<F> {
     fn open(&self) -> Result<Saved, StoreError> {
         Ok(Saved::default())
     }
 
-    fn save(&self, _: Change<&EncodedFrame>, committed: Option<Committed>) -> bool {
+    fn save(&self, _: Change<&EncodedFrame>, committed: Option<Committed>) -> Result<(), NotTaken> {
         (self.0)(committed)
     }
 
@@ -57,7 +59,7 @@ impl<F: Fn(Option<Committed>) -> bool + Send + Sync> Store for WaitedFor<F> {
         false
     }
 
-    fn note_published(&self, _: &str) -> bool {
+    fn note_published(&self, _: &str, _: bool) -> bool {
         true
     }
 
@@ -125,7 +127,14 @@ pub fn publish_text(
         frame: lasting(text),
         used_key: None,
     };
-    store.save(change, committed);
+    give(store, change, committed);
+}
+
+/// Gives a change to a store; a refusal goes to its completion.
+pub fn give(store: &dyn Store, change: GivenChange, committed: Option<Committed>) {
+    if let Err(refused) = store.save(change, committed) {
+        refused.complete();
+    }
 }
 
 pub fn trimmed(channel: &str, through: u64) -> GivenChange {
@@ -174,22 +183,25 @@ pub fn joined(client: &str, channel: &str, at: u64) -> GivenChange {
 /// Saves `client`, and that it is on its channels.
 pub fn save_with_channels(store: &dyn Store, id: &str) {
     let client = Box::new(client(id));
-    store.save(Change::ClientSaved { client }, None);
+    give(store, Change::ClientSaved { client }, None);
     for (channel, at) in CHANNELS.into_iter().zip(1..) {
-        store.save(joined(id, channel, at), None);
+        give(store, joined(id, channel, at), None);
     }
 }
 
 /// Somebody who waits, and where they hear.
 pub fn waiting() -> (Committed, mpsc::Receiver<Result<(), StoreError>>) {
     let (tell, told) = mpsc::channel();
-    (Box::new(move |outcome| tell.send(outcome).unwrap()), told)
+    (
+        Committed::new(move |outcome| tell.send(outcome).unwrap()),
+        told,
+    )
 }
 
 /// Saves a change and waits until it is, or could not be.
 pub fn save(store: &dyn Store, change: GivenChange) -> Result<(), StoreError> {
     let (committed, told) = waiting();
-    store.save(change, Some(committed));
+    give(store, change, Some(committed));
     told.recv_timeout(PATIENCE).unwrap()
 }
 
@@ -219,12 +231,12 @@ pub fn offsets(saved: &Saved, channel: &str) -> Vec<u64> {
 fn whoever_waits_hears_in_the_order_of_saving() {
     for (name, store, _folder) in every_store() {
         store.open().unwrap();
-        store.save(opened("a", 1, false), None);
+        give(&*store, opened("a", 1, false), None);
         let (tell, told) = mpsc::channel();
         for offset in 1..=1000 {
             let tell = tell.clone();
             let committed: Committed =
-                Box::new(move |outcome| tell.send((offset, outcome.is_ok())).unwrap());
+                Committed::new(move |outcome| tell.send((offset, outcome.is_ok())).unwrap());
             publish(&*store, "a", offset, Some(committed));
         }
         for offset in 1..=1000 {
@@ -308,7 +320,7 @@ proptest! {
                         (next_epoch, 0, 1)
                     });
                     if announced.insert(name.clone()) {
-                        store.save(opened(&name, stream.0, false), None);
+                        give(&store, opened(&name, stream.0, false), None);
                     }
                     for _ in 0..count {
                         stream.1 += 1;
@@ -320,18 +332,18 @@ proptest! {
                     if let Some(stream) = streams.get_mut(&name).filter(|_| announced.contains(&name)) {
                         let through = stream.1.saturating_sub(behind);
                         stream.2 = stream.2.max(through + 1);
-                        store.save(trimmed(&name, through), None);
+                        give(&store, trimmed(&name, through), None);
                     }
                 }
                 Step::Forget { channel } => {
                     let name = format!("channel {channel}");
                     streams.remove(&name);
                     announced.remove(&name);
-                    store.save(Change::StreamForgotten { stream: key(&name), channel: name.as_str().into() }, None);
+                    give(&store, Change::StreamForgotten { stream: key(&name), channel: name.as_str().into() }, None);
                 }
                 Step::Mail { client } => {
                     let name = format!("client {client}");
-                    store.save(mailed(&name, next_number, next_number % 2 == 0), None);
+                    give(&store, mailed(&name, next_number, next_number % 2 == 0), None);
                     mail.entry(name).or_default().push(next_number);
                     next_number += 1;
                 }
@@ -340,18 +352,18 @@ proptest! {
                     let kept = mail.entry(name.clone()).or_default();
                     let gone: Vec<u64> = kept.iter().copied().filter(|number| number % 5 == which).collect();
                     kept.retain(|number| number % 5 != which);
-                    store.save(Change::Unmailed { client: name.as_str().into(), numbers: gone }, None);
+                    give(&store, Change::Unmailed { client: name.as_str().into(), numbers: gone }, None);
                 }
                 Step::SaveClient { client: number } => {
                     let name = format!("client {number}");
-                    store.save(Change::ClientSaved { client: Box::new(client(&name)) }, None);
+                    give(&store, Change::ClientSaved { client: Box::new(client(&name)) }, None);
                     clients.retain(|known| *known != name);
                     clients.push(name);
                 }
                 Step::ForgetClient { client } => {
                     let name = format!("client {client}");
                     clients.retain(|known| *known != name);
-                    store.save(Change::ClientForgotten { id: name.as_str().into() }, None);
+                    give(&store, Change::ClientForgotten { id: name.as_str().into() }, None);
                 }
                 Step::Reopen => {
                     let saved = reopen(&store);

@@ -1,23 +1,25 @@
 //! How much memory the histories of all channels take, and how much they may take.
 
+use super::keys::KeyLimits;
 use crate::core::history::{Bytes, History};
 use crate::ports::broker::CHANNEL_SIZE;
 use crate::ports::store::StoreError;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// The settings that bound the histories of all channels together.
+/// The settings that bound the histories of all channels together, and their idempotency keys.
 #[derive(Clone, Copy, Debug)]
-pub struct HistoryLimits {
+pub struct BrokerLimits {
     /// Bytes of publications that are not durable: beyond it, some are evicted.
     pub history_bytes: usize,
     /// Bytes of durable publications: beyond it, new ones are refused.
     pub durable_bytes: usize,
+    pub keys: KeyLimits,
 }
 
 /// What the histories of all channels take.
 pub(super) struct Budget {
-    pub limits: HistoryLimits,
+    pub limits: BrokerLimits,
     evictable: AtomicUsize,
     /// With what is reserved for publications that are not in a history yet.
     durable: AtomicUsize,
@@ -27,7 +29,7 @@ pub(super) struct Budget {
 const KEPT_PERCENT: usize = 90;
 
 impl Budget {
-    pub fn new(limits: HistoryLimits) -> Self {
+    pub fn new(limits: BrokerLimits) -> Self {
         Self {
             limits,
             evictable: AtomicUsize::new(0),

@@ -2,25 +2,32 @@
 
 mod budget;
 mod epochs;
+mod keys;
+mod publish;
 mod stream;
 
-pub use budget::HistoryLimits;
+pub use budget::BrokerLimits;
+pub use keys::KeyLimits;
 
 use crate::base::capacity::shrink_map;
 use crate::base::clock::SteadyTime;
+use crate::base::completion::Later;
 use crate::base::sync::{Mutex, Rank};
-use crate::core::history::{Bytes, History};
-use crate::ports::broker::{Broker, Closing, Evicted, HistorySize, Stream};
-use crate::ports::store::{Change, SavedStream, Store};
+use crate::core::history::{Bytes, History, StreamPosition};
+use crate::ports::broker::{
+    Broker, BrokerSize, Failure, Found, Query, Reading, Sink, Stream, View,
+};
+use crate::ports::store::{Change, SavedStream, Store, UsedKey};
 use crate::settings::channel_kind::ChannelKind;
 use crate::settings::channel_settings::ChannelSettings;
 use budget::{Budget, charge, level};
 use epochs::Epochs;
+use keys::Keys;
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use stream::{InStore, MemoryStream, Neighbours, restored};
+use stream::{Common, InStore, MemoryStream, Neighbours, restored};
 
 pub struct MemoryBroker {
     shared: Arc<Shared>,
@@ -35,6 +42,7 @@ struct Shared {
     next_key: AtomicU64,
     store: Arc<dyn Store>,
     budget: Arc<Budget>,
+    keys: Arc<Keys>,
     /// Held by the thread that evicts.
     evicting: Mutex<()>,
     /// Evicted publications by channel, until `take_evicted`.
@@ -44,12 +52,13 @@ struct Shared {
 }
 
 impl MemoryBroker {
-    pub fn new(store: Arc<dyn Store>, limits: HistoryLimits) -> Self {
+    pub fn new(store: Arc<dyn Store>, limits: BrokerLimits) -> Self {
         Self {
             shared: Arc::new(Shared {
                 streams: Mutex::new(Rank::Streams, HashMap::new()),
                 epochs: Epochs::new(),
                 next_key: AtomicU64::new(0),
+                keys: Arc::new(Keys::new(limits.keys, Arc::clone(&store))),
                 store,
                 budget: Arc::new(Budget::new(limits)),
                 evicting: Mutex::new(Rank::Eviction, ()),
@@ -62,7 +71,8 @@ impl MemoryBroker {
 }
 
 impl Broker for MemoryBroker {
-    fn restore(&self, streams: Vec<SavedStream>) {
+    fn restore(&self, streams: Vec<SavedStream>, used_keys: Vec<UsedKey>) {
+        self.shared.keys.restore(used_keys);
         for saved in streams {
             let open = self.shared.streams.lock().get(&saved.channel).cloned();
             match open {
@@ -74,11 +84,12 @@ impl Broker for MemoryBroker {
         }
     }
 
-    fn open(
+    fn attach(
         &self,
         channel: &Arc<str>,
         kind: ChannelKind,
         settings: ChannelSettings,
+        sink: &Arc<dyn Sink>,
     ) -> Arc<dyn Stream> {
         let mut streams = self.shared.streams.lock();
         if let Some(stream) = streams.get(channel) {
@@ -99,59 +110,52 @@ impl Broker for MemoryBroker {
             || History::new(self.shared.epochs.next(channel), 0),
             |saved| restored(saved, settings.durable),
         );
-        let stream = Arc::new(MemoryStream::new(
-            (
-                Arc::clone(&self.shared.store),
-                Arc::clone(&self.shared.budget),
-                Arc::downgrade(&self.shared) as Weak<dyn Neighbours>,
-            ),
+        let common = Common {
+            store: Arc::clone(&self.shared.store),
+            budget: Arc::clone(&self.shared.budget),
+            keys: Arc::clone(&self.shared.keys),
+            neighbours: Arc::downgrade(&self.shared) as Weak<dyn Neighbours>,
+        };
+        let stream = MemoryStream::new(
+            common,
             channel,
-            kind,
-            settings,
+            (kind, settings),
             self.shared.next_key.fetch_add(1, Ordering::Relaxed),
+            Arc::clone(sink),
             history,
-            in_store,
-        ));
-        stream.begin(was_durable);
+            (in_store, was_durable),
+        );
+        stream.begin();
         streams.insert(Arc::clone(channel), Arc::clone(&stream));
         drop(streams);
         stream.make_room();
         stream
     }
 
-    fn next_epoch(&self, channel: &str) -> u64 {
-        self.shared.epochs.next(channel)
+    fn read(&self, channel: &str, query: Query, later: &mut Later<'_, View, Failure>) -> Reading {
+        let open = self.shared.streams.lock().get(channel).cloned();
+        match open {
+            Some(stream) => stream.read(query, later),
+            None => Reading::Ended(Ok(View {
+                position: StreamPosition {
+                    epoch: self.shared.epochs.next(channel),
+                    offset: 0,
+                },
+                found: Found::Nothing,
+            })),
+        }
     }
 
-    fn close(&self, channel: &str, closing: Closing) -> bool {
-        let mut streams = self.shared.streams.lock();
-        self.saved.lock().remove(channel);
-        let Some(stream) = streams.get(channel).cloned() else {
-            return true;
-        };
-        let mut state = stream.state.lock();
-        stream.trim(&mut state, SteadyTime::now());
-        if closing == Closing::IfEmpty && !stream.is_empty(&state) {
-            return false;
-        }
-        streams.remove(channel);
-        shrink_map(&mut streams);
-        if state.assigned > 0 || closing == Closing::Whatever {
-            self.shared.epochs.end(channel);
-        }
-        drop(streams);
-        stream.end(&mut state);
-        if stream.saves && state.in_store != InStore::Nothing {
-            let change = Change::StreamForgotten {
-                stream: stream.key,
-                channel: Arc::clone(&stream.channel),
-            };
-            self.shared.store.save(change, None);
-        }
-        true
+    fn detach(&self, channel: &str) -> bool {
+        self.shared.end(channel, &self.saved, false)
+    }
+
+    fn remove(&self, channel: &str) {
+        self.shared.end(channel, &self.saved, true);
     }
 
     fn expire(&self) {
+        self.shared.keys.expire();
         let now = SteadyTime::now();
         // a store without room needs to know of everything that is gone
         let is_degraded = self.shared.store.health().is_degraded;
@@ -164,22 +168,29 @@ impl Broker for MemoryBroker {
         }
     }
 
+    fn forget_keys(&self, client: &Arc<str>) {
+        self.shared.keys.forget_client(client);
+    }
+
+    fn size(&self) -> BrokerSize {
+        let (keys, displaced_keys) = self.shared.keys.size();
+        let streams = self.shared.all();
+        BrokerSize {
+            messages: streams
+                .iter()
+                .map(|stream| stream.state.lock().history.len())
+                .sum(),
+            bytes: self.shared.budget.used(),
+            keys,
+            displaced_keys,
+        }
+    }
+
     fn used(&self) -> Bytes {
         self.shared.budget.used()
     }
 
-    fn size(&self) -> HistorySize {
-        let all = self.shared.all();
-        HistorySize {
-            messages: all
-                .iter()
-                .map(|stream| stream.state.lock().history.len())
-                .sum(),
-            bytes: self.used(),
-        }
-    }
-
-    fn take_evicted(&self) -> Vec<Evicted> {
+    fn take_evicted(&self) -> Vec<(Arc<str>, usize)> {
         std::mem::take(&mut *self.shared.evicted.lock())
             .into_iter()
             .collect()
@@ -195,6 +206,43 @@ impl Broker for MemoryBroker {
 impl Shared {
     fn all(&self) -> Vec<Arc<MemoryStream>> {
         self.streams.lock().values().cloned().collect()
+    }
+
+    /// Ends the stream of a channel and removes its history. False, with nothing done, where the history is not empty and
+    /// is not to be removed.
+    fn end(
+        &self,
+        channel: &str,
+        saved: &Mutex<HashMap<Arc<str>, SavedStream>>,
+        removes_history: bool,
+    ) -> bool {
+        let mut streams = self.streams.lock();
+        saved.lock().remove(channel);
+        let Some(stream) = streams.get(channel).cloned() else {
+            return true;
+        };
+        let mut state = stream.state.lock();
+        stream.trim(&mut state, SteadyTime::now());
+        if !removes_history && !stream.is_empty(&state) {
+            return false;
+        }
+        streams.remove(channel);
+        shrink_map(&mut streams);
+        // a stream that gave out no position may go on with its epoch
+        if state.assigned > 0 || removes_history {
+            self.epochs.end(channel);
+        }
+        drop(streams);
+        stream.end(&mut state);
+        if stream.saves && state.in_store != InStore::Nothing {
+            let change = Change::StreamForgotten {
+                stream: stream.key,
+                channel: Arc::clone(&stream.channel),
+            };
+            // a store never refuses a deletion while it is open, and forgets nothing else when it is closed
+            let _ = self.store.save(change, None);
+        }
+        true
     }
 }
 
@@ -242,17 +290,25 @@ mod tests {
     use super::*;
     use crate::adapters::memory_store::MemoryStore;
     use crate::base::clock::{CLOCK_SET_BY, WallTime};
-    use crate::base::priority::SlowConsumer;
+    use crate::base::completion::Progress;
+    use crate::base::priority::{Priority, SlowConsumer};
+    use crate::core::history::Page;
+    use crate::ports::broker::{Delivered, Outgoing, PublicationKind};
     use crate::ports::store::SavedPublication;
-    use crate::wire::frame::EncodedFrame;
+    use crate::wire::frame::{EncodedFrame, Unsealed};
     use std::time::Duration;
 
     const HOUR: Duration = Duration::from_secs(3600);
 
     fn broker() -> MemoryBroker {
-        let limits = HistoryLimits {
+        let limits = BrokerLimits {
             history_bytes: 1 << 20,
             durable_bytes: 1 << 20,
+            keys: KeyLimits {
+                ttl: HOUR,
+                total: 100,
+                of_one_client: 10,
+            },
         };
         MemoryBroker::new(Arc::new(MemoryStore), limits)
     }
@@ -263,6 +319,46 @@ mod tests {
             message_ttl: HOUR,
             durable: false,
             slow_consumer: SlowConsumer::Disconnect,
+        }
+    }
+
+    /// A sink without subscribers.
+    struct Nobody;
+
+    impl Sink for Nobody {
+        fn deliver(&self, _: &Delivered<'_>) -> usize {
+            0
+        }
+
+        fn gap(&self, _: Option<StreamPosition>) {}
+
+        fn subscribers(&self) -> usize {
+            0
+        }
+    }
+
+    fn attach(broker: &MemoryBroker, name: &str, settings: ChannelSettings) -> Arc<dyn Stream> {
+        let sink: Arc<dyn Sink> = Arc::new(Nobody);
+        broker.attach(&Arc::from(name), ChannelKind::Public, settings, &sink)
+    }
+
+    /// The number of publications that are kept.
+    fn kept(stream: &dyn Stream) -> usize {
+        let page = Page {
+            limit: 10,
+            after: None,
+            before: None,
+        };
+        let query = Query::Page {
+            page,
+            max_bytes: usize::MAX,
+        };
+        match stream.read(query, &mut || panic!("it ends at once")) {
+            Reading::Ended(Ok(View {
+                found: Found::Page { publications, .. },
+                ..
+            })) => publications.len(),
+            other => panic!("{other:?}"),
         }
     }
 
@@ -277,12 +373,18 @@ mod tests {
             message_ttl: Duration::from_millis(1),
             ..settings()
         };
-        let long = broker.open(&Arc::from("long"), ChannelKind::Public, settings());
-        let short = broker.open(&Arc::from("short"), ChannelKind::Public, short);
+        let long = attach(&broker, "long", settings());
+        let short = attach(&broker, "short", short);
         for stream in [&long, &short] {
-            let frame = EncodedFrame::text(b"{}");
-            let published = stream.publish(&mut |_| frame.clone(), &mut |_, _| None, &mut None);
-            assert!(published.is_ok());
+            let outgoing = Outgoing {
+                body: Unsealed::new(b"{\"n\":1"),
+                priority: Priority::Normal,
+                kind: PublicationKind::Message,
+                is_durable: false,
+                key: None,
+            };
+            let published = stream.publish(&outgoing, &mut || panic!("it ends at once"));
+            assert!(matches!(published, Progress::Ended(Ok(_))));
         }
         std::thread::sleep(Duration::from_millis(2));
         for seconds in [7200, -7200] {
@@ -294,7 +396,7 @@ mod tests {
                 "the clock was set by {seconds} s"
             );
         }
-        long.read(&mut |history| assert_eq!(history.len(), 1));
+        assert_eq!(kept(&*long), 1);
     }
 
     #[test]
@@ -319,17 +421,8 @@ mod tests {
         set_clock(7200);
         saved.publications.push(publication(3, Duration::ZERO));
         set_clock(0);
-        broker.restore(vec![saved]);
-        let stream = broker.open(&Arc::from("a"), ChannelKind::Public, settings());
-        stream.read(&mut |history| {
-            let page = crate::core::history::Page {
-                limit: 10,
-                after: None,
-                before: None,
-            };
-            let (kept, _) = history.page(page, usize::MAX);
-            let offsets: Vec<u64> = kept.iter().map(|kept| kept.offset).collect();
-            assert_eq!(offsets, [2, 3]);
-        });
+        broker.restore(vec![saved], Vec::new());
+        let stream = attach(&broker, "a", settings());
+        assert_eq!(kept(&*stream), 2);
     }
 }

@@ -1,24 +1,26 @@
 //! One channel's stream in memory: a lock, a counter and a ring.
 
 use super::budget::{Budget, Reserved, charge};
+use super::keys::Keys;
 use crate::base::clock::{SteadyTime, WallTime};
+use crate::base::completion::{Later, Progress};
+use crate::base::priority::Priority;
 use crate::base::random::random_u64;
 use crate::base::sync::{Mutex, Rank};
 use crate::core::history::{Bytes, History, Kept, StreamPosition, weight};
-use crate::ports::broker::{CHANNEL_SIZE, Encode, HandOver, KeyAt, OnSaved, Refused, Stream};
-use crate::ports::store::{Change, Committed, SavedStream, Store, StoreError, StreamKey, UsedKey};
+use crate::ports::broker::{
+    CHANNEL_SIZE, Delivered, Failure, Found, Outgoing, PublicationKind, Query, Reading, Receipt,
+    Sink, Stream, View,
+};
+use crate::ports::store::{Change, SavedStream, Store, StoreError, StreamKey};
 use crate::settings::channel_kind::ChannelKind;
 use crate::settings::channel_settings::ChannelSettings;
-use crate::wire::frame::EncodedFrame;
+use crate::wire::frame::{EncodedFrame, Unsealed};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 
 /// Least number of removed publications that are reported to the store in one change.
 const TRIMMED_TOGETHER: u64 = 64;
-
-/// How long the opening of a stream waits until the store knows that the stream is durable no longer.
-const MAX_WAIT: Duration = Duration::from_secs(5);
 
 /// The other streams of the broker, with which a stream shares the budget.
 pub(super) trait Neighbours: Send + Sync {
@@ -34,17 +36,31 @@ pub(super) struct MemoryStream {
     /// Stands for this stream in the store.
     pub key: StreamKey,
     kind: ChannelKind,
-    settings: ChannelSettings,
+    pub settings: ChannelSettings,
     /// Publications are kept in memory.
-    keeps: bool,
+    pub keeps: bool,
     /// Publications are saved.
     pub saves: bool,
+    /// Publications are handed to the sink once they are saved.
+    pub saves_first: bool,
     pub state: Mutex<StreamState>,
     /// Publications that are handed over when they are saved, and are not yet.
     saving: AtomicUsize,
-    store: Arc<dyn Store>,
+    pub store: Arc<dyn Store>,
     budget: Arc<Budget>,
+    pub keys: Arc<Keys>,
     neighbours: Weak<dyn Neighbours>,
+    pub sink: Arc<dyn Sink>,
+    /// This stream, for publications that end after the call.
+    pub me: Weak<MemoryStream>,
+}
+
+/// What all streams of a broker share.
+pub(super) struct Common {
+    pub store: Arc<dyn Store>,
+    pub budget: Arc<Budget>,
+    pub keys: Arc<Keys>,
+    pub neighbours: Weak<dyn Neighbours>,
 }
 
 /// What the store has of a stream.
@@ -64,170 +80,112 @@ pub(super) struct StreamState {
     /// The store was told to remove what is up to this offset.
     trimmed: u64,
     pub in_store: InStore,
-    /// The store knows that something was published on this stream since it was opened.
+    /// The saved state may still call the stream durable.
+    was_durable: bool,
+    /// The store knows that something was published on this stream since the store was opened.
     is_noted: bool,
-    is_closed: bool,
+    pub is_closed: bool,
 }
 
 impl Stream for MemoryStream {
     fn publish(
         &self,
-        encode: &mut Encode<'_>,
-        hand_over: &mut HandOver<'_>,
-        committed: &mut Option<Committed>,
-    ) -> Result<(), Refused> {
+        publication: &Outgoing<'_>,
+        later: &mut Later<'_, Receipt, Failure>,
+    ) -> Progress<Receipt, Failure> {
+        self.publish_once(publication, later)
+    }
+
+    fn notify(&self, body: Unsealed<'_>) -> usize {
+        let frame = body.seal(None);
+        let state = self.state.lock();
+        if state.is_closed {
+            return 0;
+        }
+        self.sink.deliver(&Delivered {
+            position: None,
+            priority: Priority::Normal,
+            kind: PublicationKind::Notice,
+            frame: &frame,
+        })
+    }
+
+    fn read(&self, query: Query, _later: &mut Later<'_, View, Failure>) -> Reading {
         let mut state = self.state.lock();
         if state.is_closed {
-            return Err(Refused::Closed);
+            return Reading::Ended(Err(Failure::Closed));
         }
-        let position = state.next();
-        let frame = encode(self.keeps.then_some(position));
-        if !self.keeps {
-            state.assigned = position.offset;
-            hand_over(None, &frame);
-            state.history.pass(position.offset);
-            drop(state);
-            if let Some(committed) = committed.take() {
-                committed(Ok(()));
-            }
-            return Ok(());
-        }
-        let at = SteadyTime::now();
-        // before subscribers see the publication, and until the publication counts in the history
-        let reserved = if self.saves && committed.is_some() {
-            let reserved = self.reserve(&mut state, &frame, at);
-            Some(reserved.map_err(Refused::NoRoom)?)
-        } else {
-            None
-        };
-        state.assigned = position.offset;
-        if self.saves && !state.is_noted {
-            state.is_noted = self.store.note_published(&self.channel);
-        }
-        let used_key = hand_over(Some(position), &frame);
-        if self.saves {
-            let is_durable = reserved.is_some();
-            let publication = (position, &frame, used_key);
-            self.save(&mut state, publication, is_durable, committed.take());
-        }
-        let kept = Kept {
-            offset: position.offset,
-            at,
-            is_durable: reserved.is_some(),
-            frame,
-        };
-        self.keep(&mut state, kept);
-        drop(reserved);
-        drop(state);
-        // of a store that saves nothing there is nothing to wait for
-        if let Some(committed) = committed.take() {
-            committed(Ok(()));
-        }
-        self.make_room();
-        Ok(())
-    }
-
-    fn publish_saved(
-        self: Arc<Self>,
-        encode: &mut Encode<'_>,
-        key_at: &mut KeyAt<'_>,
-        on_saved: &mut Option<OnSaved>,
-    ) -> bool {
-        let mut state = self.state.lock();
-        if state.is_closed {
-            return false;
-        }
-        let Some(on_saved) = on_saved.take() else {
-            return true;
-        };
-        let position = state.next();
-        let frame = encode(Some(position));
-        let used_key = key_at(position);
-        let at = SteadyTime::now();
-        let reserved = match self.reserve(&mut state, &frame, at) {
-            Ok(reserved) => reserved,
-            Err(error) => {
-                drop(state);
-                on_saved(Err(error));
-                return true;
-            }
-        };
-        state.assigned = position.offset;
-        let stream = Arc::clone(&self);
-        let saved = frame.clone();
-        let committed: Committed = Box::new(move |result| {
-            let outcome = match result {
-                Ok(()) => {
-                    let mut state = stream.state.lock();
-                    on_saved(Ok((position, &saved)));
-                    let kept = Kept {
-                        offset: position.offset,
-                        at,
-                        is_durable: true,
-                        frame: saved,
-                    };
-                    // under the lock: the next publication must see the updated budget
-                    stream.keep(&mut state, kept);
-                    stream.finish_saving(reserved);
-                    None
-                }
-                Err(error) => {
-                    stream.finish_saving(reserved);
-                    // the channel may have stayed for this publication alone
-                    stream.note_emptied();
-                    Some((on_saved, error))
-                }
-            };
-            // without the lock: a store that is full or closed says so at once, to its caller, who holds it
-            if let Some((on_saved, error)) = outcome {
-                on_saved(Err(error));
-            }
-        });
-        self.saving.fetch_add(1, Ordering::AcqRel);
-        let publication = (position, &frame, used_key);
-        self.save(&mut state, publication, true, Some(committed));
-        true
-    }
-
-    fn notify(&self, hand_over: &mut dyn FnMut()) {
-        let _order = self.state.lock();
-        hand_over();
-    }
-
-    fn read(&self, look: &mut dyn FnMut(&History)) {
-        let mut state = self.state.lock();
         self.trim(&mut state, SteadyTime::now());
         // A position that is given out, even offset 0, has to be known after a restart. While the save queue is half
         // full, a read does not announce the stream; its first publication does.
         if self.saves && (state.in_store == InStore::Announced || !self.store.is_busy()) {
             self.announce(&mut state);
         }
-        look(&state.history);
+        Reading::Ended(Ok(view(&state.history, query)))
     }
 
-    fn is_durable(&self) -> bool {
-        self.settings.durable && self.saves
+    fn epoch(&self) -> u64 {
+        self.state.lock().history.epoch
+    }
+
+    fn saves_first(&self) -> bool {
+        self.saves_first
+    }
+}
+
+/// What a query finds in a history.
+fn view(history: &History, query: Query) -> View {
+    let frames = |kept: &Kept| kept.frame.clone();
+    let found = match query {
+        Query::Position => Found::Nothing,
+        Query::Since {
+            epoch,
+            offset,
+            through,
+            max_bytes,
+        } => {
+            let through = through.unwrap_or(history.top);
+            let missed = history.since(epoch, offset, through, max_bytes);
+            Found::Missed(missed.map(|missed| missed.map(frames).collect()))
+        }
+        Query::Page { page, max_bytes } => {
+            let (kept, is_cut) = history.page(page, max_bytes);
+            Found::Page {
+                publications: kept.into_iter().map(frames).collect(),
+                is_cut,
+            }
+        }
+    };
+    View {
+        position: StreamPosition {
+            epoch: history.epoch,
+            offset: history.top,
+        },
+        found,
     }
 }
 
 impl MemoryStream {
+    /// `was_durable` says whether the saved state calls the stream durable.
     pub fn new(
-        (store, budget, neighbours): (Arc<dyn Store>, Arc<Budget>, Weak<dyn Neighbours>),
+        common: Common,
         channel: &Arc<str>,
-        kind: ChannelKind,
-        settings: ChannelSettings,
+        (kind, settings): (ChannelKind, ChannelSettings),
         key: StreamKey,
+        sink: Arc<dyn Sink>,
         history: History,
-        in_store: InStore,
-    ) -> Self {
-        let keeps = settings.keeps(budget.limits.history_bytes);
-        Self {
+        (in_store, was_durable): (InStore, bool),
+    ) -> Arc<Self> {
+        let keeps = settings.keeps(common.budget.limits.history_bytes);
+        let saves = keeps && common.store.is_durable();
+        Arc::new_cyclic(|me| Self {
             channel: Arc::clone(channel),
             key,
             kind,
             settings,
             keeps,
-            saves: keeps && store.is_durable(),
+            saves,
+            saves_first: settings.durable && saves,
             state: Mutex::new(
                 Rank::Stream,
                 StreamState {
@@ -235,26 +193,38 @@ impl MemoryStream {
                     trimmed: history.emptied_through(),
                     history,
                     in_store,
+                    was_durable,
                     is_noted: false,
                     is_closed: false,
                 },
             ),
             saving: AtomicUsize::new(0),
-            store,
-            budget,
-            neighbours,
-        }
+            store: common.store,
+            budget: common.budget,
+            keys: common.keys,
+            neighbours: common.neighbours,
+            sink,
+            me: Weak::clone(me),
+        })
     }
 
-    /// Counts what was saved. `was_durable` says what the store knows of the stream.
-    pub fn begin(&self, was_durable: bool) {
+    /// Counts the history that was saved.
+    pub fn begin(&self) {
         let mut state = self.state.lock();
         self.budget
             .recount(Bytes::default(), charge(&state.history));
         self.trim(&mut state, SteadyTime::now());
-        if was_durable && !self.settings.durable {
-            self.announce_and_wait(&mut state);
+    }
+
+    /// Notes, once, that publications may be lost with the process.
+    pub fn note_published(&self, state: &mut StreamState) {
+        if !state.is_noted {
+            state.is_noted = self.store.note_published(&self.channel, state.was_durable);
         }
+    }
+
+    pub fn subscribers(&self) -> usize {
+        self.sink.subscribers()
     }
 
     /// Nothing is kept, nor about to be.
@@ -272,6 +242,7 @@ impl MemoryStream {
     pub fn restore(&self, mut saved: SavedStream) {
         let mut state = self.state.lock();
         state.in_store = InStore::Earlier;
+        state.was_durable = saved.durable;
         state.is_noted = false;
         if (state.history.epoch, state.assigned) == (saved.epoch, saved.top) {
             return;
@@ -314,18 +285,22 @@ impl MemoryStream {
         }
     }
 
-    fn finish_saving(&self, reserved: Reserved) {
+    pub fn begin_saving(&self) {
+        self.saving.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub fn finish_saving(&self, reserved: Reserved) {
         drop(reserved);
         self.saving.fetch_sub(1, Ordering::AcqRel);
     }
 
-    fn note_emptied(&self) {
+    pub fn note_emptied(&self) {
         if let Some(neighbours) = self.neighbours.upgrade() {
             neighbours.note_emptied(&self.channel);
         }
     }
 
-    fn keep(&self, state: &mut StreamState, kept: Kept) {
+    pub fn keep(&self, state: &mut StreamState, kept: Kept) {
         let (size, oldest) = self.bounds(kept.at);
         self.change(state, |history| {
             history.push(kept);
@@ -365,7 +340,7 @@ impl MemoryStream {
     /// Counts a durable publication before it is saved.
     ///
     /// Errors: as `Budget::reserve`.
-    fn reserve(
+    pub fn reserve(
         &self,
         state: &mut StreamState,
         frame: &EncodedFrame,
@@ -386,57 +361,23 @@ impl MemoryStream {
             })
     }
 
-    fn save(
-        &self,
-        state: &mut StreamState,
-        (position, frame, used_key): (StreamPosition, &EncodedFrame, Option<Box<UsedKey>>),
-        is_durable: bool,
-        committed: Option<Committed>,
-    ) {
-        // a store that is full refuses the announcement, and then the publication, which is counted and told
-        self.announce(state);
-        let at = WallTime::now();
-        let change = Change::Published {
-            stream: self.key,
-            position,
-            at,
-            expires: at + self.settings.message_ttl,
-            is_durable,
-            frame,
-            used_key,
-        };
-        self.store.save(change, committed);
-    }
-
     /// Tells the store of this stream, once; false when the store has no room for that now.
-    fn announce(&self, state: &mut StreamState) -> bool {
-        if state.in_store != InStore::Announced && self.store.save(self.announcement(state), None) {
-            state.in_store = InStore::Announced;
+    pub fn announce(&self, state: &mut StreamState) -> bool {
+        if state.in_store == InStore::Announced {
+            return true;
         }
-        state.in_store == InStore::Announced
-    }
-
-    fn announcement(&self, state: &StreamState) -> Change<&EncodedFrame> {
-        Change::StreamOpened {
+        let announcement = Change::StreamOpened {
             stream: self.key,
             channel: Arc::clone(&self.channel),
             epoch: state.history.epoch,
             kind: self.kind,
             durable: self.settings.durable,
+        };
+        let is_taken = self.store.save(announcement, None).is_ok();
+        if is_taken {
+            state.in_store = InStore::Announced;
         }
-    }
-
-    /// Before anything is published that a crash may lose: else the epoch would outlive it.
-    fn announce_and_wait(&self, state: &mut StreamState) {
-        state.in_store = InStore::Announced;
-        let (tell, told) = flume::bounded(1);
-        let committed: Committed = Box::new(move |result| drop(tell.send(result)));
-        self.store.save(self.announcement(state), Some(committed));
-        if !matches!(told.recv_timeout(MAX_WAIT), Ok(Ok(()))) {
-            // it could not be saved: another epoch, which the store does not know, is as good
-            state.history.epoch = random_u64();
-            state.in_store = InStore::Earlier;
-        }
+        is_taken
     }
 
     /// Tells the store which publications are gone, once there are `together` or more.
@@ -450,14 +391,15 @@ impl MemoryStream {
                 stream: self.key,
                 through,
             };
-            self.store.save(change, None);
+            // a store never refuses a deletion while it is open, and is asked for nothing when it is closed
+            let _ = self.store.save(change, None);
         }
     }
 }
 
 impl StreamState {
     /// The position of the next publication.
-    fn next(&self) -> StreamPosition {
+    pub fn next(&self) -> StreamPosition {
         StreamPosition {
             epoch: self.history.epoch,
             offset: self.assigned + 1,

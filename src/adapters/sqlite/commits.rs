@@ -96,10 +96,17 @@ impl CommitsFile {
         self.file.sync_all()
     }
 
-    /// Notes that something is about to be published on a channel.
-    pub fn note_published(&self, channel: &str) {
-        // if the write fails, the map is cut short; after a kill, a short map makes all streams get new epochs
-        if write_at(&self.file, &[1], MAP_START + slot(channel) as u64).is_err() {
+    /// Notes that something is about to be published on a channel, and whether the file may still call its stream
+    /// durable.
+    pub fn note_published(&self, channel: &str, was_durable: bool) {
+        let at = MAP_START + slot(channel) as u64;
+        let mut marks = [0];
+        // if the system fails, the map is cut short; after a kill, a short map makes all streams get new epochs
+        let noted = read_at(&self.file, &mut marks, at).and_then(|()| {
+            marks[0] |= PUBLISHED | if was_durable { WAS_DURABLE } else { 0 };
+            write_at(&self.file, &marks, at)
+        });
+        if noted.is_err() {
             let _ = self.file.set_len(MAP_START);
         }
     }
@@ -117,6 +124,12 @@ impl CommitsFile {
     }
 }
 
+/// A mark of the map: something was published on a stream that is not durable.
+const PUBLISHED: u8 = 1;
+
+/// A mark of the map: the row of this stream may still say that the stream is durable.
+const WAS_DURABLE: u8 = 2;
+
 /// Channels that something was published on, by their hash; `None` inside when that is not known.
 pub(super) struct PublishedMap(Option<Vec<u8>>);
 
@@ -125,9 +138,12 @@ impl PublishedMap {
         Self(None)
     }
 
-    pub fn has(&self, channel: &str) -> bool {
+    /// True if publications on the stream of this channel, whose row says whether the stream is durable, may have been
+    /// lost.
+    pub fn may_have_lost(&self, channel: &str, is_durable: bool) -> bool {
+        let mark = if is_durable { WAS_DURABLE } else { PUBLISHED };
         let map = self.0.as_ref();
-        map.is_none_or(|map| map[slot(channel)] != 0)
+        map.map_or(!is_durable, |map| map[slot(channel)] & mark != 0)
     }
 }
 
@@ -248,13 +264,20 @@ mod tests {
     fn the_map_has_what_was_published_since_it_was_emptied() {
         let folder = tempfile::tempdir().unwrap();
         let file = CommitsFile::open(&folder.path().join("tantor.db")).unwrap();
-        assert!(file.published().has("a"), "there is no map yet");
+        assert!(
+            file.published().may_have_lost("a", false),
+            "there is no map yet"
+        );
         file.begin(&RECORD).unwrap();
-        file.note_published("a");
+        file.note_published("a", false);
+        file.note_published("c", true);
+        file.note_published("c", false);
         let map = file.published();
-        assert!(map.has("a") && !map.has("b"));
+        assert!(map.may_have_lost("a", false) && !map.may_have_lost("b", false));
+        assert!(!map.may_have_lost("a", true) && map.may_have_lost("c", true));
         file.begin(&RECORD).unwrap();
-        assert!(!file.published().has("a"));
-        assert!(PublishedMap::all().has("b"));
+        assert!(!file.published().may_have_lost("a", false));
+        let all = PublishedMap::all();
+        assert!(all.may_have_lost("b", false) && !all.may_have_lost("b", true));
     }
 }

@@ -129,7 +129,8 @@ mod tests {
     use super::*;
     use crate::base::clock::WallTime;
     use crate::core::history::StreamPosition;
-    use crate::ports::store::{KeyResult, LostFlag, SavedClient, UsedKey};
+    use crate::core::idempotency::LostFlag;
+    use crate::ports::store::{KeyResult, SavedClient, UsedKey};
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 

@@ -343,15 +343,15 @@ impl DatabaseFile {
     fn renew_epochs(&self, all: bool, published: &PublishedMap) -> rusqlite::Result<()> {
         let mut streams = self
             .connection
-            .prepare("SELECT id, channel FROM streams WHERE ?1 OR NOT durable")?;
-        let streams: Vec<(i64, String)> = streams
-            .query_map([all], |row| Ok((row.get(0)?, row.get(1)?)))?
+            .prepare("SELECT id, channel, durable FROM streams")?;
+        let streams: Vec<(i64, String, bool)> = streams
+            .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
             .collect::<Result<_, _>>()?;
         let mut renew = self
             .connection
             .prepare("UPDATE streams SET epoch = ?2 WHERE id = ?1")?;
-        for (id, channel) in streams {
-            if published.has(&channel) {
+        for (id, channel, is_durable) in streams {
+            if all || published.may_have_lost(&channel, is_durable) {
                 let epoch = random_u64();
                 self.move_keys(id, epoch)?;
                 renew.execute(params![id, epoch.cast_signed()])?;

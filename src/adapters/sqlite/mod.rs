@@ -1,6 +1,6 @@
 //! One SQLite file: a writer thread of its own commits what it is given in groups, in the order in which it was given.
 //!
-//! Nobody waits for it but who asked to hear (`Committed`). While the file cannot be written, what is to be durable
+//! Only a caller with a completion (`Committed`) waits for it. While the file cannot be written, what is to be durable
 //! fails at once, the rest waits in memory, bounded, and `health` says so; live delivery goes on.
 
 mod backup;
@@ -25,7 +25,7 @@ pub use limits::Limits;
 
 use crate::base::fork::{self, ForkGuard};
 use crate::base::sync::{Mutex, Rank};
-use crate::ports::store::{Change, Committed, Health, Saved, Store, StoreError};
+use crate::ports::store::{Change, Committed, Health, NotTaken, Saved, Store, StoreError};
 use crate::wire::frame::EncodedFrame;
 use commits::CommitsFile;
 use file::DatabaseFile;
@@ -122,25 +122,28 @@ impl Store for SqliteStore {
         Ok(saved)
     }
 
-    fn save(&self, change: Change<&EncodedFrame>, committed: Option<Committed>) -> bool {
+    fn save(
+        &self,
+        change: Change<&EncodedFrame>,
+        committed: Option<Committed>,
+    ) -> Result<(), NotTaken> {
         let is_lost_if_refused = !matches!(change, Change::StreamOpened { .. });
-        let Err(committed) = self.queue.push(change, committed) else {
-            return true;
-        };
-        if is_lost_if_refused {
-            self.gauges.lost.fetch_add(1, Ordering::Relaxed);
-        }
-        if let Some(committed) = committed {
-            committed(Err(self.refusal()));
-        }
-        false
+        self.queue.push(change, committed).map_err(|committed| {
+            if is_lost_if_refused {
+                self.gauges.lost.fetch_add(1, Ordering::Relaxed);
+            }
+            NotTaken {
+                error: self.refusal(),
+                committed,
+            }
+        })
     }
 
-    fn note_published(&self, channel: &str) -> bool {
+    fn note_published(&self, channel: &str, was_durable: bool) -> bool {
         let commits = self.commits.lock().clone();
         let is_open = commits.is_some();
         if let Some(commits) = commits {
-            commits.note_published(channel);
+            commits.note_published(channel, was_durable);
         }
         is_open
     }

@@ -90,7 +90,7 @@ impl Queue {
         !self.state.lock().is_open
     }
 
-    /// Puts a change in; gives back who wants to hear of it when the queue is closed, or full and the change is one
+    /// Puts a change in; returns the completion when the queue is closed, or full and the change is one
     /// that adds.
     pub fn push(
         &self,
@@ -323,7 +323,11 @@ mod tests {
         ] {
             assert!(queue.push(change, None).is_ok());
         }
-        assert!(queue.push(saved(5, ""), Some(Box::new(|_| ()))).is_ok());
+        assert!(
+            queue
+                .push(saved(5, ""), Some(Committed::new(|_| ())))
+                .is_ok()
+        );
         assert!(queue.push(saved(6, ""), None).is_ok());
         let (changes, weight) = queue.size();
         let batch = taken(&queue).unwrap();
@@ -371,7 +375,7 @@ mod tests {
                 std::thread::spawn(move || {
                     for through in 0..5000 {
                         let committed: Option<Committed> =
-                            (through % 7 == 0).then(|| Box::new(|_| ()) as Committed);
+                            (through % 7 == 0).then(|| Committed::new(|_| ()));
                         let change = Change::Trimmed { stream, through };
                         assert!(queue.push(change, committed).is_ok());
                     }

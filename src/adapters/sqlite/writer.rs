@@ -236,7 +236,7 @@ impl Writer {
             self.gauges.lost.fetch_add(1, Ordering::Relaxed);
             lose(&entry);
             self.queue.release(1, entry.weight);
-            committed(Err(error));
+            committed.complete(Err(error));
         } else {
             at.entry += 1;
         }
@@ -268,7 +268,7 @@ impl Writer {
         for entry in batch.entries.drain(at.entry..at.entry + count) {
             weight += entry.weight;
             if let Some(committed) = entry.committed {
-                committed(Ok(()));
+                committed.complete(Ok(()));
                 told += 1;
             }
         }
@@ -307,7 +307,7 @@ impl Writer {
         self.gauges.lost.fetch_add(count as u64, Ordering::Relaxed);
         self.queue.release(count, weight);
         for committed in failed {
-            committed(Err(error.clone()));
+            committed.complete(Err(error.clone()));
         }
         self.tidy();
     }
@@ -325,7 +325,7 @@ impl Writer {
         self.queue.release(1, entry.weight);
         *self.gauges.error.lock() = Some(error.0.clone());
         if let Some(committed) = entry.committed {
-            committed(Err(error));
+            committed.complete(Err(error));
         }
     }
 

@@ -1,7 +1,7 @@
 //! A server with real sockets.
 
 use super::*;
-use crate::ports::store::{Change, Committed, Health, Saved, StoreError};
+use crate::ports::store::{Change, Committed, Health, NotTaken, Saved, StoreError};
 use crate::settings::config::Value;
 use crate::wire::frame::EncodedFrame;
 use std::net::TcpStream;
@@ -28,11 +28,11 @@ impl Store for FaultyStore {
         Ok(Saved::default())
     }
 
-    fn save(&self, _: Change<&EncodedFrame>, _: Option<Committed>) -> bool {
-        true
+    fn save(&self, _: Change<&EncodedFrame>, _: Option<Committed>) -> Result<(), NotTaken> {
+        Ok(())
     }
 
-    fn note_published(&self, channel: &str) -> bool {
+    fn note_published(&self, channel: &str, _: bool) -> bool {
         assert_ne!(channel, "faulty", "as the test wants");
         true
     }

@@ -1,0 +1,219 @@
+//! Idempotency keys of publications: a repeat gets the receipt of the first publication, and publishes nothing.
+
+use crate::base::clock::{SteadyTime, WallTime};
+use crate::base::completion::Later;
+use crate::core::idempotency::{Idempotency, Limits, Lookup, Scope, Ticket, Waiting};
+use crate::ports::broker::{Failure, IdempotencyKey, Receipt};
+use crate::ports::store::{KeyResult, Store, UsedKey, complete_when_saved};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long keys are known, and how many.
+#[derive(Clone, Copy, Debug)]
+pub struct KeyLimits {
+    pub ttl: Duration,
+    pub total: usize,
+    pub of_one_client: usize,
+}
+
+/// The keys of the application, and those of clients.
+pub(super) struct Keys {
+    limits: KeyLimits,
+    store: Arc<dyn Store>,
+    application: Idempotency<Receipt, Failure>,
+    /// Apart, so that clients cannot have the keys of the application forgotten.
+    clients: Idempotency<Receipt, Failure>,
+}
+
+/// A key in use: its publication is under way.
+pub(super) struct KeyInUse {
+    client: Option<Box<str>>,
+    channel: Box<str>,
+    key: Box<str>,
+    ticket: Ticket,
+    expires: Option<WallTime>,
+}
+
+impl Keys {
+    pub fn new(limits: KeyLimits, store: Arc<dyn Store>) -> Self {
+        let of_each = Limits {
+            total: limits.total,
+            of_one_client: limits.of_one_client,
+        };
+        Self {
+            limits,
+            store,
+            application: Idempotency::new(limits.ttl, of_each),
+            clients: Idempotency::new(limits.ttl, of_each),
+        }
+    }
+
+    /// Takes a free key for a publication. Of a key that is known, `Err` has the first receipt, if it is known, and
+    /// whether the outcome is still to come by the completion that `later` made.
+    pub fn begin(
+        &self,
+        key: &IdempotencyKey<'_>,
+        needs_saved: bool,
+        later: &mut Later<'_, Receipt, Failure>,
+    ) -> Result<KeyInUse, Repeat> {
+        let scope = scope_of(key.client, key.channel);
+        let now = SteadyTime::now();
+        match self
+            .of(key.client)
+            .begin(scope, key.key, now, None, needs_saved, later)
+        {
+            Lookup::Free(ticket) => Ok(KeyInUse {
+                client: key.client.map(Into::into),
+                channel: key.channel.into(),
+                key: key.key.into(),
+                ticket,
+                expires: self.saves().then(|| WallTime::now() + self.limits.ttl),
+            }),
+            Lookup::Known(receipt) => Err(Repeat::Known(duplicate(receipt))),
+            Lookup::Queued(receipt) => Err(Repeat::Queued(receipt.map(duplicate))),
+            Lookup::Unsaved(receipt, lost_flag) => {
+                let saved = (duplicate(receipt), lost_flag);
+                complete_when_saved(&*self.store, saved, later());
+                Err(Repeat::Queued(Some(duplicate(receipt))))
+            }
+        }
+    }
+
+    /// Reports a receipt that no caller waits to be saved.
+    pub fn done(&self, used: &KeyInUse, receipt: Receipt) {
+        let waiting = self
+            .table(used)
+            .done(used.scope(), &used.key, &used.ticket, receipt);
+        for Waiting {
+            completion,
+            needs_saved,
+        } in waiting
+        {
+            if needs_saved {
+                let lost_flag = used.ticket.lost_flag.clone();
+                let saved = (duplicate(receipt), lost_flag);
+                complete_when_saved(&*self.store, saved, completion);
+            } else {
+                completion.complete(Ok(duplicate(receipt)));
+            }
+        }
+    }
+
+    /// Reports the receipt of a publication that is being saved.
+    pub fn saving(&self, used: &KeyInUse, receipt: Receipt) {
+        let waiting = self
+            .table(used)
+            .saving(used.scope(), &used.key, &used.ticket, receipt);
+        for Waiting { completion, .. } in waiting {
+            completion.complete(Ok(duplicate(receipt)));
+        }
+    }
+
+    /// Reports that a publication is saved, or has failed, and the key is free again.
+    pub fn ended(&self, used: &KeyInUse, outcome: &Result<Receipt, Failure>) {
+        let result = outcome.as_ref().ok().copied();
+        let waiting = self
+            .table(used)
+            .ended(used.scope(), &used.key, &used.ticket, result);
+        for Waiting { completion, .. } in waiting {
+            completion.complete(outcome.clone().map(duplicate));
+        }
+    }
+
+    /// Takes in keys that were saved.
+    pub fn restore(&self, used_keys: Vec<UsedKey>) {
+        let (now, steady_now) = (WallTime::now(), SteadyTime::now());
+        for used in used_keys {
+            let KeyResult::Published {
+                position,
+                recipients,
+            } = used.result
+            else {
+                continue;
+            };
+            let receipt = Receipt {
+                position: Some(position),
+                recipients,
+                is_duplicate: false,
+            };
+            let client = used.client.as_deref();
+            let left = used.expires.since(now);
+            let scope = scope_of(client, &used.target);
+            self.of(client)
+                .restore(scope, &used.key, steady_now, left, receipt);
+        }
+    }
+
+    pub fn expire(&self) {
+        let now = SteadyTime::now();
+        self.application.expire(now);
+        self.clients.expire(now);
+    }
+
+    pub fn forget_client(&self, client: &Arc<str>) {
+        self.clients.forget_client(client);
+    }
+
+    /// How many keys are known, and how many were forgotten before their time.
+    pub fn size(&self) -> (usize, u64) {
+        let (application, clients) = (self.application.size(), self.clients.size());
+        (application.0 + clients.0, application.1 + clients.1)
+    }
+
+    fn saves(&self) -> bool {
+        !self.limits.ttl.is_zero() && self.limits.total > 0 && self.store.is_durable()
+    }
+
+    fn table(&self, used: &KeyInUse) -> &Idempotency<Receipt, Failure> {
+        self.of(used.client.as_deref())
+    }
+
+    fn of(&self, client: Option<&str>) -> &Idempotency<Receipt, Failure> {
+        match client {
+            None => &self.application,
+            Some(_) => &self.clients,
+        }
+    }
+}
+
+/// What a caller gets whose key is known.
+pub(super) enum Repeat {
+    Known(Receipt),
+    /// The completion receives the outcome; the receipt, if it is known.
+    Queued(Option<Receipt>),
+}
+
+impl KeyInUse {
+    /// The key, to be saved with its publication; `None` where nothing is saved.
+    pub fn to_save(&self, receipt: Receipt) -> Option<Box<UsedKey>> {
+        Some(Box::new(UsedKey {
+            client: self.client.clone(),
+            target: self.channel.clone(),
+            key: self.key.clone(),
+            expires: self.expires?,
+            result: KeyResult::Published {
+                position: receipt.position?,
+                recipients: receipt.recipients,
+            },
+            lost_flag: self.ticket.lost_flag.clone(),
+        }))
+    }
+
+    fn scope(&self) -> Scope<'_> {
+        scope_of(self.client.as_deref(), &self.channel)
+    }
+}
+
+fn scope_of<'a>(client: Option<&'a str>, channel: &'a str) -> Scope<'a> {
+    Scope {
+        client,
+        target: channel,
+    }
+}
+
+fn duplicate(receipt: Receipt) -> Receipt {
+    Receipt {
+        is_duplicate: true,
+        ..receipt
+    }
+}

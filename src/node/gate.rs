@@ -1,0 +1,198 @@
+//! Keeps what is published on a channel for connections that are about to enter it, until each has got its reply.
+//!
+//! A connection enters a channel in three steps: it opens the gate, reads the position of the stream, and is subscribed
+//! behind its reply. What the broker delivers between the last two steps waits in the gate. With a broker that answers
+//! at once, hardly anything does.
+
+use crate::base::priority::Priority;
+use crate::base::sync::{Mutex, MutexGuard, Rank};
+use crate::core::history::StreamPosition;
+use crate::wire::frame::EncodedFrame;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// The connections that enter a channel, and what is published meanwhile.
+pub struct Gate {
+    /// Connections that are entering. Counted outside the lock, so that publishing on a channel which nobody enters
+    /// takes no lock.
+    entering: AtomicUsize,
+    kept: Mutex<Kept>,
+}
+
+#[derive(Default)]
+struct Kept {
+    publications: VecDeque<GatedPublication>,
+    bytes: usize,
+    /// The number of the first of `publications`; numbers count what has come to the gate.
+    first: u64,
+}
+
+/// A publication or a notice that came while connections were entering.
+#[derive(Clone, Debug)]
+pub struct GatedPublication {
+    pub position: Option<StreamPosition>,
+    pub frame: EncodedFrame,
+    pub priority: Priority,
+}
+
+/// The gate while it is locked: nothing is published on the channel meanwhile.
+pub struct OpenGate<'a> {
+    kept: MutexGuard<'a, Kept>,
+    from: u64,
+}
+
+impl Gate {
+    pub fn new() -> Self {
+        Self {
+            entering: AtomicUsize::new(0),
+            kept: Mutex::new(Rank::Gate, Kept::default()),
+        }
+    }
+
+    /// Counts a connection as entering, until `end`. Returns the number of the first publication that concerns the
+    /// connection. To be called before the connection reads the position of the stream.
+    pub fn begin(&self) -> u64 {
+        self.entering.fetch_add(1, Ordering::SeqCst);
+        let kept = self.kept.lock();
+        kept.first + kept.publications.len() as u64
+    }
+
+    /// Ends the entering of a connection.
+    pub fn end(&self) {
+        let mut kept = self.kept.lock();
+        if self.entering.fetch_sub(1, Ordering::SeqCst) == 1 {
+            kept.clear();
+        }
+    }
+
+    /// Locks the gate, so that a connection can be subscribed between two publications. `from` is what `begin` returned.
+    pub fn lock(&self, from: u64) -> OpenGate<'_> {
+        OpenGate {
+            kept: self.kept.lock(),
+            from,
+        }
+    }
+
+    /// Runs `push`, which puts a publication into the inboxes of shards, and keeps the publication for connections that
+    /// are entering; at most `limit` bytes are kept.
+    pub fn pass<T>(
+        &self,
+        publication: impl FnOnce() -> GatedPublication,
+        limit: usize,
+        push: impl FnOnce() -> T,
+    ) -> T {
+        // The read of an entering connection is a barrier behind every delivery that began before the connection was
+        // counted, so a delivery that sees no connection concerns none.
+        if self.entering.load(Ordering::SeqCst) == 0 {
+            return push();
+        }
+        let mut kept = self.kept.lock();
+        kept.keep(publication(), limit);
+        push()
+    }
+}
+
+impl OpenGate<'_> {
+    /// What came behind a position, oldest first; `None` if the gate has not kept all of it.
+    pub fn behind(
+        &self,
+        position: StreamPosition,
+    ) -> Option<impl Iterator<Item = &GatedPublication>> {
+        let skipped = self.from.checked_sub(self.kept.first)?;
+        let is_behind = move |gated: &&GatedPublication| {
+            gated
+                .position
+                .is_none_or(|other| other.epoch != position.epoch || other.offset > position.offset)
+        };
+        Some(
+            self.kept
+                .publications
+                .iter()
+                .skip(usize::try_from(skipped).unwrap_or(usize::MAX))
+                .filter(is_behind),
+        )
+    }
+}
+
+impl Kept {
+    fn keep(&mut self, publication: GatedPublication, limit: usize) {
+        self.bytes += publication.frame.len();
+        self.publications.push_back(publication);
+        while self.bytes > limit
+            && let Some(dropped) = self.publications.pop_front()
+        {
+            self.bytes -= dropped.frame.len();
+            self.first += 1;
+        }
+    }
+
+    fn clear(&mut self) {
+        self.first += self.publications.len() as u64;
+        self.publications = VecDeque::new();
+        self.bytes = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: usize = 100;
+
+    fn position(offset: u64) -> StreamPosition {
+        StreamPosition { epoch: 1, offset }
+    }
+
+    fn publish(gate: &Gate, offset: u64) {
+        let publication = || GatedPublication {
+            position: Some(position(offset)),
+            frame: EncodedFrame::text(&[b'x'; 8]),
+            priority: Priority::Normal,
+        };
+        gate.pass(publication, LIMIT, || ());
+    }
+
+    fn behind(gate: &Gate, from: u64, offset: u64) -> Option<Vec<u64>> {
+        let open = gate.lock(from);
+        let behind = open.behind(position(offset))?;
+        Some(
+            behind
+                .filter_map(|gated| gated.position)
+                .map(|at| at.offset)
+                .collect(),
+        )
+    }
+
+    #[test]
+    fn each_connection_gets_what_came_behind_its_position() {
+        let gate = Gate::new();
+        publish(&gate, 1);
+        let first = gate.begin();
+        publish(&gate, 2);
+        let second = gate.begin();
+        publish(&gate, 3);
+        assert_eq!(behind(&gate, first, 1), Some(vec![2, 3]));
+        assert_eq!(behind(&gate, first, 2), Some(vec![3]));
+        assert_eq!(behind(&gate, second, 2), Some(vec![3]));
+        gate.end();
+        assert_eq!(behind(&gate, second, 2), Some(vec![3]));
+        gate.end();
+        assert_eq!(gate.kept.lock().bytes, 0);
+        let third = gate.begin();
+        assert_eq!(behind(&gate, third, 3), Some(vec![]));
+    }
+
+    #[test]
+    fn what_the_gate_could_not_keep_is_known_to_be_missing() {
+        let gate = Gate::new();
+        let early = gate.begin();
+        for offset in 1..=20 {
+            publish(&gate, offset);
+        }
+        let late = gate.begin();
+        publish(&gate, 21);
+        assert_eq!(behind(&gate, early, 0), None);
+        assert_eq!(behind(&gate, late, 20), Some(vec![21]));
+        assert!(gate.kept.lock().bytes <= LIMIT);
+    }
+}

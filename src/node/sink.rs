@@ -1,0 +1,177 @@
+//! From the broker to the subscribers of this process: one push for each shard that has a subscriber.
+
+use super::channel::{Channel, InFlight};
+use super::counters::Counters;
+use super::delivery::{Delivery, DeliveryOptions};
+use super::encode::encode;
+use super::gate::GatedPublication;
+use super::shards::Shards;
+use super::stamps::Stamps;
+use crate::base::priority::{Priority, SlowConsumer};
+use crate::base::sync::Mutex;
+use crate::core::history::StreamPosition;
+use crate::ports::broker::{Delivered, PublicationKind, Sink};
+use crate::wire::frame::EncodedFrame;
+use crate::wire::messages;
+use std::collections::VecDeque;
+use std::sync::{Arc, Weak};
+
+/// What the sinks of all channels share.
+pub(super) struct Distributor {
+    pub shards: Arc<Shards>,
+    pub counters: Arc<Counters>,
+    pub stamps: Arc<Stamps>,
+    /// Bytes that the gate of one channel keeps.
+    pub gate_bytes: usize,
+    /// Emergencies that the broker has delivered, and that did not go out to clients yet.
+    arrived: Mutex<VecDeque<ArrivedEmergency>>,
+}
+
+/// An emergency that the broker has delivered.
+pub(super) struct ArrivedEmergency {
+    pub message: u64,
+    pub frame: EncodedFrame,
+}
+
+/// The subscribers of a channel in this process.
+pub(super) struct ChannelSink {
+    /// The channel owns its stream, which owns this sink.
+    channel: Weak<Channel>,
+    distributor: Arc<Distributor>,
+}
+
+impl Distributor {
+    pub fn new(
+        shards: Arc<Shards>,
+        counters: Arc<Counters>,
+        stamps: Arc<Stamps>,
+        gate_bytes: usize,
+    ) -> Self {
+        Self {
+            shards,
+            counters,
+            stamps,
+            gate_bytes,
+            arrived: Mutex::default(),
+        }
+    }
+
+    /// Adds an emergency that the broker could not take.
+    pub fn add_emergency(&self, message: u64, frame: EncodedFrame) {
+        let emergency = ArrivedEmergency { message, frame };
+        self.arrived.lock().push_back(emergency);
+    }
+
+    pub fn has_emergencies(&self) -> bool {
+        !self.arrived.lock().is_empty()
+    }
+
+    /// The oldest emergency that did not go out yet.
+    pub fn next_emergency(&self) -> Option<ArrivedEmergency> {
+        self.arrived.lock().pop_front()
+    }
+
+    /// One inbox push for each shard that has a subscriber; returns the number of subscribers.
+    fn fan_out(
+        &self,
+        channel: &Arc<Channel>,
+        frame: &EncodedFrame,
+        delivery_options: DeliveryOptions,
+    ) -> usize {
+        let members = channel.members.lock();
+        let recipients = members.interest.total();
+        if recipients > 0 {
+            let handles = self.shards.load();
+            for handle in members
+                .interest
+                .shards()
+                .filter_map(|shard| handles.get(shard))
+            {
+                handle.inbox.push(Delivery::Publish {
+                    channel: InFlight::new(channel, frame.len()),
+                    frame: frame.clone(),
+                    delivery_options,
+                });
+            }
+            drop(members);
+            self.counters.messages_sent.add(recipients);
+        }
+        recipients
+    }
+}
+
+impl ChannelSink {
+    pub fn new(channel: &Arc<Channel>, distributor: &Arc<Distributor>) -> Self {
+        Self {
+            channel: Arc::downgrade(channel),
+            distributor: Arc::clone(distributor),
+        }
+    }
+
+    fn deliver_to(
+        &self,
+        channel: &Arc<Channel>,
+        position: Option<StreamPosition>,
+        frame: &EncodedFrame,
+        delivery_options: DeliveryOptions,
+    ) -> usize {
+        let gated = || GatedPublication {
+            position,
+            frame: frame.clone(),
+            priority: delivery_options.priority,
+        };
+        channel.gate.pass(gated, self.distributor.gate_bytes, || {
+            self.distributor.fan_out(channel, frame, delivery_options)
+        })
+    }
+}
+
+impl Sink for ChannelSink {
+    fn deliver(&self, delivered: &Delivered<'_>) -> usize {
+        if let PublicationKind::Emergency { message } = delivered.kind {
+            self.distributor
+                .add_emergency(message, delivered.frame.clone());
+            return 0;
+        }
+        let Some(channel) = self.channel.upgrade() else {
+            return 0;
+        };
+        let policy = match (delivered.kind, channel.settings.slow_consumer) {
+            // a notice stands for no newer state of the channel
+            (PublicationKind::Notice, SlowConsumer::Latest) => SlowConsumer::DropOldest,
+            (_, policy) => policy,
+        };
+        let delivery_options = DeliveryOptions {
+            offset: delivered.position.map(|position| position.offset),
+            priority: delivered.priority,
+            policy,
+        };
+        self.deliver_to(
+            &channel,
+            delivered.position,
+            delivered.frame,
+            delivery_options,
+        )
+    }
+
+    fn gap(&self, top: Option<StreamPosition>) {
+        let Some(channel) = self.channel.upgrade() else {
+            return;
+        };
+        let stamp = self.distributor.stamps.next();
+        let top = top.map(|top| (top.epoch, top.offset));
+        let frame = encode(|out| messages::write_lost(out, stamp, &channel.name, top));
+        let delivery_options = DeliveryOptions {
+            offset: None,
+            priority: Priority::Normal,
+            policy: SlowConsumer::Disconnect,
+        };
+        self.deliver_to(&channel, None, &frame, delivery_options);
+    }
+
+    fn subscribers(&self) -> usize {
+        self.channel
+            .upgrade()
+            .map_or(0, |channel| channel.members.lock().interest.total())
+    }
+}
