@@ -98,12 +98,12 @@ impl<T: Weigh> Inbox<T> {
         has_room_again
     }
 
-    /// Who is woken by the next push into the empty queue.
+    /// Sets the waker that the next push into the empty queue wakes.
     pub fn register(&self, waker: &Waker) {
         self.waker.register(waker);
     }
 
-    /// Wakes nobody until the next `register`: the owner is awake and will look.
+    /// Removes the waker until the next `register`: the owner is awake and will take the queue.
     pub fn disarm(&self) {
         self.waker.take();
     }
@@ -127,7 +127,7 @@ impl<T: Weigh> Inbox<T> {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// True while more waits than may: whoever feeds it should hold back.
+    /// True while the queue is over its limit: publishers should pause.
     pub fn is_full(&self) -> bool {
         self.bytes() > self.max_bytes
     }

@@ -44,9 +44,19 @@ impl Clients {
         }
     }
 
-    /// Adds a connected client with a new id. `reserve` has counted its connection.
-    pub fn add_connected(&self, connection_id: ConnectionId) -> Arc<Client> {
+    /// Adds a connected client, with its own id if no other client has that id, else with a new id. `reserve` has counted
+    /// its connection.
+    pub fn add_connected(
+        &self,
+        connection_id: ConnectionId,
+        own_id: Option<&Arc<str>>,
+    ) -> Arc<Client> {
         let now = WallTime::now();
+        if let Some(id) = own_id
+            && let Some(client) = self.add(Client::new(Arc::clone(id), now, Some(connection_id)))
+        {
+            return client;
+        }
         loop {
             let id = format!("client_{:016x}", random_u64()).into();
             if let Some(client) = self.add(Client::new(id, now, Some(connection_id))) {

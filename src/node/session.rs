@@ -51,8 +51,6 @@ const UNKNOWN: &str =
     "the resume token is of nobody who is expected back: it has expired, or the client has left";
 const USED: &str = "the resume token is not the client's latest: it was used before, or made up";
 
-const NO_SESSIONS: &str = "the client cannot have its own id, because sessions are not kept";
-
 impl Node {
     /// A client has connected: the one that it was, if its token says so, or a new one. `None` when as many as may be
     /// are connected already; one that takes the place of its own older connection is not one more.
@@ -61,20 +59,17 @@ impl Node {
         connection_id: ConnectionId,
         request: &ConnectRequest<'_>,
     ) -> Option<Connected> {
-        let resumed = match request.identity {
-            Some(identity) => Some(self.connect_as(connection_id, identity, request)),
-            None => request
-                .resume
-                .map(|token| self.resume(connection_id, token, request)),
-        };
-        let connected = match resumed {
-            Some(Ok(resumed)) => Some(resumed),
-            Some(Err(Unresumed::Full)) => None,
-            Some(Err(Unresumed::Refused(reason))) => {
-                self.counters.resumes_refused.add(1);
-                self.begin(connection_id, request, Some(ResumeOutcome::Refused(reason)))
-            }
-            None => self.begin(connection_id, request, None),
+        let connected = match (request.identity, request.resume) {
+            (Some(identity), _) => self.connect_as(connection_id, identity, request),
+            (None, Some(token)) => match self.resume(connection_id, token, request) {
+                Ok(resumed) => Some(resumed),
+                Err(Unresumed::Full) => None,
+                Err(Unresumed::Refused(reason)) => {
+                    self.counters.resumes_refused.add(1);
+                    self.begin(connection_id, request, Some(ResumeOutcome::Refused(reason)))
+                }
+            },
+            (None, None) => self.begin(connection_id, request, None),
         };
         let Some(connected) = connected else {
             self.counters.refused_full.add(1);
@@ -93,20 +88,25 @@ impl Node {
     }
 
     /// Connects the client that an identity names, as if the client had come with its resume token: a new client, one that
-    /// is away, or one that is connected, whose older connection is closed.
+    /// is away, or one that is connected, whose older connection is closed. Where sessions are not kept (`resume_ttl` is 0)
+    /// the client is a new one. `None` when as many clients as allowed are connected.
     fn connect_as(
         self: &Arc<Self>,
         connection_id: ConnectionId,
         identity: &Identity,
         request: &ConnectRequest<'_>,
-    ) -> Result<Connected, Unresumed> {
+    ) -> Option<Connected> {
         let id = identity.client_id();
+        // before a token is made, which makes the client too
         if !self.has_room() && !self.has_connection(id) {
-            return Err(Unresumed::Full);
+            return None;
         }
-        match self.resume_token(id) {
-            Ok(token) => self.resume(connection_id, &token, request),
-            Err(_) => Err(Unresumed::Refused(NO_SESSIONS)),
+        let token = self.resume_token(id).ok();
+        match token.map(|token| self.resume(connection_id, &token, request)) {
+            Some(Ok(resumed)) => Some(resumed),
+            Some(Err(Unresumed::Full)) => None,
+            // the client was forgotten meanwhile, or sessions are not kept
+            Some(Err(Unresumed::Refused(_))) | None => self.begin(connection_id, request, None),
         }
     }
 
@@ -193,7 +193,8 @@ impl Node {
         if !self.clients.reserve(self.shards.limits().connections) {
             return None;
         }
-        let client = self.clients.add_connected(connection_id);
+        let own_id = request.identity.map(Identity::client_id);
+        let client = self.clients.add_connected(connection_id, own_id);
         client.begin_connection(false, request.peer);
         let mut state = client.state.lock();
         state.acknowledges = request.acknowledges;

@@ -46,7 +46,10 @@ pub enum Verdict {
     Denied(Denial),
 }
 
-/// Whom a connection belongs to.
+/// The client that a connection belongs to.
+///
+/// A client with this id that is away, or that is connected, is resumed: its older connection is closed. Without sessions
+/// (`resume_ttl` is 0) the client gets the id if no other client has the id, and a new id otherwise.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     client_id: Arc<str>,

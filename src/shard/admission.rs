@@ -147,6 +147,7 @@ impl Shard {
             self.expire_admission(slot);
             return;
         }
+        let before = self.read_work;
         self.contain(slot, |shard| match verdict {
             Ok(Verdict::Admitted(identity)) => match Upgrade::check(&head) {
                 Ok(upgrade) => shard.open(slot, &upgrade, shard.peer(slot), identity.as_ref()),
@@ -161,6 +162,7 @@ impl Shard {
                 shard.refuse(slot, &Refused::Undecided);
             }
         });
+        self.charge_as_pushes(before);
         self.note_input(slot, 0);
     }
 

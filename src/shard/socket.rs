@@ -392,6 +392,8 @@ impl Shard {
             deadline,
             is_shut: false,
         };
+        // a connection that waited for its verdict was not read, and the peer may have closed it
+        connection.readiness.set();
         let mut unfinished = std::mem::take(&mut connection.unfinished);
         let generation = connection.generation;
         // frames may have come behind the head of a request that waited for its verdict

@@ -318,6 +318,34 @@ fn connections_that_wait_for_a_verdict_count_as_handshakes() {
 }
 
 #[test]
+fn heads_that_wait_for_a_verdict_are_within_the_budget_of_unfinished_input() {
+    const BUDGET: usize = 1 << 16;
+    let adversary = Arc::new(Adversary::default());
+    let auth = Arc::clone(&adversary) as Arc<dyn Auth>;
+    let budget = i64::try_from(BUDGET).unwrap();
+    let served = Served::with_auth(&[("max_unfinished_bytes", budget), PATIENT], auth);
+    let node = served.0.node();
+    let mut peers: Vec<_> = (0..200)
+        .map(|_| send(&served, &pipelined("do=hold")))
+        .collect();
+    eventually("all were asked about", || {
+        adversary.held.lock().unwrap().len() == peers.len()
+    });
+    eventually("the budget holds", || {
+        let shed = node.counters.handshakes_shed.get();
+        shed > 0 && node.shards.incoming().unfinished_bytes <= BUDGET
+    });
+    adversary.admit_held();
+    let admitted = peers
+        .iter_mut()
+        .map(Peer::read_head)
+        .filter(|head| head.starts_with("HTTP/1.1 101 "))
+        .count() as u64;
+    assert_eq!(admitted + node.counters.handshakes_shed.get(), 200);
+    assert!(admitted > 0);
+}
+
+#[test]
 fn a_verdict_on_a_client_that_has_gone_leaves_nothing() {
     let adversary = Arc::new(Adversary::default());
     let auth = Arc::clone(&adversary) as Arc<dyn Auth>;

@@ -117,6 +117,18 @@ fn an_identity_takes_the_place_of_its_older_connection() {
 }
 
 #[test]
+fn an_identity_without_sessions_is_the_id_of_a_new_client() {
+    let settings = [("shards", 1), ("resume_ttl", 0)];
+    let served = Served::with_auth(&settings, Arc::new(Unasked));
+    let (mut peer, _) = hand_over(&served, &pipelined("x=1"), 0, Some("kai"));
+    assert_eq!(expect_admitted(&mut peer), "kai");
+    let (mut second, _) = hand_over(&served, &pipelined("x=1"), 0, Some("kai"));
+    assert!(expect_admitted(&mut second).starts_with("client_"));
+    peer.text(r#"{"action":"ping"}"#);
+    peer.json_where(|message| message["pong"] == true);
+}
+
+#[test]
 fn a_socket_without_identity_is_decided_about() {
     let served = Served::with_auth(&[("shards", 1)], Arc::new(Adversary::default()));
     for mode in ["admit", "early", "late"] {
