@@ -11,7 +11,7 @@ _LOADER_LINE = "import _tantor_dropin\n"
 
 
 class Status(NamedTuple):
-    """What is in an environment; `flask_tsk` is its version and folder, None where it is not found."""
+    """The state of an environment; `flask_tsk` is the version and folder of Flask-TSK, None if it is not installed."""
 
     state: Literal["installed", "not installed", "incomplete", "outdated"]
     directory: Path
@@ -24,7 +24,7 @@ def site_packages() -> Path:
 
 
 def install(directory: Path | None = None) -> list[Path]:
-    """Write the hook (into `site_packages()`), over one that is there; returns what was written.
+    """Write the hook into `site_packages()`, replacing an existing hook; returns the written files.
 
     Errors: `OSError` where the folder cannot be written to.
     """
@@ -36,7 +36,7 @@ def install(directory: Path | None = None) -> list[Path]:
 
 
 def uninstall(directory: Path | None = None) -> list[Path]:
-    """Remove the hook; returns what was removed."""
+    """Remove the hook; returns the removed files."""
     loader, hook = _files(directory)
     compiled = (hook.parent / "__pycache__").glob(f"{hook.stem}.*.pyc")
     removed = [path for path in (loader, hook, *compiled) if path.exists()]
@@ -46,7 +46,7 @@ def uninstall(directory: Path | None = None) -> list[Path]:
 
 
 def status(directory: Path | None = None) -> Status:
-    """Whether the hook is there and whole, and whether Flask-TSK is found by this interpreter."""
+    """The state of the hook, and whether this interpreter finds Flask-TSK."""
     loader, hook = _files(directory)
     state: Literal["installed", "not installed", "incomplete", "outdated"]
     if not loader.exists() and not hook.exists():

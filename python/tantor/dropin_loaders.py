@@ -30,21 +30,21 @@ class TantorLoader(Loader):
     """Fills a module with Tantor's names."""
 
     def exec_module(self, module: ModuleType) -> None:
-        """As the import system asks for it."""
+        """Part of the import system's interface."""
         module.__doc__ = "Tantor, under the import path of the messenger that it replaces."
         module.__file__ = FILE
         module.__dict__.update({name: getattr(tantor, name) for name in NAMES}, __all__=list(NAMES))
 
     def get_code(self, fullname: str) -> CodeType:
-        """What `python -m` runs: as the original does, it serves."""
+        """The code that `python -m` runs: a server, as with the original."""
         return compile("import sys, tantor.cli\nsys.exit(tantor.cli.main(['serve']))", f"<{fullname}>", "exec")
 
 
 class EmptyPackageLoader(Loader):
-    """Leaves a package empty: it only stands above a module that is served."""
+    """Leaves a package empty, because the package only contains a module that is served."""
 
     def exec_module(self, module: ModuleType) -> None:
-        """As the import system asks for it."""
+        """Part of the import system's interface."""
         module.__doc__ = f"Stands in for the package {module.__name__}, which is not installed."
 
 
@@ -61,15 +61,15 @@ class ForgivingLoader(Loader):
         self._ours = ours
 
     def __getattr__(self, name: str) -> object:
-        """What else a loader may offer: source, resources."""
+        """Other attributes of a loader: source, resources."""
         return getattr(self._loader, name)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        """As the import system asks for it."""
+        """Part of the import system's interface."""
         return self._loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        """As the import system asks for it."""
+        """Part of the import system's interface."""
         empty = ModuleType(module.__name__)
         empty.__dict__.update(module.__dict__)
         try:

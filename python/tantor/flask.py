@@ -1,4 +1,4 @@
-"""Flask manners: one Tantor for each app, found from its context, and the routes that go with it.
+"""Integration with Flask: one Tantor for each app, found from the app's context, and blueprints with its routes.
 
 Importing this does not import Flask, and nothing here starts a server.
 """
@@ -56,12 +56,12 @@ def init_tantor(
     if tantor.setting("app_context"):
         tantor._handlers.make_context = app.app_context
     app.extensions["tantor"] = tantor
-    app.tantor = tantor  # type: ignore[attr-defined]  # where code written to the original looks
+    app.tantor = tantor  # type: ignore[attr-defined]  # code written to the original reads this attribute
     return tantor
 
 
 def blueprint(name: str = "tantor", url_prefix: str | None = "/api/tantor") -> "Blueprint":
-    """Routes over the app's Tantor, for `app.register_blueprint`.
+    """A blueprint with routes for the app's Tantor, for `app.register_blueprint`.
 
     `POST send, broadcast, subscribe, unsubscribe, emergency` take a JSON object, `GET presence, stats,
     client/<id>` answer with one. Errors are `{"error": text}`: 400 for what was wrong with the request (with
@@ -76,7 +76,7 @@ def blueprint(name: str = "tantor", url_prefix: str | None = "/api/tantor") -> "
 
 
 def js_blueprint(name: str = "tantor_js", url_prefix: str | None = "/tantor") -> "Blueprint":
-    """The JavaScript client on the app's own origin, for `app.register_blueprint`.
+    """A blueprint that serves the JavaScript client from the app's own origin, for `app.register_blueprint`.
 
     A page that imports `tantor.js` from Tantor's port stays without a client if Tantor is down when the page loads.
     With this blueprint the app serves `tantor.js`, under a URL that changes with its content and that browsers keep
