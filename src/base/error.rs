@@ -205,6 +205,14 @@ pub enum Error {
     TimedOut(String),
     /// The storage cannot be opened or has failed.
     Storage(String),
+    /// A call of a client was refused.
+    Refused(Refusal),
+}
+
+impl From<Refusal> for Error {
+    fn from(refusal: Refusal) -> Self {
+        Error::Refused(refusal)
+    }
 }
 
 /// The error of a call that has an argument for which a command would be refused.
@@ -220,6 +228,7 @@ impl fmt::Display for Error {
             | Error::Start(message)
             | Error::TimedOut(message)
             | Error::Storage(message) => f.write_str(message),
+            Error::Refused(refusal) => f.write_str(&refusal.message),
             Error::UnknownSetting(name) => write!(f, "there is no setting {name:?}"),
             Error::Bind {
                 address,

@@ -73,6 +73,15 @@ impl Calls for NodeCalls {
             Call::Connection { client } => known(Reply::Connection(node.connection_info(client))),
             Call::UserData { client } => known(Reply::UserData(node.user_data(client))),
             Call::Delivery { message_id } => known(Reply::Delivery(node.delivery(message_id))),
+            Call::Join { .. }
+            | Call::Leave { .. }
+            | Call::Present { .. }
+            | Call::Page { .. }
+            | Call::Acknowledge { .. }
+            | Call::Ping
+            | Call::Message { .. } => Progress::Ended(Err(Error::Argument(
+                "only a client can make this call".to_owned(),
+            ))),
             Call::Stats => known(Reply::Stats(Box::new(node.stats()))),
         }
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 /// A client with the connection and the reference of its command. The reply has this reference and goes to this
 /// connection.
 #[derive(Clone, Copy)]
-pub(super) struct Asker<'a> {
+pub struct Asker<'a> {
     pub client: &'a Arc<Client>,
     pub connection_id: ConnectionId,
     pub reference: Option<Reference<'a>>,

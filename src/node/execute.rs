@@ -1,23 +1,20 @@
-//! The commands of clients, and their replies.
+//! The way in for clients: a frame becomes a call, and the reply to the call becomes a frame.
 
 use super::asker::Asker;
-use super::backpressure::{Backpressure, FanOut};
+use super::backpressure::Backpressure;
 use super::channel::Notice;
 use super::client::Client;
+use super::client_calls::ClientCalls;
 use super::delivery::ConnectionId;
 use super::encode::encode;
-use super::publish::NewPublication;
-use super::question::Question;
 use super::wiring::Node;
 use crate::base::clock::WallTime;
 use crate::base::completion::{Completion, Progress};
 use crate::base::error::{Error, ErrorCode, Refusal};
-use crate::base::misspelling::nearest;
 use crate::base::names;
-use crate::base::priority::SlowConsumer;
-use crate::core::events::{Detail, LogLevel};
-use crate::ports::calls::{PublishOptions, Published};
-use crate::wire::command::{ACTIONS, Command, Request};
+use crate::core::events::Detail;
+use crate::ports::calls::{Call, Calls, HistoryPage, PublishOptions, Published, Reply};
+use crate::wire::command::{Command, Request};
 use crate::wire::json_limits::JsonLimits;
 use crate::wire::messages::{self, Reference};
 use std::sync::Arc;
@@ -39,19 +36,14 @@ impl Node {
             max_depth: self.config.max_depth,
             max_digits: self.config.max_digits,
         };
-        let request = Request::parse(text, &self.config.default_channel, limits);
-        match request {
+        match Request::parse(text, &self.config.default_channel, limits) {
             Ok(request) => {
                 let asker = Asker {
                     client,
                     connection_id,
                     reference: request.reference,
                 };
-                self.carry_out(asker, request.command, text)
-                    .unwrap_or_else(|refusal| {
-                        self.refuse_command(connection_id, asker.reference, &refusal);
-                        Backpressure::default()
-                    })
+                self.make_call(asker, &request.command, text)
             }
             Err(rejected) => {
                 self.refuse_command(connection_id, rejected.reference, &rejected.refusal);
@@ -81,213 +73,77 @@ impl Node {
         }
     }
 
-    fn carry_out(
+    /// Makes the call that a command stands for, and sends the reply.
+    fn make_call(
         self: &Arc<Self>,
         asker: Asker<'_>,
-        command: Command<'_>,
+        command: &Command<'_>,
         text: &str,
-    ) -> Result<Backpressure, Refusal> {
-        let client = asker.client;
-        let is_told = |event: &str| self.events.wanted(event).is_some();
-        Ok(match command {
-            Command::Join { channel, recover } => {
-                let question =
-                    Question::new(asker.connection_id, asker.reference, recover.as_ref());
-                Backpressure {
-                    published: true,
-                    told: is_told(Notice::Joined.event()),
-                    fan_out: self.join(client, &channel, &question)?,
-                }
-            }
-            Command::Leave { channel } => {
-                let fan_out = self.leave(client, &channel);
-                self.answer_reference(asker, &channel, |_| {});
-                Backpressure {
-                    published: true,
-                    told: is_told(Notice::Left.event()),
-                    fan_out,
-                }
-            }
-            Command::Broadcast {
-                channel,
-                event,
-                data,
-                idempotency_key,
-            } => {
-                let options = PublishOptions {
-                    idempotency_key: idempotency_key.as_deref(),
-                    ..PublishOptions::default()
-                };
-                let new = NewPublication {
-                    channel: &channel,
-                    event: &event,
-                    data: data.as_bytes(),
-                    from: Some(client),
-                    options: &options,
-                };
-                let fan_out = Some(self.publish_for(asker, &new));
-                Backpressure {
-                    published: true,
-                    told: is_told(&event),
-                    fan_out,
-                }
-            }
-            Command::Ping => {
-                client.ping(WallTime::now());
-                if asker.reference.is_some() {
-                    self.answer(asker, names::SYSTEM_CHANNEL, |out| {
-                        messages::write_json(out, "pong", true);
-                    });
-                } else {
-                    let stamp = self.stamps.next();
-                    let pong = encode(|out| messages::write_pong(out, stamp));
-                    self.shards.push_direct(asker.connection_id, pong);
-                }
-                let system = Some(names::SYSTEM_CHANNEL);
-                Backpressure {
-                    told: self
-                        .events
-                        .emit("ping", Some(&client.id), system, || Detail::None),
-                    ..Backpressure::default()
-                }
-            }
-            Command::Presence { channel } => {
-                self.answer_presence(asker, &channel);
-                Backpressure::default()
-            }
-            Command::History {
-                channel,
-                limit,
-                after,
-                before,
-            } => {
-                self.answer_history(asker, &channel, (limit, after, before))?;
-                Backpressure::default()
-            }
-            Command::Ack { ids, malformed } => {
-                let acknowledged = self.acknowledge(client, &ids, malformed)?;
-                self.answer_reference(asker, names::SYSTEM_CHANNEL, |out| {
-                    messages::write_json(out, "acknowledged", acknowledged);
-                });
-                Backpressure::default()
-            }
-            Command::Other { action } => {
-                self.check_spelling(asker, action.as_deref())?;
-                self.counters.messages_received.add(1);
-                let detail = || Detail::Frame(text.as_bytes().into());
-                let told = self.events.emit("message", Some(&client.id), None, detail);
-                self.answer_reference(asker, names::SYSTEM_CHANNEL, |_| {});
-                Backpressure {
-                    told,
-                    ..Backpressure::default()
-                }
-            }
-        })
-    }
-
-    /// Refuses an action that looks like a misspelled known one, where the application has no handler for actions of
-    /// its own. A command without a reference gets no error; the log has a line instead.
-    fn check_spelling(&self, asker: Asker<'_>, action: Option<&str>) -> Result<(), Refusal> {
-        if self.events.wanted("message").is_some() {
-            return Ok(());
-        }
-        let Some((action, known)) =
-            action.and_then(|action| Some((action, nearest(action, ACTIONS)?)))
-        else {
-            return Ok(());
-        };
-        if asker.reference.is_some() {
-            return Err(Refusal::new(
-                ErrorCode::BadField,
-                format!("action is {action:?}, which nothing handles; the nearest is {known:?}"),
-            ));
-        }
-        self.events.log(LogLevel::Warning, "connections", || {
-            let id = &asker.client.id;
-            format!(
-                "{id} sent the action {action:?}, which nothing handles; the nearest is {known:?}"
-            )
-        });
-        Ok(())
-    }
-
-    /// Publishes for a client. Replies if the command has a reference. The reply of a durable channel waits until the
-    /// publication is saved.
-    fn publish_for(self: &Arc<Self>, asker: Asker<'_>, new: &NewPublication<'_>) -> FanOut {
-        let (progress, channel) = self.publish(new, &mut || {
-            let node = Arc::clone(self);
-            let connection_id = asker.connection_id;
+    ) -> Backpressure {
+        let calls = ClientCalls::new(self, asker);
+        let channel = command.channel().unwrap_or(names::SYSTEM_CHANNEL);
+        let connection_id = asker.connection_id;
+        let mut later = || {
+            let (node, channel) = (Arc::clone(self), channel.to_owned());
             let reference = asker.reference.map(|reference| reference.0.to_owned());
-            let channel = new.channel.to_owned();
             Completion::new(move |outcome| {
                 let reference = reference.as_deref().map(Reference);
-                node.answer_published(connection_id, reference, &channel, outcome);
+                node.send_reply(connection_id, reference, &channel, outcome);
             })
-        });
-        let published = match progress {
-            Progress::Ended(outcome) => {
-                let published = outcome.as_ref().ok().copied();
-                self.answer_published(asker.connection_id, asker.reference, new.channel, outcome);
-                published
-            }
-            Progress::Begun(published) => published,
         };
-        FanOut {
-            recipients: published
-                .filter(|published| !published.is_duplicate)
-                .map_or(0, |published| published.recipients),
-            can_be_joined: channel.settings.slow_consumer == SlowConsumer::Disconnect,
-            channel,
+        let mut backpressure = Backpressure {
+            published: matches!(
+                command,
+                Command::Join { .. } | Command::Leave { .. } | Command::Broadcast { .. }
+            ),
+            told: event_of(command).is_some_and(|event| self.events.wanted(event).is_some()),
+            fan_out: None,
+        };
+        if let Progress::Ended(outcome) = calls.call(call_of(command, text), &mut later) {
+            if outcome.is_err() {
+                backpressure = Backpressure::default();
+            }
+            self.send_reply(connection_id, asker.reference, channel, outcome);
         }
+        backpressure.fan_out = calls.take_fan_out();
+        backpressure
     }
 
-    fn answer_reference(&self, asker: Asker<'_>, channel: &str, write: impl FnOnce(&mut Vec<u8>)) {
-        if asker.reference.is_some() {
-            self.answer(asker, channel, write);
-        }
-    }
-
-    /// Answers a client's publication: always if it has failed, otherwise if the client has asked for an answer.
-    fn answer_published(
+    /// Sends the reply to a command, or its error. A command without a reference gets only a reply that it asks for.
+    fn send_reply(
         &self,
         connection_id: ConnectionId,
         reference: Option<Reference<'_>>,
         channel: &str,
-        outcome: Result<Published, Error>,
+        outcome: Result<Reply, Error>,
     ) {
-        match outcome {
-            Ok(published) if reference.is_some() => {
-                self.reply(connection_id, reference, channel, |out| {
-                    write_published(out, &published);
-                });
+        let reply = match outcome {
+            Ok(Reply::Joining) => return,
+            Ok(Reply::Pong) if reference.is_none() => {
+                let stamp = self.stamps.next();
+                let pong = encode(|out| messages::write_pong(out, stamp));
+                return self.shards.push_direct(connection_id, pong);
             }
-            Ok(_) => {}
+            Ok(reply) => reply,
+            Err(Error::Refused(refusal)) => {
+                return self.refuse_command(connection_id, reference, &refusal);
+            }
             Err(error) => {
-                let refusal = Refusal::new(
-                    ErrorCode::NotSaved,
-                    format!("the message could not be saved and was not published: {error}"),
-                );
-                self.refuse_command(connection_id, reference, &refusal);
+                let refusal = Refusal::new(ErrorCode::BadField, error.to_string());
+                return self.refuse_command(connection_id, reference, &refusal);
             }
+        };
+        let is_asked_for = matches!(reply, Reply::History(_) | Reply::Present { .. });
+        if reference.is_none() && !is_asked_for {
+            return;
         }
-    }
-
-    /// An answer to a client's command; `write` adds fields.
-    pub(super) fn answer(&self, asker: Asker<'_>, channel: &str, write: impl FnOnce(&mut Vec<u8>)) {
-        self.reply(asker.connection_id, asker.reference, channel, write);
-    }
-
-    /// A reply to a command that came on a connection; `write` adds fields.
-    pub(super) fn reply(
-        &self,
-        connection_id: ConnectionId,
-        reference: Option<Reference<'_>>,
-        channel: &str,
-        write: impl FnOnce(&mut Vec<u8>),
-    ) {
         let stamp = self.stamps.next();
-        let reply = encode(|out| messages::write_reply(out, stamp, reference, channel, write));
-        self.shards.push_direct(connection_id, reply);
+        let frame = encode(|out| {
+            messages::write_reply(out, stamp, reference, channel, |out| {
+                write_fields(out, &reply);
+            });
+        });
+        self.shards.push_direct(connection_id, frame);
     }
 
     pub(super) fn refuse_command(
@@ -303,6 +159,80 @@ impl Node {
     }
 }
 
+/// The call that a command stands for. `text` is the whole frame.
+fn call_of<'a>(command: &'a Command<'a>, text: &'a str) -> Call<'a> {
+    match command {
+        Command::Join { channel, recover } => Call::Join {
+            channel,
+            recover: recover.as_ref(),
+        },
+        Command::Leave { channel } => Call::Leave { channel },
+        Command::Broadcast {
+            channel,
+            event,
+            data,
+            idempotency_key,
+        } => Call::Broadcast {
+            channel,
+            event,
+            data: data.as_bytes(),
+            options: PublishOptions {
+                idempotency_key: idempotency_key.as_deref(),
+                ..PublishOptions::default()
+            },
+        },
+        Command::Ping => Call::Ping,
+        Command::Presence { channel } => Call::Present { channel },
+        Command::History {
+            channel,
+            limit,
+            after,
+            before,
+        } => Call::Page {
+            channel,
+            limit: *limit,
+            after: *after,
+            before: *before,
+        },
+        Command::Ack { ids, malformed } => Call::Acknowledge {
+            ids,
+            malformed: malformed.as_deref(),
+        },
+        Command::Other { action } => Call::Message {
+            action: action.as_deref(),
+            text,
+        },
+    }
+}
+
+/// The event that a command causes for the application.
+fn event_of<'a>(command: &'a Command<'_>) -> Option<&'a str> {
+    match command {
+        Command::Join { .. } => Some(Notice::Joined.event()),
+        Command::Leave { .. } => Some(Notice::Left.event()),
+        Command::Broadcast { event, .. } => Some(event),
+        Command::Ping => Some("ping"),
+        Command::Other { .. } => Some("message"),
+        Command::Presence { .. } | Command::History { .. } | Command::Ack { .. } => None,
+    }
+}
+
+fn write_fields(out: &mut Vec<u8>, reply: &Reply) {
+    match reply {
+        Reply::Published(published) => write_published(out, published),
+        Reply::History(page) => write_page(out, page),
+        Reply::Present { online, users } => {
+            let users: Vec<&str> = users.iter().map(|id| &**id).collect();
+            messages::write_json(out, "online", online);
+            messages::write_json(out, "users", users);
+        }
+        Reply::Acknowledged(count) => messages::write_json(out, "acknowledged", count),
+        Reply::Pong => messages::write_json(out, "pong", true),
+        // the other replies have no fields, or are replies to calls of the application
+        _ => {}
+    }
+}
+
 fn write_published(out: &mut Vec<u8>, published: &Published) {
     messages::write_json(out, "recipients", published.recipients);
     if let Some(position) = published.position {
@@ -311,5 +241,14 @@ fn write_published(out: &mut Vec<u8>, published: &Published) {
     }
     if published.is_duplicate {
         messages::write_json(out, "duplicate", true);
+    }
+}
+
+fn write_page(out: &mut Vec<u8>, page: &HistoryPage) {
+    messages::write_json(out, "epoch", messages::epoch_text(page.epoch));
+    messages::write_json(out, "offset", page.offset);
+    messages::write_publications(out, &page.publications);
+    if page.is_cut {
+        messages::write_json(out, "more", true);
     }
 }

@@ -1,6 +1,5 @@
 //! What a client is given of a channel's past: what it missed, when it joins, and pages of history.
 
-use super::asker::Asker;
 use super::client::Joined;
 use super::encode::encode;
 use super::question::Question;
@@ -10,9 +9,9 @@ use crate::base::error::{Error, ErrorCode, Refusal, argument};
 use crate::base::names;
 use crate::core::history::Page;
 use crate::ports::broker::{Failure, Found, Query, Reading, View};
-use crate::ports::calls::HistoryPage;
+use crate::ports::calls::{HistoryPage, Reply};
 use crate::wire::frame::EncodedFrame;
-use crate::wire::messages::{self, Reference};
+use crate::wire::messages;
 use std::sync::Arc;
 
 /// What the reply to a join tells.
@@ -71,53 +70,6 @@ impl Node {
             Reading::Ended(outcome) => Progress::Ended(outcome.map(page_of).map_err(Error::from)),
             Reading::Begun(_) => Progress::Begun(None),
         }
-    }
-
-    /// Answers a client that asks for a page.
-    ///
-    /// Errors: a limit that cannot be.
-    pub(super) fn answer_history(
-        self: &Arc<Self>,
-        asker: Asker<'_>,
-        channel: &str,
-        (limit, after, before): (Option<i64>, Option<u64>, Option<u64>),
-    ) -> Result<(), Refusal> {
-        let limit = limit.unwrap_or(DEFAULT_HISTORY_LIMIT);
-        if !(1..=MAX_HISTORY_LIMIT).contains(&limit) {
-            return Err(Refusal::new(
-                ErrorCode::BadLimit,
-                format!("limit is {limit}; it takes a whole number from 1 to {MAX_HISTORY_LIMIT}"),
-            ));
-        }
-        let page = Page {
-            limit: usize::try_from(limit).unwrap_or_default(),
-            after,
-            before,
-        };
-        let mut later = || -> Completion<HistoryPage> {
-            let (node, name) = (Arc::clone(self), channel.to_owned());
-            let connection_id = asker.connection_id;
-            let reference = asker.reference.map(|reference| reference.0.to_owned());
-            Completion::new(move |outcome: Result<HistoryPage, Error>| {
-                let reference = reference.as_deref().map(Reference);
-                match outcome {
-                    Ok(page) => node.reply(connection_id, reference, &name, |out| {
-                        write_page(out, &page);
-                    }),
-                    Err(error) => {
-                        node.refuse_command(connection_id, reference, &unread(error));
-                    }
-                }
-            })
-        };
-        match self.history(channel, page, self.max_reply_bytes(), &mut later) {
-            Progress::Ended(outcome) => {
-                let page = outcome.map_err(unread)?;
-                self.answer(asker, channel, |out| write_page(out, &page));
-            }
-            Progress::Begun(_) => {}
-        }
-        Ok(())
     }
 
     /// Answers a client that is on the channel already: because it was resumed, or because it has noticed a gap.
@@ -206,28 +158,19 @@ impl Node {
         self.config.max_pending_bytes / 2
     }
 
-    /// How many are on a channel, and the first of them.
-    pub(super) fn answer_presence(&self, asker: Asker<'_>, name: &str) {
-        let channel = self.channels.get(name);
-        let (online, users) = channel.map_or_else(<(usize, Vec<Arc<str>>)>::default, |channel| {
-            let members = channel.members.lock();
-            let users = members.roster.ids().take(MAX_PRESENT).cloned().collect();
-            (members.roster.len(), users)
-        });
-        self.answer(asker, name, |out| {
-            let users: Vec<&str> = users.iter().map(|id| &**id).collect();
-            messages::write_json(out, "online", online);
-            messages::write_json(out, "users", users);
-        });
-    }
-}
-
-fn write_page(out: &mut Vec<u8>, page: &HistoryPage) {
-    messages::write_json(out, "epoch", messages::epoch_text(page.epoch));
-    messages::write_json(out, "offset", page.offset);
-    messages::write_publications(out, &page.publications);
-    if page.is_cut {
-        messages::write_json(out, "more", true);
+    /// The number of subscribers of a channel, and the first of them.
+    pub(super) fn present(&self, name: &str) -> Reply {
+        let Some(channel) = self.channels.get(name) else {
+            return Reply::Present {
+                online: 0,
+                users: Vec::new(),
+            };
+        };
+        let members = channel.members.lock();
+        Reply::Present {
+            online: members.roster.len(),
+            users: members.roster.ids().take(MAX_PRESENT).cloned().collect(),
+        }
     }
 }
 
@@ -244,13 +187,6 @@ fn page_of(view: View) -> HistoryPage {
         offset: view.position.offset,
         publications,
         is_cut,
-    }
-}
-
-fn unread(error: Error) -> Refusal {
-    match error {
-        Error::Argument(message) => Refusal::new(ErrorCode::BadChannel, message),
-        error => Refusal::new(ErrorCode::NotRead, error.to_string()),
     }
 }
 

@@ -7,12 +7,16 @@ use crate::base::completion::{Later, Progress};
 use crate::base::priority::Priority;
 use crate::core::history::{Page, StreamPosition};
 use crate::settings::channel_kind::ChannelKind;
+use crate::wire::command::Recover;
 use crate::wire::frame::EncodedFrame;
 use crate::wire::messages::{Body, Stamp};
 use bytes::Bytes;
 use std::sync::Arc;
 
 /// A call. Texts and bodies are borrowed for as long as `Calls::call` runs.
+///
+/// Some calls are made by the application alone, and some, from `Join` on, by a client about itself; `Broadcast` by both.
+/// The implementation of `Calls` knows who calls, and refuses the calls of others.
 #[derive(Clone, Copy, Debug)]
 pub enum Call<'a> {
     /// Publishes on a channel, which is made if there is none. `data` is JSON. Replies `Published`.
@@ -70,6 +74,35 @@ pub enum Call<'a> {
     SetUserData { client: &'a str, json: &'a [u8] },
     /// Replies `Delivery`.
     Delivery { message_id: &'a str },
+    /// The client joins a channel. The client gets its answer between two publications of the channel, with what was
+    /// published behind `recover`. Replies `Joining`.
+    Join {
+        channel: &'a str,
+        recover: Option<&'a Recover<'a>>,
+    },
+    /// The client leaves a channel. Replies `Done`.
+    Leave { channel: &'a str },
+    /// Replies `Present`.
+    Present { channel: &'a str },
+    /// A page of the history, with the limit as the client wrote it. Replies `History`.
+    Page {
+        channel: &'a str,
+        limit: Option<i64>,
+        after: Option<u64>,
+        before: Option<u64>,
+    },
+    /// The client has taken messages. `malformed` is a text among their ids that is no id. Replies `Acknowledged`.
+    Acknowledge {
+        ids: &'a [u64],
+        malformed: Option<&'a str>,
+    },
+    /// The client shows that it is there. Replies `Pong`.
+    Ping,
+    /// A frame of the client whose action the application knows. Replies `Done`.
+    Message {
+        action: Option<&'a str>,
+        text: &'a str,
+    },
     /// Replies `Stats`.
     Stats,
 }
@@ -99,6 +132,16 @@ pub enum Reply {
     /// `None` for a message that is not known, or no longer.
     Delivery(Option<DeliveryReport>),
     Stats(Box<Stats>),
+    /// The answer goes to the client by itself.
+    Joining,
+    /// The number of subscribers, and the first of them.
+    Present {
+        online: usize,
+        users: Vec<Arc<str>>,
+    },
+    /// The number of messages that waited to be acknowledged.
+    Acknowledged(usize),
+    Pong,
 }
 
 /// Takes calls.

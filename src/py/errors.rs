@@ -12,7 +12,7 @@ impl From<Error> for PyErr {
         match error {
             Error::Setting(_) => of_tantor("SettingError", message),
             Error::UnknownSetting(_) => PyTypeError::new_err(message),
-            Error::Argument(_) => PyValueError::new_err(message),
+            Error::Argument(_) | Error::Refused(_) => PyValueError::new_err(message),
             Error::Bind { source, .. } => match source.raw_os_error() {
                 Some(number) => PyOSError::new_err((number, message)),
                 None => PyOSError::new_err(message),

@@ -74,6 +74,20 @@ pub const MAX_REFERENCE: usize = 64;
 /// Most ids in one acknowledgement.
 const MAX_ACKED: usize = 10_000;
 
+impl Command<'_> {
+    /// The channel that the command names.
+    pub fn channel(&self) -> Option<&str> {
+        match self {
+            Command::Join { channel, .. }
+            | Command::Leave { channel }
+            | Command::Broadcast { channel, .. }
+            | Command::Presence { channel }
+            | Command::History { channel, .. } => Some(channel),
+            Command::Ping | Command::Ack { .. } | Command::Other { .. } => None,
+        }
+    }
+}
+
 impl<'a> Request<'a> {
     /// Reads one text frame. A channel that is not named is `default_channel`.
     ///

@@ -1,13 +1,14 @@
 //! Every call, through the trait alone: no Python, no socket.
 
 use crate::peer::history_limits;
+use crate::shards::node_with_shards;
 use _tantor::adapters::memory_broker::MemoryBroker;
 use _tantor::adapters::memory_store::MemoryStore;
 use _tantor::adapters::sqlite::{Limits, SqliteStore};
 use _tantor::base::completion::{Completion, Progress};
-use _tantor::base::error::Error;
+use _tantor::base::error::{Error, ErrorCode};
 use _tantor::core::history::Page;
-use _tantor::node::{Node, NodeCalls};
+use _tantor::node::{Asker, Client, ClientCalls, ConnectRequest, ConnectionId, Node, NodeCalls};
 use _tantor::ports::calls::{Call, Calls, PublishOptions, Reply};
 use _tantor::ports::store::Store;
 use _tantor::settings::channel_kind::ChannelKind;
@@ -33,7 +34,7 @@ fn ask(calls: &dyn Calls, call: Call<'_>) -> Result<Reply, Error> {
 
 macro_rules! asked {
     ($calls:expr, $call:expr, $kind:path) => {
-        match ask(&*$calls, $call).unwrap() {
+        match ask(&$calls, $call).unwrap() {
             $kind(content) => content,
             other => panic!("an unexpected reply: {other:?}"),
         }
@@ -62,10 +63,10 @@ fn channels_and_publications() {
         ask(&*calls, create("secret")),
         Err(Error::Argument(_))
     ));
-    assert!(asked!(calls, create("private"), Reply::Changed));
-    assert!(!asked!(calls, create("public"), Reply::Changed));
-    assert!(asked!(calls, Call::HasChannel { name }, Reply::Known));
-    let channel = asked!(calls, Call::Channel { name }, Reply::Channel).unwrap();
+    assert!(asked!(*calls, create("private"), Reply::Changed));
+    assert!(!asked!(*calls, create("public"), Reply::Changed));
+    assert!(asked!(*calls, Call::HasChannel { name }, Reply::Known));
+    let channel = asked!(*calls, Call::Channel { name }, Reply::Channel).unwrap();
     assert_eq!((&*channel.name, channel.kind), (name, ChannelKind::Private));
 
     let subscribe = Call::Subscribe {
@@ -74,10 +75,14 @@ fn channels_and_publications() {
     };
     assert!(matches!(ask(&*calls, subscribe).unwrap(), Reply::Done));
     assert_eq!(
-        names(&asked!(calls, Call::Presence { channel: name }, Reply::Ids)),
+        names(&asked!(
+            *calls,
+            Call::Presence { channel: name },
+            Reply::Ids
+        )),
         [client]
     );
-    let census = asked!(calls, Call::Census, Reply::Census);
+    let census = asked!(*calls, Call::Census, Reply::Census);
     assert_eq!(
         census.iter().find(|(known, _)| &**known == name).unwrap().1,
         1
@@ -87,14 +92,14 @@ fn channels_and_publications() {
         channel: name,
     };
     assert!(matches!(ask(&*calls, unsubscribe).unwrap(), Reply::Done));
-    assert!(asked!(calls, Call::Presence { channel: name }, Reply::Ids).is_empty());
+    assert!(asked!(*calls, Call::Presence { channel: name }, Reply::Ids).is_empty());
 
     let once = PublishOptions {
         idempotency_key: Some("one"),
         ..PublishOptions::default()
     };
-    let first = asked!(calls, broadcast(name, once), Reply::Published);
-    let again = asked!(calls, broadcast(name, once), Reply::Published);
+    let first = asked!(*calls, broadcast(name, once), Reply::Published);
+    let again = asked!(*calls, broadcast(name, once), Reply::Published);
     assert_eq!((first.is_duplicate, again.is_duplicate), (false, true));
     assert_eq!(first.position, again.position);
     let page = Page {
@@ -103,7 +108,7 @@ fn channels_and_publications() {
         before: None,
     };
     let history = asked!(
-        calls,
+        *calls,
         Call::History {
             channel: name,
             page
@@ -112,23 +117,34 @@ fn channels_and_publications() {
     );
     assert_eq!((history.offset, history.publications.len()), (1, 1));
 
-    let known = asked!(calls, Call::ChannelNames, Reply::Ids);
+    let known = asked!(*calls, Call::ChannelNames, Reply::Ids);
     assert!(names(&known).contains(&name));
-    assert_eq!(asked!(calls, Call::ChannelCount, Reply::Count), known.len());
-    assert!(asked!(calls, Call::DeleteChannel { name }, Reply::Changed));
-    assert!(!asked!(calls, Call::DeleteChannel { name }, Reply::Changed));
-    assert!(asked!(calls, Call::Channel { name }, Reply::Channel).is_none());
+    assert_eq!(
+        asked!(*calls, Call::ChannelCount, Reply::Count),
+        known.len()
+    );
+    assert!(asked!(*calls, Call::DeleteChannel { name }, Reply::Changed));
+    assert!(!asked!(
+        *calls,
+        Call::DeleteChannel { name },
+        Reply::Changed
+    ));
+    assert!(asked!(*calls, Call::Channel { name }, Reply::Channel).is_none());
 }
 
 #[test]
 fn clients_and_messages() {
     let calls = calls_over(Arc::new(MemoryStore));
     let client = "somebody";
-    assert!(asked!(calls, Call::ConnectionIds, Reply::Ids).is_empty());
-    assert_eq!(asked!(calls, Call::ConnectionCount, Reply::Count), 0);
-    assert!(!asked!(calls, Call::HasConnection { client }, Reply::Known));
-    assert!(asked!(calls, Call::Connection { client }, Reply::Connection).is_none());
-    let token = asked!(calls, Call::ResumeToken { client }, Reply::Token);
+    assert!(asked!(*calls, Call::ConnectionIds, Reply::Ids).is_empty());
+    assert_eq!(asked!(*calls, Call::ConnectionCount, Reply::Count), 0);
+    assert!(!asked!(
+        *calls,
+        Call::HasConnection { client },
+        Reply::Known
+    ));
+    assert!(asked!(*calls, Call::Connection { client }, Reply::Connection).is_none());
+    let token = asked!(*calls, Call::ResumeToken { client }, Reply::Token);
     assert!(!token.is_empty());
 
     let json = b"{\"name\":\"Ada\"}";
@@ -137,7 +153,7 @@ fn clients_and_messages() {
         Reply::Done
     ));
     assert_eq!(
-        asked!(calls, Call::UserData { client }, Reply::UserData).unwrap(),
+        asked!(*calls, Call::UserData { client }, Reply::UserData).unwrap(),
         &json[..]
     );
 
@@ -147,18 +163,18 @@ fn clients_and_messages() {
         body: Body::Message(b"\"hello\""),
         options: PublishOptions::default(),
     };
-    let reply = asked!(calls, send, Reply::Sent);
+    let reply = asked!(*calls, send, Reply::Sent);
     let message_id = &reply.stamp.id_text();
-    let report = asked!(calls, Call::Delivery { message_id }, Reply::Delivery).unwrap();
+    let report = asked!(*calls, Call::Delivery { message_id }, Reply::Delivery).unwrap();
     assert_eq!((report.handed_over, report.waiting), (0, 1));
     let unknown = Call::Delivery {
         message_id: "msg_0",
     };
-    assert!(asked!(calls, unknown, Reply::Delivery).is_none());
+    assert!(asked!(*calls, unknown, Reply::Delivery).is_none());
 
-    let alarmed = asked!(calls, Call::Emergency { message: "fire" }, Reply::Alarmed);
+    let alarmed = asked!(*calls, Call::Emergency { message: "fire" }, Reply::Alarmed);
     assert_eq!(alarmed.recipients, 0);
-    let stats = asked!(calls, Call::Stats, Reply::Stats);
+    let stats = asked!(*calls, Call::Stats, Reply::Stats);
     assert_eq!(
         (stats.connections, stats.mail.0, stats.storage.kind),
         (0, 2, "memory")
@@ -172,6 +188,76 @@ fn clients_and_messages() {
             .1
     };
     assert_eq!((counted("undelivered"), counted("publications")), (1, 1));
+}
+
+/// What a client asks for, without a reference.
+fn asker(client: &Arc<Client>, connection_id: ConnectionId) -> Asker<'_> {
+    Asker {
+        client,
+        connection_id,
+        reference: None,
+    }
+}
+
+#[test]
+fn the_calls_of_a_client() {
+    let (node, _shards) = node_with_shards(Config::default(), 1);
+    let connection_id = ConnectionId {
+        shard: 0,
+        slot: 0,
+        generation: 1,
+    };
+    let request = ConnectRequest::default();
+    let client = node.connect(connection_id, &request).unwrap().client;
+    let calls = ClientCalls::new(&node, asker(&client, connection_id));
+    let application = NodeCalls::new(Arc::clone(&node));
+    let channel = "den";
+    let join = Call::Join {
+        channel,
+        recover: None,
+    };
+    assert!(matches!(ask(&calls, join), Ok(Reply::Joining)));
+    assert!(calls.take_fan_out().is_some(), "the notice");
+    let Ok(Reply::Present { online, users }) = ask(&calls, Call::Present { channel }) else {
+        panic!("the subscribers");
+    };
+    assert_eq!((online, users), (1, vec![Arc::clone(&client.id)]));
+    let published = ask(&calls, broadcast(channel, PublishOptions::default()));
+    assert!(matches!(published, Ok(Reply::Published(published)) if published.recipients == 1));
+    let page = |limit| Call::Page {
+        channel,
+        limit: Some(limit),
+        after: None,
+        before: None,
+    };
+    assert!(matches!(ask(&calls, page(10)), Ok(Reply::History(page)) if page.offset == 1));
+    let refused = ask(&calls, page(0));
+    assert!(matches!(refused, Err(Error::Refused(why)) if why.code == ErrorCode::BadLimit));
+    assert!(matches!(ask(&calls, Call::Ping), Ok(Reply::Pong)));
+    let message = Call::Message {
+        action: Some("dance"),
+        text: "{}",
+    };
+    assert!(matches!(ask(&calls, message), Ok(Reply::Done)));
+    let unknown = Call::Acknowledge {
+        ids: &[7],
+        malformed: None,
+    };
+    let refused = ask(&calls, unknown);
+    assert!(matches!(refused, Err(Error::Refused(why)) if why.code == ErrorCode::UnknownMessage));
+    assert!(matches!(
+        ask(&calls, Call::Leave { channel }),
+        Ok(Reply::Done)
+    ));
+    assert!(asked!(application, Call::Presence { channel }, Reply::Ids).is_empty());
+
+    let name = "cave";
+    let of_the_application = Call::DeleteChannel { name };
+    assert!(matches!(
+        ask(&calls, of_the_application),
+        Err(Error::Refused(_))
+    ));
+    assert!(matches!(ask(&application, join), Err(Error::Argument(_))));
 }
 
 #[test]
