@@ -6,11 +6,12 @@ use crate::core::events::LogLevel;
 use crate::node::Node;
 use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::MissedTickBehavior;
 
 /// Has the node do its due work every `tick`, until the future is dropped. A panic ends one round of work.
-pub(super) async fn keep_house(node: &Node, tick: Duration) -> Infallible {
+pub(super) async fn keep_house(node: &Arc<Node>, tick: Duration) -> Infallible {
     let mut interval = tokio::time::interval(tick);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut freed = 0;

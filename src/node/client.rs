@@ -2,7 +2,7 @@
 
 use super::channel::Channel;
 use super::delivery::ConnectionId;
-use super::entry::Entering;
+use super::entry::{Entering, Purpose};
 use super::token::Session;
 use crate::base::clock::{AtomicWallTime, WallTime};
 use crate::base::sync::{Mutex, Rank};
@@ -40,7 +40,7 @@ pub struct ClientState {
     /// `None` while the client is not connected.
     pub connection_id: Option<ConnectionId>,
     pub channels: SmallVec<[Joined; 1]>,
-    /// Channels that the connection is entering.
+    /// Channels that the client is entering.
     pub entering: Vec<Entering>,
     /// `None` for a client that cannot resume.
     pub session: Option<Session>,
@@ -179,9 +179,40 @@ impl Client {
 }
 
 impl ClientState {
-    /// Stops entering a channel.
-    pub fn stop_entering(&mut self, channel: &str) {
-        self.entering.retain(|entering| !entering.is_of(channel));
+    /// Stops entering a channel; returns the entering, if there was one.
+    pub fn stop_entering(&mut self, channel: &str) -> Option<Entering> {
+        let mut entering = self.entering.iter();
+        let at = entering.position(|entering| entering.is_of(channel))?;
+        Some(self.entering.swap_remove(at))
+    }
+
+    /// Stops entering every channel. Returns the channels that the application or the server has subscribed the client
+    /// to: the client joins them when it has its next connection.
+    pub fn stop_all_entering(&mut self) -> Vec<Arc<str>> {
+        let stopped = std::mem::take(&mut self.entering);
+        let required = stopped
+            .into_iter()
+            .filter(|entering| entering.purpose == Purpose::Required);
+        required.map(|entering| entering.channel).collect()
+    }
+
+    /// Forgets the subscription to a channel that has ended.
+    pub fn forget_ended(&mut self, channel: &Arc<Channel>) {
+        self.channels
+            .retain(|joined| !Arc::ptr_eq(&joined.channel, channel));
+    }
+
+    /// Forgets the subscription to an earlier channel of the same name, which has ended.
+    pub fn forget_predecessors(&mut self, channel: &Arc<Channel>) {
+        self.channels.retain(|joined| {
+            joined.channel.name != channel.name || Arc::ptr_eq(&joined.channel, channel)
+        });
+    }
+
+    /// The number of channels that the client is on or enters.
+    pub fn channel_count(&self) -> usize {
+        let is_new = |entering: &&Entering| self.position(&entering.channel).is_none();
+        self.channels.len() + self.entering.iter().filter(is_new).count()
     }
 
     pub fn entering_mut(&mut self, channel: &str) -> Option<&mut Entering> {
@@ -197,12 +228,13 @@ impl ClientState {
         Some(self.entering.swap_remove(at))
     }
 
-    /// Marks a client as removed that is not connected, not away, on no channel, and has no mailbox. True if this call
+    /// Marks a client as removed that is not connected, not away, on no channel, enters none, and has no mailbox. True if this call
     /// marked the client; the caller then removes the client from `Clients`.
     pub fn end_if_idle(&mut self) -> bool {
         let ends = self.connection_id.is_none()
             && self.away.is_none()
             && self.channels.is_empty()
+            && self.entering.is_empty()
             && self.mailbox.is_none()
             && !self.removed;
         self.removed |= ends;

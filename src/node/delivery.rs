@@ -60,6 +60,11 @@ pub enum Delivery {
         frame: EncodedFrame,
         delivery_options: DeliveryOptions,
     },
+    /// Publications of a channel are lost: to the local subscribers that understand `gap` messages.
+    Gap {
+        channel: ChannelKey,
+        frame: EncodedFrame,
+    },
     /// To one connection.
     Direct {
         connection_id: ConnectionId,
@@ -93,6 +98,7 @@ impl Weigh for Delivery {
     fn weight(&self) -> usize {
         let frame = match self {
             Delivery::Publish { frame, .. }
+            | Delivery::Gap { frame, .. }
             | Delivery::Direct { frame, .. }
             | Delivery::Close { frame, .. }
             | Delivery::Urgent { frame, .. } => frame.len(),

@@ -92,7 +92,7 @@ impl Node {
         mut state: MutexGuard<'_, ClientState>,
         disconnect: Disconnect,
     ) {
-        state.entering.clear();
+        let required = state.stop_all_entering();
         for joined in &mut state.channels {
             if let Some(live) = joined.live.take() {
                 joined.channel.members.lock().interest.remove(live.shard);
@@ -103,7 +103,7 @@ impl Node {
             self.leave_for_good(client, state);
             return;
         }
-        self.away.add(client, &mut state, Vec::new());
+        self.away.add(client, &mut state, required);
         self.store.save_client(client, &state);
         if self.config.leave_delay.is_zero() || self.shards.is_draining() {
             self.leave_all(client, state);
@@ -143,6 +143,7 @@ impl Node {
 
     /// Removes a client from all its channels, and from the map if no mail is kept for the client.
     fn leave_for_good(&self, client: &Arc<Client>, mut state: MutexGuard<'_, ClientState>) {
+        state.entering.clear();
         let channels: Vec<_> = state.channels.drain(..).collect();
         let left = self.remove_members(client, channels);
         // an empty mailbox only counts dropped messages, and the client never asks for that count

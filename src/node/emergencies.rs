@@ -42,6 +42,11 @@ impl Emergencies {
         }
     }
 
+    /// True for one of the latest emergencies that went out.
+    pub fn is_known(&self, id: u64) -> bool {
+        self.known.lock().contains(&id)
+    }
+
     /// Acknowledges an emergency that is not kept for the client. True for the first acknowledgement of a known
     /// emergency.
     pub fn acknowledge(&self, state: &mut ClientState, id: u64) -> bool {

@@ -12,7 +12,7 @@ use crate::core::events::Detail;
 use crate::ports::broker::{Failure, Outgoing, PublicationKind, Publishing, Receipt};
 use crate::ports::calls::Emergency;
 use crate::ports::store::{Change, Committed};
-use crate::wire::frame::{EncodedFrame, Unsealed};
+use crate::wire::frame::Unsealed;
 use crate::wire::messages::{self, Publication, Stamp};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -87,6 +87,10 @@ impl Node {
         }
         let mut count = self.emergencies.begin();
         while let Some(ArrivedEmergency { message, frame }) = self.distributor.next_emergency() {
+            // the outcome of the broker has sent the emergency before the sink was given it
+            if self.emergencies.is_known(message) {
+                continue;
+            }
             *count += 1;
             let handles = self.shards.load();
             let recipients = if handles.is_empty() {
@@ -122,8 +126,7 @@ impl Node {
                 is_durable: has_room && self.waits_for_saving(&channel),
                 key: None,
             };
-            let frame = body.seal(None);
-            let mut later = || self.when_emergency_published(stamp, &frame);
+            let mut later = || self.when_emergency_published(stamp, body);
             match self.stream(&channel).publish(&outgoing, &mut later) {
                 Progress::Ended(Ok(_)) | Progress::Begun(_) => return,
                 // a channel that ended in this moment has a successor
@@ -131,6 +134,7 @@ impl Node {
                 // what `durable_bytes` has no room for may be evicted
                 Progress::Ended(Err(_)) if outgoing.is_durable => has_room = false,
                 Progress::Ended(Err(_)) => {
+                    let frame = body.seal(None);
                     self.distributor.add_emergency(stamp.id, frame);
                     return;
                 }
@@ -138,17 +142,16 @@ impl Node {
         }
     }
 
-    /// Receives the outcome where the broker answers later.
-    fn when_emergency_published(
-        self: &Arc<Self>,
-        stamp: Stamp,
-        frame: &EncodedFrame,
-    ) -> Publishing {
-        let (node, frame) = (Arc::clone(self), frame.clone());
+    /// Receives the outcome where the broker answers later. The emergency goes out now, unless the sink was given it
+    /// before: the broker may have failed, and may lose the delivery.
+    fn when_emergency_published(self: &Arc<Self>, stamp: Stamp, body: Unsealed<'_>) -> Publishing {
+        let node = Arc::clone(self);
+        let body = body.bytes().to_vec();
         Completion::new(move |outcome: Result<Receipt, Failure>| {
             node.send_arrived_emergencies();
-            // after `Unknown` the broker may have delivered the emergency
-            if outcome.is_err() && node.mailroom.receipt(stamp.id).is_none() {
+            if !node.emergencies.is_known(stamp.id) {
+                let position = outcome.ok().and_then(|receipt| receipt.position);
+                let frame = Unsealed::new(&body).seal(position.map(|position| position.offset));
                 node.distributor.add_emergency(stamp.id, frame);
                 node.send_arrived_emergencies();
             }

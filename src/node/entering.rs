@@ -7,13 +7,15 @@ use super::channel::Channel;
 use super::client::{Client, ClientState, Joined, Live};
 use super::delivery::{ConnectionId, Delivery};
 use super::encode::encode;
-use super::entry::{Entering, Entry};
+use super::entry::{Entering, Entry, Purpose};
 use super::gate::GatedPublication;
 use super::question::Question;
 use super::recovery::JoinReply;
+use super::sink::LOST;
 use super::wiring::Node;
 use crate::base::completion::Completion;
 use crate::base::error::{ErrorCode, Refusal};
+use crate::core::events::LogLevel;
 use crate::core::history::StreamPosition;
 use crate::ports::broker::{Failure, Query, Reading, View};
 use crate::wire::messages;
@@ -30,12 +32,15 @@ enum Entered {
     Live,
     /// The channel has ended.
     ChannelEnded,
+    /// The broker has failed.
+    Failed(Failure),
 }
 
 impl Node {
     /// Puts a client on a channel. Returns the channel, which is then to be told, unless the client is on the channel
     /// already, or the broker has not answered yet. The question is answered before the connection gets anything that is
-    /// published on the channel from then on. The caller saves the membership.
+    /// published on the channel from then on; without a question the server wants the subscription, and asks a broker
+    /// that has failed again. The caller saves the membership.
     pub(super) fn add_subscription(
         self: &Arc<Self>,
         client: &Arc<Client>,
@@ -43,24 +48,49 @@ impl Node {
         name: &str,
         question: Option<&Question<'_>>,
     ) -> Option<NewMember> {
-        let question = question.filter(|question| question.wants_reply());
         if let Some(entering) = state.entering_mut(name) {
-            entering.questions.extend(question.map(Question::to_owned));
-            return None;
-        }
-        if let Some(at) = state.position(name) {
-            if let Some(question) = question {
-                self.answer_joined(&state.channels[at], question);
+            if question.is_none() && entering.purpose == Purpose::Asked {
+                entering.purpose = Purpose::Required;
+            }
+            let question = question.filter(|question| question.wants_reply());
+            if let Some(question) = question
+                && !entering.add_question(question)
+            {
+                self.refuse_question(question, name, "too many questions wait for the broker");
             }
             return None;
         }
+        if let Some(at) = state.position(name) {
+            let joined = &state.channels[at];
+            if joined.live.is_some() || state.connection_id.is_none() {
+                if let Some(question) = question.filter(|question| question.wants_reply()) {
+                    self.answer_joined(joined, question);
+                }
+                return None;
+            }
+            // the broker has failed when the connection began
+            let channel = Arc::clone(&joined.channel);
+            match self.enter(client, state, &channel, Purpose::Live, question)? {
+                Entered::ChannelEnded => state.forget_ended(&channel),
+                Entered::Failed(failure) => {
+                    self.fail(client, state, (name, Purpose::Live), question, &failure);
+                    return None;
+                }
+                Entered::Joined(_) | Entered::Live => return None,
+            }
+        }
+        let purpose = question.map_or(Purpose::Required, |_| Purpose::Asked);
         loop {
             let channel = self.channel(name);
-            match self.enter(client, state, &channel, question)? {
+            match self.enter(client, state, &channel, purpose, question)? {
                 Entered::Joined(total) => return Some((channel, total)),
                 Entered::Live => return None,
                 // its successor is another channel
                 Entered::ChannelEnded => {}
+                Entered::Failed(failure) => {
+                    self.fail(client, state, (name, purpose), question, &failure);
+                    return None;
+                }
             }
         }
     }
@@ -72,16 +102,40 @@ impl Node {
         state: &mut ClientState,
         channel: &Arc<Channel>,
     ) {
-        self.enter(client, state, channel, None);
+        let entered = self.enter(client, state, channel, Purpose::Live, None);
+        if let Some(Entered::Failed(failure)) = entered {
+            self.fail(
+                client,
+                state,
+                (&channel.name, Purpose::Live),
+                None,
+                &failure,
+            );
+        }
     }
 
-    /// Reads the position of the stream, and subscribes the connection behind it; `None` if that happens later, or the
-    /// broker has failed.
+    /// Asks the broker again about channels that clients could not enter, because the broker had failed.
+    pub(super) fn enter_again(self: &Arc<Self>) {
+        let failed = std::mem::take(&mut *self.failed_enterings.lock());
+        for (client, number) in failed {
+            let mut state = client.state.lock();
+            // the client may have left the channel, or lost the connection
+            let Some(entering) = state.take_entering(number) else {
+                continue;
+            };
+            let joined = self.enter_anew(&client, &mut state, &entering, None);
+            drop(state);
+            self.tell_joined(&client, joined);
+        }
+    }
+
+    /// Reads the position of the stream, and subscribes the connection behind it; `None` if that happens later.
     fn enter(
         self: &Arc<Self>,
         client: &Arc<Client>,
         state: &mut ClientState,
         channel: &Arc<Channel>,
+        purpose: Purpose,
         question: Option<&Question<'_>>,
     ) -> Option<Entered> {
         let entry = Entry::new(channel);
@@ -94,15 +148,18 @@ impl Node {
             number = Some(next);
             self.enter_later(client, next, question)
         });
-        match (reading, number) {
-            (Reading::Ended(outcome), _) => self.finish(client, state, &entry, outcome, question),
-            (Reading::Begun(_), Some(number)) => {
-                state.entering.push(Entering::new(number, entry));
-                None
-            }
-            // a broker that answers later has made the completion
-            (Reading::Begun(_), None) => None,
+        if let Reading::Ended(outcome) = reading {
+            return Some(self.finish(client, state, &entry, outcome, question));
         }
+        // a broker that answers later has made the completion
+        state.entering.push(Entering {
+            number: number?,
+            purpose,
+            channel: Arc::clone(&channel.name),
+            entry: Some(entry),
+            questions: Vec::new(),
+        });
+        None
     }
 
     /// Finishes entering once the broker has answered.
@@ -117,31 +174,129 @@ impl Node {
         Completion::new(move |outcome| {
             let mut state = client.state.lock();
             // the client may have left the channel, or lost the connection
-            let Some(entering) = state.take_entering(number) else {
+            let Some(mut entering) = state.take_entering(number) else {
                 return;
             };
-            let channel = Arc::clone(entering.entry.channel());
+            let Some(entry) = entering.entry.take() else {
+                return;
+            };
             let question = question.as_ref();
-            let entered = node.finish(&client, &mut state, &entering.entry, outcome, question);
-            let joined = match entered {
-                Some(Entered::Joined(total)) => Some((channel, total)),
-                Some(Entered::Live) | None => None,
-                Some(Entered::ChannelEnded) => {
-                    node.add_subscription(&client, &mut state, &channel.name, question)
+            let joined = match node.finish(&client, &mut state, &entry, outcome, question) {
+                Entered::Joined(total) => {
+                    let channel = Arc::clone(entry.channel());
+                    node.store.save_joined(&client, &state, &channel.name);
+                    node.ask_all(&client, &mut state, &entering);
+                    Some((channel, total))
+                }
+                Entered::Live => {
+                    node.ask_all(&client, &mut state, &entering);
+                    None
+                }
+                Entered::ChannelEnded => {
+                    state.forget_ended(entry.channel());
+                    node.enter_anew(&client, &mut state, &entering, question)
+                }
+                Entered::Failed(failure) => {
+                    let name = &*entering.channel;
+                    let attempt = (name, entering.purpose);
+                    node.fail(&client, &mut state, attempt, question, &failure);
+                    node.refuse_questions(&entering.questions, name, &failure.to_string());
+                    None
                 }
             };
-            if let Some((channel, _)) = &joined {
-                node.store.save_joined(&client, &state, &channel.name);
-                for question in &entering.questions {
-                    node.add_subscription(&client, &mut state, &channel.name, Some(question));
-                }
-            }
             drop(state);
             node.tell_joined(&client, joined);
         })
     }
 
-    /// Subscribes a client behind the position that was read; tells the client where the broker has failed.
+    /// Enters a channel another time: the broker had failed, or the channel has a successor.
+    fn enter_anew(
+        self: &Arc<Self>,
+        client: &Arc<Client>,
+        state: &mut ClientState,
+        entering: &Entering,
+        question: Option<&Question<'_>>,
+    ) -> Option<NewMember> {
+        let name = &entering.channel;
+        // a client is not put again on a channel that was deleted while the client was on the channel
+        let is_wanted = entering.purpose != Purpose::Live || state.position(name).is_some();
+        let joined = if is_wanted || question.is_some() {
+            self.add_subscription(client, state, name, question)
+        } else {
+            None
+        };
+        let joined_by_question = self.ask_all(client, state, entering);
+        let joined = joined.or(joined_by_question);
+        if joined.is_some() {
+            self.store.save_joined(client, state, name);
+        }
+        joined
+    }
+
+    /// Asks the questions that waited while the client was entering a channel.
+    fn ask_all(
+        self: &Arc<Self>,
+        client: &Arc<Client>,
+        state: &mut ClientState,
+        entering: &Entering,
+    ) -> Option<NewMember> {
+        let mut joined = None;
+        for question in &entering.questions {
+            let new = self.add_subscription(client, state, &entering.channel, Some(question));
+            joined = joined.or(new);
+        }
+        joined
+    }
+
+    /// Ends an attempt to enter a channel: the broker has failed. Tells the client that has asked; has the broker asked
+    /// again where the server wants the subscription.
+    fn fail(
+        &self,
+        client: &Arc<Client>,
+        state: &mut ClientState,
+        (name, purpose): (&str, Purpose),
+        question: Option<&Question<'_>>,
+        failure: &Failure,
+    ) {
+        if let Some(question) = question {
+            self.refuse_question(question, name, &failure.to_string());
+        }
+        if purpose == Purpose::Asked {
+            return;
+        }
+        self.events.log(LogLevel::Warning, "storage", || {
+            let id = &client.id;
+            format!("{id} could not enter {name:?}; the broker is asked again: {failure}")
+        });
+        let number = self.next_entering();
+        state.entering.push(Entering {
+            number,
+            purpose,
+            channel: name.into(),
+            entry: None,
+            questions: Vec::new(),
+        });
+        let failed = (Arc::clone(client), number);
+        self.failed_enterings.lock().push(failed);
+    }
+
+    fn refuse_question(&self, question: &Question<'_>, channel: &str, problem: &str) {
+        let refusal = Refusal::new(ErrorCode::NotRead, format!("{channel:?}: {problem}"));
+        self.refuse_command(question.connection_id, question.reference(), &refusal);
+    }
+
+    pub(super) fn refuse_questions(
+        &self,
+        questions: &[Question<'_>],
+        channel: &str,
+        problem: &str,
+    ) {
+        for question in questions {
+            self.refuse_question(question, channel, problem);
+        }
+    }
+
+    /// Subscribes a client behind the position that was read.
     fn finish(
         &self,
         client: &Arc<Client>,
@@ -149,19 +304,11 @@ impl Node {
         entry: &Entry,
         outcome: Result<View, Failure>,
         question: Option<&Question<'_>>,
-    ) -> Option<Entered> {
+    ) -> Entered {
         match outcome {
-            Ok(view) => Some(self.subscribe_behind(client, state, entry, &view, question)),
-            Err(Failure::Closed) => Some(Entered::ChannelEnded),
-            Err(failure) => {
-                if let Some(connection_id) = state.connection_id {
-                    let reference = question.and_then(Question::reference);
-                    let message = format!("{:?}: {failure}", &*entry.channel().name);
-                    let refusal = Refusal::new(ErrorCode::NotRead, message);
-                    self.refuse_command(connection_id, reference, &refusal);
-                }
-                None
-            }
+            Ok(view) => self.subscribe_behind(client, state, entry, &view, question),
+            Err(Failure::Closed) => Entered::ChannelEnded,
+            Err(failure) => Entered::Failed(failure),
         }
     }
 
@@ -179,12 +326,13 @@ impl Node {
         if members.removed {
             return Entered::ChannelEnded;
         }
+        state.forget_predecessors(channel);
         let known = state.position(&channel.name);
         if known.is_none() {
             members.roster.add(&client.id);
         }
         let total = members.roster.len();
-        if let Some(question) = question {
+        if let Some(question) = question.filter(|question| question.wants_reply()) {
             let reply = JoinReply {
                 view,
                 through: view.position.offset,
@@ -195,12 +343,9 @@ impl Node {
         }
         let live = state.connection_id.map(|connection_id| {
             members.interest.add(connection_id.shard);
-            self.push_entered(
-                connection_id,
-                channel,
-                view.position,
-                gate.behind(view.position),
-            );
+            let target = (connection_id, client.wants_gaps());
+            let gated = gate.behind(view.position);
+            self.push_entered(target, channel, view.position, gated);
             Live {
                 from: view.position.offset,
                 shard: connection_id.shard,
@@ -222,17 +367,19 @@ impl Node {
         Entered::Live
     }
 
-    /// Subscribes a connection, and hands it what the gate has kept; in place of what the gate could not keep, a gap.
+    /// Subscribes a connection, and hands it what the gate has kept; in place of what the gate could not keep, a gap, if
+    /// the client understands gaps.
     fn push_entered<'a>(
         &self,
-        connection_id: ConnectionId,
+        (connection_id, wants_gaps): (ConnectionId, bool),
         channel: &Channel,
         position: StreamPosition,
         gated: Option<impl Iterator<Item = &'a GatedPublication>>,
     ) {
         let shard = connection_id.shard;
+        let is_incomplete = gated.is_none();
         if let Some(gated) = gated {
-            for publication in gated {
+            for publication in gated.filter(|gated| wants_gaps || !gated.is_gap) {
                 let delivery = Delivery::Direct {
                     connection_id,
                     frame: publication.frame.clone(),
@@ -242,6 +389,9 @@ impl Node {
                 self.shards.push(shard, delivery);
             }
         } else {
+            self.counters.dropped(LOST, &channel.name, 1);
+        }
+        if is_incomplete && wants_gaps {
             let stamp = self.stamps.next();
             let write = |out: &mut Vec<u8>| {
                 messages::write_lost(

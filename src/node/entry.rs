@@ -12,14 +12,32 @@ pub struct Entry {
     from: u64,
 }
 
-/// A channel that a client is entering: the broker has not answered yet.
+/// A channel that a client is entering: the broker has not answered yet, or has failed and is asked again.
 pub struct Entering {
     /// Which of all enterings.
     pub number: u64,
-    pub entry: Entry,
-    /// What the client asked about the channel meanwhile.
+    pub purpose: Purpose,
+    pub channel: Arc<str>,
+    /// `None` while the broker is not asked.
+    pub entry: Option<Entry>,
+    /// What the client has asked about the channel since the entering began.
     pub questions: Vec<Question<'static>>,
 }
+
+/// Why a client enters a channel. The purpose decides what follows when the broker fails, or when the channel ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// The client has asked. After a failure the client gets an error and may ask again.
+    Asked,
+    /// The application, or the server, subscribes the client. After a failure the node asks the broker again.
+    Required,
+    /// The client is on the channel, and its new connection needs the publications. After a failure the node asks the
+    /// broker again; a channel that was deleted is not entered anew.
+    Live,
+}
+
+/// A broker that answers late must not let one client fill the memory with questions about one channel.
+const MAX_QUESTIONS: usize = 64;
 
 impl Entry {
     /// To be made before the connection reads the position of the stream.
@@ -47,15 +65,16 @@ impl Drop for Entry {
 }
 
 impl Entering {
-    pub fn new(number: u64, entry: Entry) -> Self {
-        Self {
-            number,
-            entry,
-            questions: Vec::new(),
-        }
+    pub fn is_of(&self, channel: &str) -> bool {
+        &*self.channel == channel
     }
 
-    pub fn is_of(&self, channel: &str) -> bool {
-        &*self.entry.channel.name == channel
+    /// Keeps a question until the client is on the channel; false if too many wait.
+    pub fn add_question(&mut self, question: &Question<'_>) -> bool {
+        let has_room = self.questions.len() < MAX_QUESTIONS;
+        if has_room {
+            self.questions.push(question.to_owned());
+        }
+        has_room
     }
 }

@@ -3,6 +3,10 @@
 //! A connection enters a channel in three steps: it opens the gate, reads the position of the stream, and is subscribed
 //! behind its reply. What the broker delivers between the last two steps waits in the gate. With a broker that answers
 //! at once, hardly anything does.
+//!
+//! A gate keeps at most half of `max_pending_bytes`, however late the broker answers; a connection for which the gate
+//! could not keep everything gets a gap. The broker ends every call (a dropped completion is an error), so no
+//! connection enters for ever.
 
 use crate::base::priority::Priority;
 use crate::base::sync::{Mutex, MutexGuard, Rank};
@@ -27,12 +31,14 @@ struct Kept {
     first: u64,
 }
 
-/// A publication or a notice that came while connections were entering.
+/// A publication, a notice or a gap that came while connections were entering.
 #[derive(Clone, Debug)]
 pub struct GatedPublication {
     pub position: Option<StreamPosition>,
     pub frame: EncodedFrame,
     pub priority: Priority,
+    /// Publications are lost: only clients that understand `gap` messages get the frame.
+    pub is_gap: bool,
 }
 
 /// The gate while it is locked: nothing is published on the channel meanwhile.
@@ -148,6 +154,7 @@ mod tests {
             position: Some(position(offset)),
             frame: EncodedFrame::text(&[b'x'; 8]),
             priority: Priority::Normal,
+            is_gap: false,
         };
         gate.pass(publication, LIMIT, || ());
     }

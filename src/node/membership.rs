@@ -59,8 +59,8 @@ impl Node {
             // it was displaced in this moment
             return Ok(None);
         }
-        let count = state.channels.len() + state.entering.len();
-        if state.position(channel).is_none() && count >= limit {
+        let is_counted = state.position(channel).is_some() || state.entering_mut(channel).is_some();
+        if !is_counted && state.channel_count() >= limit {
             let message = format!(
                 "a client may be on {limit} channels; leave one before joining {channel:?}"
             );
@@ -81,10 +81,21 @@ impl Node {
     pub(super) fn leave(&self, client: &Arc<Client>, channel: &str) -> Option<FanOut> {
         let mut state = client.state.lock();
         let was_remembered = state.forget_channel(channel);
-        state.stop_entering(channel);
+        if let Some(entering) = state.stop_entering(channel) {
+            self.refuse_questions(
+                &entering.questions,
+                channel,
+                "the client has left the channel",
+            );
+        }
         let Some(at) = state.position(channel) else {
             if was_remembered {
                 self.store.save_left(client, &state, channel);
+            }
+            let is_idle = state.end_if_idle();
+            drop(state);
+            if is_idle {
+                self.clients.remove(&client.id);
             }
             return None;
         };

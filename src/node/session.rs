@@ -243,8 +243,12 @@ impl Node {
         client.ping(WallTime::now());
         let displaced = state.connection_id.replace(connection_id);
         state.acknowledges = request.acknowledges;
-        let names = state.channel_names();
-        let remembered = self.away.remove(state);
+        let mut names = state.channel_names();
+        let mut remembered = self.away.remove(state);
+        // what the displaced connection has asked for, the client asks for again if it still wants to
+        let required = state.stop_all_entering();
+        names.extend(required.iter().cloned());
+        remembered.extend(required);
         if let Some(mailbox) = &mut state.mailbox {
             self.mailroom.expire(&client.id, mailbox);
         }
@@ -255,8 +259,6 @@ impl Node {
         let outcome = ResumeOutcome::Resumed { waiting, dropped };
         let welcome = self.welcome(&client, state, &names, Some(outcome));
         self.hand_over_mail(&client, state, connection_id);
-        // what the displaced connection was entering, it asks for again if it still wants to
-        state.entering.clear();
         for at in 0..state.channels.len() {
             let channel = Arc::clone(&state.channels[at].channel);
             self.go_live(&client, state, &channel);

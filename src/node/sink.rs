@@ -1,6 +1,6 @@
 //! From the broker to the subscribers of this process: one push for each shard that has a subscriber.
 
-use super::channel::{Channel, InFlight};
+use super::channel::{Channel, InFlight, Members};
 use super::counters::Counters;
 use super::delivery::{Delivery, DeliveryOptions};
 use super::encode::encode;
@@ -32,6 +32,10 @@ pub(super) struct ArrivedEmergency {
     pub message: u64,
     pub frame: EncodedFrame,
 }
+
+/// The reason under which gaps of the broker are counted: one for each gap, because a broker may not know how many
+/// publications are lost.
+pub(super) const LOST: &str = "lost";
 
 /// The subscribers of a channel in this process.
 pub(super) struct ChannelSink {
@@ -81,22 +85,32 @@ impl Distributor {
         let members = channel.members.lock();
         let recipients = members.interest.total();
         if recipients > 0 {
-            let handles = self.shards.load();
-            for handle in members
-                .interest
-                .shards()
-                .filter_map(|shard| handles.get(shard))
-            {
-                handle.inbox.push(Delivery::Publish {
-                    channel: InFlight::new(channel, frame.len()),
-                    frame: frame.clone(),
-                    delivery_options,
-                });
-            }
+            self.push(&members, || Delivery::Publish {
+                channel: InFlight::new(channel, frame.len()),
+                frame: frame.clone(),
+                delivery_options,
+            });
             drop(members);
             self.counters.messages_sent.add(recipients);
         }
         recipients
+    }
+
+    /// Tells the subscribers that publications are lost.
+    fn push_gap(&self, channel: &Arc<Channel>, frame: &EncodedFrame) {
+        self.push(&channel.members.lock(), || Delivery::Gap {
+            channel: channel.key,
+            frame: frame.clone(),
+        });
+    }
+
+    /// Pushes a delivery to each shard that has a subscriber.
+    fn push(&self, members: &Members, delivery: impl Fn() -> Delivery) {
+        let handles = self.shards.load();
+        let shards = members.interest.shards();
+        for handle in shards.filter_map(|shard| handles.get(shard)) {
+            handle.inbox.push(delivery());
+        }
     }
 }
 
@@ -106,23 +120,6 @@ impl ChannelSink {
             channel: Arc::downgrade(channel),
             distributor: Arc::clone(distributor),
         }
-    }
-
-    fn deliver_to(
-        &self,
-        channel: &Arc<Channel>,
-        position: Option<StreamPosition>,
-        frame: &EncodedFrame,
-        delivery_options: DeliveryOptions,
-    ) -> usize {
-        let gated = || GatedPublication {
-            position,
-            frame: frame.clone(),
-            priority: delivery_options.priority,
-        };
-        channel.gate.pass(gated, self.distributor.gate_bytes, || {
-            self.distributor.fan_out(channel, frame, delivery_options)
-        })
     }
 }
 
@@ -146,12 +143,16 @@ impl Sink for ChannelSink {
             priority: delivered.priority,
             policy,
         };
-        self.deliver_to(
-            &channel,
-            delivered.position,
-            delivered.frame,
-            delivery_options,
-        )
+        let frame = delivered.frame;
+        let gated = || GatedPublication {
+            position: delivered.position,
+            frame: frame.clone(),
+            priority: delivery_options.priority,
+            is_gap: false,
+        };
+        channel.gate.pass(gated, self.distributor.gate_bytes, || {
+            self.distributor.fan_out(&channel, frame, delivery_options)
+        })
     }
 
     fn gap(&self, top: Option<StreamPosition>) {
@@ -161,12 +162,16 @@ impl Sink for ChannelSink {
         let stamp = self.distributor.stamps.next();
         let top = top.map(|top| (top.epoch, top.offset));
         let frame = encode(|out| messages::write_lost(out, stamp, &channel.name, top));
-        let delivery_options = DeliveryOptions {
-            offset: None,
-            priority: Priority::Normal,
-            policy: SlowConsumer::Disconnect,
+        let gated = || GatedPublication {
+            position: None,
+            frame: frame.clone(),
+            priority: Priority::High,
+            is_gap: true,
         };
-        self.deliver_to(&channel, None, &frame, delivery_options);
+        self.distributor.counters.dropped(LOST, &channel.name, 1);
+        channel.gate.pass(gated, self.distributor.gate_bytes, || {
+            self.distributor.push_gap(&channel, &frame);
+        });
     }
 
     fn subscribers(&self) -> usize {

@@ -4,6 +4,7 @@ use super::client::CLIENT_SIZE;
 use super::wiring::Node;
 use crate::base::clock::SteadyTime;
 use crate::ports::broker::CHANNEL_SIZE;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The longest time between two expiries of publications.
@@ -13,9 +14,10 @@ const MAX_EXPIRY_INTERVAL: Duration = Duration::from_secs(10);
 const MIN_EXPIRY_INTERVAL: Duration = Duration::from_millis(500);
 
 impl Node {
-    /// Does the regular work that is due: notices that waited, clients that are away, mail, empty channels, publications
+    /// Does the regular work that is due: channels that the broker could not let clients enter, notices that waited, clients that are away, mail, empty channels, publications
     /// that expired. Returns approximately how many bytes less the node holds now than at its peak since the last tick.
-    pub fn tick(&self) -> usize {
+    pub fn tick(self: &Arc<Self>) -> usize {
+        self.enter_again();
         self.send_arrived_emergencies();
         self.publish_due_notices();
         self.expire_away();

@@ -3,6 +3,7 @@
 use super::away::AwayClients;
 use super::channel::Channel;
 use super::channels::Channels;
+use super::client::Client;
 use super::clients::Clients;
 use super::counters::Counters;
 use super::emergencies::Emergencies;
@@ -14,6 +15,7 @@ use super::storage::Storage;
 use super::upkeep::Upkeep;
 use crate::base::error::Error;
 use crate::base::names;
+use crate::base::sync::Mutex;
 use crate::core::events::EventQueue;
 use crate::core::idempotency::{Idempotency, Limits};
 use crate::ports::broker::{Broker, Failure, Sink, Stream};
@@ -42,6 +44,8 @@ pub struct Node {
     pub(super) upkeep: Upkeep,
     pub(super) distributor: Arc<Distributor>,
     pub(super) sent_once: Idempotency<Stamp, Failure>,
+    /// Enterings for which the broker has failed, by client and number: tried again at the next tick.
+    pub(super) failed_enterings: Mutex<Vec<(Arc<Client>, u64)>>,
     enterings: AtomicU64,
 }
 
@@ -81,6 +85,7 @@ impl Node {
                     of_one_client: config.max_client_keys,
                 },
             ),
+            failed_enterings: Mutex::default(),
             enterings: AtomicU64::new(0),
             distributor: Arc::new(distributor),
             shards,

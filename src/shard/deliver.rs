@@ -58,6 +58,7 @@ impl Shard {
                 frame,
                 delivery_options,
             } => return self.publish(channel, frame, delivery_options),
+            Delivery::Gap { channel, frame } => self.tell_lost(channel, &frame),
             Delivery::Adopt(adoption) => self.adopt(adoption),
             Delivery::Verdict {
                 connection_id,
@@ -343,6 +344,22 @@ impl Shard {
                 let frame = self.node.gap(&channel, &dropped);
                 // the lane brings the gap ahead of the waiting messages of the channel
                 self.queue(slot, Chunk::direct(&frame, Priority::High, None));
+            }
+        }
+    }
+
+    /// Queues the `gap` of a channel that has lost publications, for each subscriber that understands gaps. The lane
+    /// brings the gap ahead of the later publications of the channel, whatever their priority below emergencies.
+    fn tell_lost(&mut self, channel: ChannelKey, frame: &EncodedFrame) {
+        let subscribers = self.hub.subscribers(channel).to_vec();
+        self.pushes += subscribers.len();
+        for slot in subscribers {
+            let understands = self.connections.get(slot as usize).is_some_and(|connection| {
+                matches!(&connection.phase, Phase::Open { client, .. } if client.wants_gaps())
+            });
+            if understands {
+                self.queue(slot, Chunk::direct(frame, Priority::High, None));
+                self.check_slow(slot);
             }
         }
     }

@@ -112,6 +112,10 @@ impl<'a> Unsealed<'a> {
         Self(body)
     }
 
+    pub fn bytes(self) -> &'a [u8] {
+        self.0
+    }
+
     /// The whole frame; `None` for a message that has no offset.
     pub fn seal(self, offset: Option<u64>) -> EncodedFrame {
         let Some(offset) = offset else {

@@ -163,6 +163,14 @@ impl Shard {
                     self.lines[*slot as usize].unread.push_back(parsed(&frame));
                 }
             }
+            Delivery::Gap { channel, frame } => {
+                for slot in self.hub.subscribers(channel) {
+                    let line = &mut self.lines[*slot as usize];
+                    if line.client.wants_gaps() {
+                        line.unread.push_back(parsed(&frame));
+                    }
+                }
+            }
             Delivery::Direct {
                 connection_id,
                 frame,

@@ -869,7 +869,7 @@ class Session {
       else if (!this.#left.has(channel)) this.show(message);
     } else if (event === "reply" || (event === "error" && isSystem && message.ref !== undefined)) {
       this.#answered(message);
-    } else if (event === "gap" && typeof message.dropped === "number") {
+    } else if (event === "gap" && typeof message.recover === "boolean") {
       const subscription = this.#subscriptions.get(channel);
       if (subscription) subscription.dropped(message);
       else this.tell("gap", { channel, epoch: message.epoch ?? null, from: null, to: message.offset || null, reason: message.reason, dropped: message.dropped });
