@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
+from tantor.client.commands import check_text
 from tantor.client.connecting import Proxy, RetryError, Target
 from tantor.client.errors import (
     ClientError,
@@ -23,10 +24,8 @@ from tantor.client.reconnect import STABLE_AFTER, Backoff, is_final
 from tantor.client.session import Answered, Failed, NotTantorError, Session, ShuttingDown, Welcomed
 from tantor.client.settings import ClientSettings
 from tantor.client.stream import Gap, Message
-from tantor.errors import DataError
 
 State = Literal["connecting", "connected", "reconnecting", "closed"]
-
 OnState = Callable[[State], Awaitable[None] | None]
 OnGap = Callable[[Gap], Awaitable[None] | None]
 
@@ -193,12 +192,12 @@ class Client:
         Errors, here and below: `CommandError` when the server refuses; `CommandTimeoutError` without an answer within
         `timeout` (by default `command_timeout`) seconds, reconnects included; `ClosedError`, `DisconnectedError`.
         """
-        _check_text("channel", channel)
+        check_text("channel", channel)
         return await self._perform("join", lambda: self._session.join(channel), timeout)
 
     async def leave(self, channel: str, *, timeout: Timeout = _DEFAULT) -> Message:
         """Be off a channel. Messages of it that have arrived can still be taken."""
-        _check_text("channel", channel)
+        check_text("channel", channel)
         return await self._perform("leave", lambda: self._session.leave(channel), timeout)
 
     async def broadcast(
@@ -216,8 +215,8 @@ class Client:
         connection breaks is repeated with the same key, so that it is published once, if the server is back within
         its `idempotency_ttl`. Errors: `DataError` too.
         """
-        _check_text("channel", channel)
-        _check_text("event", event)
+        check_text("channel", channel)
+        check_text("event", event)
         key = secrets.token_hex(16) if idempotency_key is None else idempotency_key
         fields = {
             "channel": channel,
@@ -240,14 +239,14 @@ class Client:
 
         At most `limit` (to 1000); with `after` the oldest behind that offset, else the newest (before `before`).
         """
-        _check_text("channel", channel)
+        check_text("channel", channel)
         given = {"limit": limit, "after": after, "before": before}
         fields = {"channel": channel} | {name: value for name, value in given.items() if value is not None}
         return await self._perform("history", lambda: self._session.command("history", fields), timeout)
 
     async def presence(self, channel: str, *, timeout: Timeout = _DEFAULT) -> Message:
         """Who is on a channel: the reply with `online` and `users`, at most 1000 of them."""
-        _check_text("channel", channel)
+        check_text("channel", channel)
         return await self._perform("presence", lambda: self._session.command("presence", {"channel": channel}), timeout)
 
     async def ping(self, *, timeout: Timeout = _DEFAULT) -> Message:
@@ -260,7 +259,7 @@ class Client:
         It is not repeated: errors: `CommandLostError` when the connection broke before the answer came; `ValueError`
         for the actions that are methods here, and for the fields `action` and `ref`.
         """
-        _check_text("action", action)
+        check_text("action", action)
         if action in ("join_channel", "leave_channel"):
             raise ValueError(f"action is {action!r}; use join() and leave(), which know where the channel is")
         if taken := fields.keys() & {"action", "ref"}:
@@ -499,12 +498,3 @@ class Client:
     def _wake_all(self) -> None:
         for event in (self._arrived, self._readable, self._sendable, self._welcomed):
             event.set()
-
-
-def _check_text(name: str, value: object) -> None:
-    if not isinstance(value, str):
-        raise TypeError(f"{name} is {value!r}; it takes a str")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise DataError(f"{name} is {value!a}; it takes text without half surrogate pairs") from None

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
+from tantor.client.commands import encode_command
 from tantor.client.connecting import Proxy, RetryError, Target
 from tantor.client.errors import (
     CommandError,
@@ -21,7 +22,6 @@ from tantor.client.errors import (
     UncertainError,
 )
 from tantor.client.reconnect import is_final
-from tantor.client.session import encode_command
 from tantor.client.settings import ClientSettings
 from tantor.client.stream import Message
 from tantor.json_messages import read_message

@@ -4,7 +4,6 @@
 `events` what it is told.
 """
 
-import json
 import logging
 import re
 import secrets
@@ -13,11 +12,11 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from tantor.client.commands import Command, encode_command
 from tantor.client.errors import CommandError, CommandLostError
 from tantor.client.recent import Recent
 from tantor.client.settings import ClientSettings
 from tantor.client.stream import Gap, Message, Question, Stream, offset_of
-from tantor.errors import DataError
 from tantor.json_messages import UnreadableMessage, read_message
 
 
@@ -56,22 +55,6 @@ class NotTantorError(Exception):
     """The other side does not speak as a Tantor does."""
 
 
-@dataclass(eq=False)
-class _Command:
-    ref: str
-    action: str
-    channel: str | None
-    text: str
-    # may be sent again on another connection
-    is_repeatable: bool
-    # sent on the connection that stands
-    is_sent: bool = False
-    # sent on any connection
-    was_sent: bool = False
-    # connections that ended with a complaint after it was sent
-    complaints: int = 0
-
-
 SYSTEM = "system"
 
 # with these a server says that something sent to it was wrong, or too much for it
@@ -107,8 +90,8 @@ class Session:
         self._left: set[str] = set()
         self._prefix = secrets.token_hex(4) + "-"
         self._next_ref = 0
-        self._outgoing: deque[_Command] = deque()
-        self._commands: dict[str, _Command] = {}
+        self._outgoing: deque[Command] = deque()
+        self._commands: dict[str, Command] = {}
         self._questions: dict[str, tuple[Stream, Question]] = {}
         # by the ref that the application waits for: the channel whose stream asks
         self._joiners: dict[str, str] = {}
@@ -455,7 +438,7 @@ class Session:
         if question is Question.JOIN and not joiners:
             self.tell(Gap(stream.channel, None, None, None, None, "refused"))
 
-    def _break_off(self, command: _Command, code: int | None) -> None:
+    def _break_off(self, command: Command, code: int | None) -> None:
         if code in _COMPLAINTS:
             command.complaints += 1
         problem = ""
@@ -491,19 +474,9 @@ class Session:
         self._next_ref += 1
         return f"{self._prefix}{self._next_ref}"
 
-    def _encode(self, action: str, fields: dict[str, Any], *, is_repeatable: bool = False) -> _Command:
+    def _encode(self, action: str, fields: dict[str, Any], *, is_repeatable: bool = False) -> Command:
         ref = self._make_ref()
-        return _Command(ref, action, fields.get("channel"), encode_command(action, ref, fields), is_repeatable)
-
-
-def encode_command(action: str, ref: str, fields: dict[str, Any]) -> str:
-    """A command as it goes on the wire. Errors: `DataError` for what JSON cannot hold."""
-    try:
-        text = json.dumps({"action": action, "ref": ref, **fields}, allow_nan=False, ensure_ascii=False)
-        text.encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        raise DataError(f"{action}: {error}") from None
-    return text
+        return Command(ref, action, fields.get("channel"), encode_command(action, ref, fields), is_repeatable)
 
 
 def _is_published(message: Message) -> bool:
