@@ -8,7 +8,7 @@ use super::client::{Client, ClientState, Joined, Live};
 use super::delivery::{ConnectionId, Delivery};
 use super::encode::encode;
 use super::entry::{Entering, Entry, Purpose};
-use super::gate::GatedPublication;
+use super::gate::{GatedPublication, Place};
 use super::question::Question;
 use super::recovery::JoinReply;
 use super::sink::LOST;
@@ -379,7 +379,7 @@ impl Node {
         let shard = connection_id.shard;
         let is_incomplete = gated.is_none();
         if let Some(gated) = gated {
-            for publication in gated.filter(|gated| wants_gaps || !gated.is_gap) {
+            for publication in gated.filter(|gated| wants_gaps || gated.place != Place::Gap) {
                 let delivery = Delivery::Direct {
                     connection_id,
                     frame: publication.frame.clone(),

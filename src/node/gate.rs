@@ -34,11 +34,31 @@ struct Kept {
 /// A publication, a notice or a gap that came while connections were entering.
 #[derive(Clone, Debug)]
 pub struct GatedPublication {
-    pub position: Option<StreamPosition>,
+    pub place: Place,
     pub frame: EncodedFrame,
     pub priority: Priority,
+}
+
+/// Where a gated message stands in the stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A publication at this position.
+    At(StreamPosition),
+    /// A notice behind the publication at this position.
+    Behind(StreamPosition),
     /// Publications are lost: only clients that understand `gap` messages get the frame.
-    pub is_gap: bool,
+    Gap,
+}
+
+impl Place {
+    /// True for a message that comes behind a position. Of a notice at the position itself it is not known.
+    fn is_behind(self, position: StreamPosition) -> bool {
+        match self {
+            Place::At(own) => own.epoch != position.epoch || own.offset > position.offset,
+            Place::Behind(own) => own.epoch != position.epoch || own.offset >= position.offset,
+            Place::Gap => true,
+        }
+    }
 }
 
 /// The gate while it is locked: nothing is published on the channel meanwhile.
@@ -105,11 +125,7 @@ impl OpenGate<'_> {
         position: StreamPosition,
     ) -> Option<impl Iterator<Item = &GatedPublication>> {
         let skipped = self.from.checked_sub(self.kept.first)?;
-        let is_behind = move |gated: &&GatedPublication| {
-            gated
-                .position
-                .is_none_or(|other| other.epoch != position.epoch || other.offset > position.offset)
-        };
+        let is_behind = move |gated: &&GatedPublication| gated.place.is_behind(position);
         Some(
             self.kept
                 .publications
@@ -151,10 +167,9 @@ mod tests {
 
     fn publish(gate: &Gate, offset: u64) {
         let publication = || GatedPublication {
-            position: Some(position(offset)),
+            place: Place::At(position(offset)),
             frame: EncodedFrame::text(&[b'x'; 8]),
             priority: Priority::Normal,
-            is_gap: false,
         };
         gate.pass(publication, LIMIT, || ());
     }
@@ -164,8 +179,10 @@ mod tests {
         let behind = open.behind(position(offset))?;
         Some(
             behind
-                .filter_map(|gated| gated.position)
-                .map(|at| at.offset)
+                .filter_map(|gated| match gated.place {
+                    Place::At(at) => Some(at.offset),
+                    _ => None,
+                })
                 .collect(),
         )
     }
@@ -187,6 +204,15 @@ mod tests {
         assert_eq!(gate.kept.lock().bytes, 0);
         let third = gate.begin();
         assert_eq!(behind(&gate, third, 3), Some(vec![]));
+    }
+
+    #[test]
+    fn a_notice_before_the_last_publication_is_not_behind_it() {
+        let at = position(5);
+        assert!(!Place::At(at).is_behind(at) && Place::At(position(6)).is_behind(at));
+        assert!(!Place::Behind(position(4)).is_behind(at) && Place::Behind(at).is_behind(at));
+        let other = StreamPosition { epoch: 2, ..at };
+        assert!(Place::At(other).is_behind(at) && Place::Gap.is_behind(at));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::channel::{Channel, InFlight, Members};
 use super::counters::Counters;
 use super::delivery::{Delivery, DeliveryOptions};
 use super::encode::encode;
-use super::gate::GatedPublication;
+use super::gate::{GatedPublication, Place};
 use super::shards::Shards;
 use super::stamps::Stamps;
 use crate::base::priority::{Priority, SlowConsumer};
@@ -139,16 +139,18 @@ impl Sink for ChannelSink {
             (_, policy) => policy,
         };
         let delivery_options = DeliveryOptions {
-            offset: delivered.position.map(|position| position.offset),
+            offset: delivered.is_kept.then_some(delivered.position.offset),
             priority: delivered.priority,
             policy,
         };
         let frame = delivered.frame;
         let gated = || GatedPublication {
-            position: delivered.position,
+            place: match delivered.kind {
+                PublicationKind::Notice => Place::Behind(delivered.position),
+                _ => Place::At(delivered.position),
+            },
             frame: frame.clone(),
             priority: delivery_options.priority,
-            is_gap: false,
         };
         channel.gate.pass(gated, self.distributor.gate_bytes, || {
             self.distributor.fan_out(&channel, frame, delivery_options)
@@ -163,10 +165,9 @@ impl Sink for ChannelSink {
         let top = top.map(|top| (top.epoch, top.offset));
         let frame = encode(|out| messages::write_lost(out, stamp, &channel.name, top));
         let gated = || GatedPublication {
-            position: None,
+            place: Place::Gap,
             frame: frame.clone(),
             priority: Priority::High,
-            is_gap: true,
         };
         self.distributor.counters.dropped(LOST, &channel.name, 1);
         channel.gate.pass(gated, self.distributor.gate_bytes, || {

@@ -163,8 +163,10 @@ pub struct Outgoing<'a> {
 /// A publication or notice on its way from the broker to subscribers.
 #[derive(Clone, Copy, Debug)]
 pub struct Delivered<'a> {
-    /// `None` for a message that is not kept.
-    pub position: Option<StreamPosition>,
+    /// The position of a publication, kept or not; of a notice, the position of the last publication before the notice.
+    pub position: StreamPosition,
+    /// The history keeps the message, and the message carries its offset.
+    pub is_kept: bool,
     pub priority: Priority,
     pub kind: PublicationKind,
     pub frame: &'a EncodedFrame,

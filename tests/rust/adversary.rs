@@ -4,8 +4,8 @@
 use _tantor::base::completion::{Completion, Later, Progress};
 use _tantor::core::history::{Bytes, StreamPosition};
 use _tantor::ports::broker::{
-    Broker, BrokerSize, Delivered, Failure, IdempotencyKey, Outgoing, Query, Reading, Receipt,
-    Sink, Stream, View,
+    Broker, BrokerSize, Delivered, Failure, IdempotencyKey, Outgoing, PublicationKind, Query,
+    Reading, Receipt, Sink, Stream, View,
 };
 use _tantor::ports::store::{SavedStream, UsedKey};
 use _tantor::settings::channel_kind::ChannelKind;
@@ -379,8 +379,8 @@ impl Sink for LossySink {
     fn deliver(&self, delivered: &Delivered<'_>) -> usize {
         let mut state = self.state.lock().unwrap();
         let (random, missing) = &mut *state;
-        if delivered.position.is_some() && random.percent(self.lost) {
-            *missing = delivered.position;
+        if delivered.kind != PublicationKind::Notice && random.percent(self.lost) {
+            *missing = Some(delivered.position);
             return 0;
         }
         if let Some(top) = missing.take() {

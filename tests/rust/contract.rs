@@ -2,11 +2,8 @@
 
 use crate::adversary::{Adversary, Behaviour};
 use crate::peer::history_limits;
-use crate::sqlite::wait_until;
-use crate::stores::{LIMITS, PATIENCE, WaitedFor, every_store, offsets, reopen, sqlite};
-use _tantor::adapters::memory_broker::{BrokerLimits, MemoryBroker};
-use _tantor::adapters::memory_store::MemoryStore;
-use _tantor::adapters::sqlite::{Limits, SqliteStore};
+use crate::stores::{PATIENCE, every_store};
+use _tantor::adapters::memory_broker::MemoryBroker;
 use _tantor::base::completion::{Completion, Progress};
 use _tantor::base::priority::{Priority, SlowConsumer};
 use _tantor::core::history::{Page, StreamPosition, Unrecovered};
@@ -14,7 +11,6 @@ use _tantor::ports::broker::{
     Broker, Delivered, Failure, Found, IdempotencyKey, Outgoing, PublicationKind, Query, Receipt,
     Sink, Stream, View,
 };
-use _tantor::ports::store::{Committed, NotTaken, Store, StoreError};
 use _tantor::settings::channel_kind::ChannelKind;
 use _tantor::settings::channel_settings::ChannelSettings;
 use _tantor::wire::frame::Unsealed;
@@ -66,7 +62,7 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    fn offsets(&self) -> Vec<u64> {
+    pub fn offsets(&self) -> Vec<u64> {
         self.offsets
             .lock()
             .unwrap()
@@ -79,7 +75,8 @@ impl Recorder {
 
 impl Sink for Recorder {
     fn deliver(&self, delivered: &Delivered<'_>) -> usize {
-        let offset = delivered.position.map(|position| position.offset);
+        let is_notice = delivered.kind == PublicationKind::Notice;
+        let offset = (!is_notice).then_some(delivered.position.offset);
         self.offsets.lock().unwrap().push(offset);
         1
     }
@@ -91,7 +88,7 @@ impl Sink for Recorder {
     }
 }
 
-fn settings() -> ChannelSettings {
+pub fn settings() -> ChannelSettings {
     ChannelSettings {
         history_size: 100,
         message_ttl: Duration::from_secs(3600),
@@ -100,7 +97,7 @@ fn settings() -> ChannelSettings {
     }
 }
 
-fn attach_with(
+pub fn attach_with(
     broker: &dyn Broker,
     name: &str,
     settings: ChannelSettings,
@@ -111,12 +108,12 @@ fn attach_with(
     (stream, recorder)
 }
 
-fn attach(broker: &dyn Broker, name: &str) -> Arc<dyn Stream> {
+pub fn attach(broker: &dyn Broker, name: &str) -> Arc<dyn Stream> {
     attach_with(broker, name, settings()).0
 }
 
 /// The outcome of a call, whenever it comes.
-fn outcome<T: Send + 'static>(
+pub fn outcome<T: Send + 'static>(
     call: impl FnOnce(&mut dyn FnMut() -> Completion<T, Failure>) -> Progress<T, Failure>,
 ) -> Result<T, Failure> {
     let (tell, told) = mpsc::channel();
@@ -130,7 +127,7 @@ fn outcome<T: Send + 'static>(
     }
 }
 
-fn outgoing<'a>(body: &'a [u8], key: Option<IdempotencyKey<'a>>) -> Outgoing<'a> {
+pub fn outgoing<'a>(body: &'a [u8], key: Option<IdempotencyKey<'a>>) -> Outgoing<'a> {
     Outgoing {
         body: Unsealed::new(body),
         priority: Priority::Normal,
@@ -140,13 +137,13 @@ fn outgoing<'a>(body: &'a [u8], key: Option<IdempotencyKey<'a>>) -> Outgoing<'a>
     }
 }
 
-const BODY: &[u8] = b"{\"n\":1";
+pub const BODY: &[u8] = b"{\"n\":1";
 
-fn publish(stream: &dyn Stream) -> Result<Receipt, Failure> {
+pub fn publish(stream: &dyn Stream) -> Result<Receipt, Failure> {
     outcome(|later| stream.publish(&outgoing(BODY, None), later))
 }
 
-fn publish_durably(stream: &dyn Stream, body: &[u8]) -> Result<Receipt, Failure> {
+pub fn publish_durably(stream: &dyn Stream, body: &[u8]) -> Result<Receipt, Failure> {
     let durable = Outgoing {
         is_durable: true,
         ..outgoing(body, None)
@@ -176,7 +173,7 @@ fn offsets_of(frames: &[_tantor::wire::frame::EncodedFrame]) -> Vec<u64> {
 }
 
 /// The offsets of what is kept.
-fn kept(stream: &dyn Stream) -> Vec<u64> {
+pub fn kept(stream: &dyn Stream) -> Vec<u64> {
     let page = Page {
         limit: usize::MAX,
         after: None,
@@ -316,6 +313,22 @@ fn notices_take_no_position_and_are_not_kept() {
 }
 
 #[test]
+fn what_is_not_kept_is_delivered_at_its_position() {
+    for Tested { name, broker, .. } in brokers() {
+        let settings = ChannelSettings {
+            history_size: 0,
+            ..settings()
+        };
+        let (stream, recorder) = attach_with(&*broker, "a", settings);
+        for _ in 0..3 {
+            assert_eq!(publish(&*stream).unwrap().position, None, "{name}");
+        }
+        assert_eq!(top(&*stream), 3, "{name}");
+        assert_eq!(recorder.offsets(), [1, 2, 3], "{name}");
+    }
+}
+
+#[test]
 fn a_repeat_under_a_key_publishes_nothing_and_waits_for_the_first() {
     for Tested { name, broker, .. } in brokers() {
         let stream = attach(&*broker, "a");
@@ -397,104 +410,4 @@ fn what_has_expired_is_let_go() {
         assert_eq!((size.messages, size.bytes.evictable), (0, 0), "{name}");
         assert_eq!(top(&*stream), 1, "{name}");
     }
-}
-
-#[test]
-fn all_channels_together_keep_no_more_than_the_budget() {
-    let broker = MemoryBroker::new(Arc::new(MemoryStore), history_limits(20_000));
-    for number in 0..1000 {
-        publish(&*attach(&broker, &format!("channel {}", number % 7))).unwrap();
-    }
-    let size = broker.size();
-    assert!(
-        size.bytes.evictable <= 20_000 && size.messages > 10,
-        "{size:?}"
-    );
-    // the newest are those that are left
-    assert_eq!(kept(&*attach(&broker, "channel 5")).last(), Some(&143));
-}
-
-#[test]
-fn a_durable_publication_that_has_no_room_is_not_handed_over_and_takes_no_position() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = Arc::new(sqlite(folder.path()));
-    store.open().unwrap();
-    let limits = BrokerLimits {
-        durable_bytes: 4096,
-        ..history_limits(1 << 20)
-    };
-    let broker = MemoryBroker::new(store, limits);
-    let (stream, recorder) = attach_with(&broker, "a", settings());
-    let large = format!("{{\"n\":\"{}\"", "x".repeat(8192));
-    for (body, has_room) in [(BODY, true), (large.as_bytes(), false), (BODY, true)] {
-        match publish_durably(&*stream, body) {
-            Ok(_) => assert!(has_room),
-            Err(Failure::Refused(why)) => {
-                assert!(!has_room && why.contains("durable_bytes is 4096"));
-            }
-            Err(other) => panic!("{other:?}"),
-        }
-    }
-    assert_eq!(
-        (recorder.offsets(), kept(&*stream)),
-        (vec![1, 2], vec![1, 2])
-    );
-}
-
-#[test]
-fn invented_channels_fill_no_more_than_the_queue_while_the_file_is_locked() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("tantor.db");
-    let limits = Limits {
-        queue_bytes: 64 << 10,
-        ..LIMITS
-    };
-    let store = Arc::new(SqliteStore::new(&path, limits));
-    store.open().unwrap();
-    let broker = MemoryBroker::new(
-        Arc::clone(&store) as Arc<dyn Store>,
-        history_limits(1 << 20),
-    );
-    let other = rusqlite::Connection::open(&path).unwrap();
-    other.execute_batch("BEGIN IMMEDIATE").unwrap();
-    for number in 0..5000 {
-        let name = format!("invented {number}");
-        assert!(publish(&*attach(&broker, &name)).is_ok());
-        broker.remove(&name);
-    }
-    let stays = attach(&broker, "stays");
-    assert!(publish(&*stays).is_ok());
-    let health = store.health();
-    // each opening that was taken has a deletion, which is never refused
-    assert!(health.queued_bytes <= 2 * limits.queue_bytes, "{health:?}");
-    assert!(health.changes_lost > 4000, "{health:?}");
-    other.execute_batch("COMMIT").unwrap();
-    wait_until("all is saved", || store.health().queued_changes == 0);
-    assert!(publish(&*stays).is_ok());
-    let saved = reopen(&*store);
-    assert_eq!(saved.streams.len(), 1, "{:?}", saved.streams);
-    assert_eq!(offsets(&saved, "stays"), [2], "it is announced again");
-    store.close(PATIENCE);
-}
-
-#[test]
-fn a_channel_whose_last_publication_could_not_be_saved_takes_the_next_and_ends() {
-    let full = WaitedFor(|committed: Option<Committed>| {
-        Err(NotTaken {
-            error: StoreError("full".to_owned()),
-            committed,
-        })
-    });
-    let broker = MemoryBroker::new(Arc::new(full), history_limits(1 << 20));
-    let settings = ChannelSettings {
-        durable: true,
-        ..settings()
-    };
-    let (stream, recorder) = attach_with(&broker, "a", settings);
-    for _ in 0..2 {
-        let refused = publish(&*stream);
-        assert_eq!(refused, Err(Failure::Refused("full".to_owned())));
-    }
-    assert!(recorder.offsets().is_empty());
-    assert!(broker.detach("a"), "nothing is kept");
 }

@@ -13,6 +13,7 @@ mod full;
 mod kept;
 mod lanes;
 mod layers;
+mod memory_broker;
 mod messages;
 mod notices;
 mod oracle;

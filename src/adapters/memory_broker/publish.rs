@@ -76,7 +76,7 @@ impl MemoryStream {
         }
         let receipt = Receipt {
             position: kept_at,
-            recipients: self.hand_over(publication, kept_at, &frame),
+            recipients: self.hand_over(publication, position, &frame),
             is_duplicate: false,
         };
         if !self.keeps {
@@ -156,7 +156,8 @@ impl MemoryStream {
                 Ok(()) => {
                     let mut state = stream.state.lock();
                     let delivered = Delivered {
-                        position: Some(position),
+                        position,
+                        is_kept: true,
                         priority,
                         kind,
                         frame: &saved_frame,
@@ -207,11 +208,12 @@ impl MemoryStream {
     fn hand_over(
         &self,
         publication: &Outgoing<'_>,
-        position: Option<StreamPosition>,
+        position: StreamPosition,
         frame: &EncodedFrame,
     ) -> usize {
         self.sink.deliver(&Delivered {
             position,
+            is_kept: self.keeps,
             priority: publication.priority,
             kind: publication.kind,
             frame,

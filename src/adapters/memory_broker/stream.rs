@@ -103,7 +103,11 @@ impl Stream for MemoryStream {
             return 0;
         }
         self.sink.deliver(&Delivered {
-            position: None,
+            position: StreamPosition {
+                epoch: state.history.epoch,
+                offset: state.history.top,
+            },
+            is_kept: false,
             priority: Priority::Normal,
             kind: PublicationKind::Notice,
             frame: &frame,
