@@ -36,6 +36,9 @@ enum Entered {
     Failed(Failure),
 }
 
+/// Why a question about a channel has no answer.
+pub(super) const LEFT: &str = "the client has left the channel";
+
 impl Node {
     /// Puts a client on a channel. Returns the channel, which is then to be told, unless the client is on the channel
     /// already, or the broker has not answered yet. The question is answered before the connection gets anything that is
@@ -146,7 +149,7 @@ impl Node {
         let reading = self.stream(channel).read(query, &mut || {
             let next = self.next_entering();
             number = Some(next);
-            self.enter_later(client, next, question)
+            self.enter_later(client, &channel.name, next, question)
         });
         if let Reading::Ended(outcome) = reading {
             return Some(self.finish(client, state, &entry, outcome, question));
@@ -166,21 +169,25 @@ impl Node {
     fn enter_later(
         self: &Arc<Self>,
         client: &Arc<Client>,
+        name: &Arc<str>,
         number: u64,
         question: Option<&Question<'_>>,
     ) -> Completion<View, Failure> {
         let (node, client) = (Arc::clone(self), Arc::clone(client));
-        let question = question.map(Question::to_owned);
+        let (name, question) = (Arc::clone(name), question.map(Question::to_owned));
         Completion::new(move |outcome| {
             let mut state = client.state.lock();
-            // the client may have left the channel, or lost the connection
-            let Some(mut entering) = state.take_entering(number) else {
-                return;
-            };
-            let Some(entry) = entering.entry.take() else {
-                return;
-            };
             let question = question.as_ref();
+            let entering = state.take_entering(number);
+            let Some((entering, entry)) = entering.and_then(Entering::into_parts) else {
+                // the client has left the channel, or lost the connection
+                if let Some(question) = question
+                    && state.connection_id == Some(question.connection_id)
+                {
+                    node.refuse_question(question, &name, LEFT);
+                }
+                return;
+            };
             let joined = match node.finish(&client, &mut state, &entry, outcome, question) {
                 Entered::Joined(total) => {
                     let channel = Arc::clone(entry.channel());

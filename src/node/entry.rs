@@ -69,6 +69,12 @@ impl Entering {
         &*self.channel == channel
     }
 
+    /// Takes the entry out; `None` while the broker is not asked.
+    pub fn into_parts(mut self) -> Option<(Self, Entry)> {
+        let entry = self.entry.take()?;
+        Some((self, entry))
+    }
+
     /// Keeps a question until the client is on the channel; false if too many wait.
     pub fn add_question(&mut self, question: &Question<'_>) -> bool {
         let has_room = self.questions.len() < MAX_QUESTIONS;

@@ -5,7 +5,7 @@ use super::channel::{Channel, Members, Notice, Tell};
 use super::channels::kind_of;
 use super::client::{Client, ClientState, Joined, Live};
 use super::delivery::Delivery;
-use super::entering::NewMember;
+use super::entering::{LEFT, NewMember};
 use super::question::Question;
 use super::wiring::Node;
 use crate::base::clock::SteadyTime;
@@ -82,11 +82,7 @@ impl Node {
         let mut state = client.state.lock();
         let was_remembered = state.forget_channel(channel);
         if let Some(entering) = state.stop_entering(channel) {
-            self.refuse_questions(
-                &entering.questions,
-                channel,
-                "the client has left the channel",
-            );
+            self.refuse_questions(&entering.questions, channel, LEFT);
         }
         let Some(at) = state.position(channel) else {
             if was_remembered {

@@ -25,4 +25,6 @@ mod sessions;
 mod shards;
 mod sqlite;
 mod stores;
+mod whole_node;
+mod whole_node_client;
 mod wire;

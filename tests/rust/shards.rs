@@ -6,6 +6,8 @@ use _tantor::adapters::memory_store::MemoryStore;
 use _tantor::base::error::Disconnect;
 use _tantor::core::hub::{Hub, Slot};
 use _tantor::node::{Client, ConnectRequest, ConnectionId, Delivery, Node, ShardHandle};
+use _tantor::ports::broker::Broker;
+use _tantor::ports::store::Store;
 use _tantor::settings::config::Config;
 use _tantor::wire::frame::EncodedFrame;
 use serde_json::{Value as Json, json};
@@ -15,8 +17,17 @@ use std::sync::Arc;
 /// A node with so many shards behind it; nothing is taken from their inboxes yet.
 pub fn node_with_shards(config: Config, shards: usize) -> (Arc<Node>, Vec<Arc<ShardHandle>>) {
     let broker = MemoryBroker::new(Arc::new(MemoryStore), history_limits(config.history_bytes));
-    let store = Arc::new(MemoryStore);
-    let node = Arc::new(Node::new(Arc::new(config), Arc::new(broker), store));
+    node_on(config, Arc::new(broker), Arc::new(MemoryStore), shards)
+}
+
+/// A node on top of a broker and a store, with so many shards behind it.
+pub fn node_on(
+    config: Config,
+    broker: Arc<dyn Broker>,
+    store: Arc<dyn Store>,
+    shards: usize,
+) -> (Arc<Node>, Vec<Arc<ShardHandle>>) {
+    let node = Arc::new(Node::new(Arc::new(config), broker, store));
     let shards: Vec<_> = (0..shards)
         .map(|_| Arc::new(ShardHandle::new(usize::MAX)))
         .collect();
@@ -33,12 +44,16 @@ pub struct Shard {
     taken: Vec<Delivery>,
     pending: VecDeque<Delivery>,
     lines: Vec<Line>,
+    /// The clients acknowledge messages.
+    pub acknowledges: bool,
 }
 
 /// One connection: what was written to it and not read yet.
 struct Line {
     client: Arc<Client>,
     is_open: bool,
+    /// The emergencies that went out before the connection began.
+    emergencies: u64,
     unread: VecDeque<Json>,
 }
 
@@ -58,6 +73,7 @@ impl Shard {
             taken: Vec::new(),
             pending: VecDeque::new(),
             lines: Vec::new(),
+            acknowledges: false,
         }
     }
 
@@ -66,7 +82,7 @@ impl Shard {
         let slot = self.lines.len() as Slot;
         let request = ConnectRequest {
             resume: token,
-            acknowledges: false,
+            acknowledges: self.acknowledges,
             ..ConnectRequest::default()
         };
         let connected = self
@@ -76,6 +92,7 @@ impl Shard {
         self.lines.push(Line {
             client: Arc::clone(&connected.client),
             is_open: true,
+            emergencies: connected.emergencies,
             unread: VecDeque::new(),
         });
         self.node.join_default_channel(&connected);
@@ -130,7 +147,9 @@ impl Shard {
         let unread = &mut self.lines[slot as usize].unread;
         let mut channels = BTreeSet::new();
         unread.retain(|message| {
-            let is_kept = message["offset"].is_null() || message["event"] == "reply";
+            let is_kept = message["offset"].is_null()
+                || message["event"] == "reply"
+                || message["ack"] == true;
             if !is_kept {
                 channels.insert(message["channel"].to_string());
             }
@@ -196,8 +215,9 @@ impl Shard {
                 disconnect,
                 ..
             } if self.has(connection_id) => self.end(connection_id.slot, disconnect),
-            Delivery::Urgent { frame, .. } => {
-                for line in self.lines.iter_mut().filter(|line| line.is_open) {
+            Delivery::Urgent { number, frame, .. } => {
+                let is_meant = |line: &&mut Line| line.is_open && line.emergencies < number;
+                for line in self.lines.iter_mut().filter(is_meant) {
                     line.unread.push_back(parsed(&frame));
                 }
             }

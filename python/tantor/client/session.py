@@ -308,7 +308,7 @@ class Session:
             self._answered(ref, message)
         elif channel == SYSTEM and self._is_of_the_system(message):
             pass
-        elif event == "gap" and isinstance(channel, str) and "dropped" in message:
+        elif event == "gap" and isinstance(channel, str) and "recover" in message:
             stream = self._streams.get(channel)
             if stream is not None:
                 stream.gap(message)

@@ -764,6 +764,7 @@ class Session {
   /** A join was refused. @param {Subscription} subscription @param {TantorError} error */
   drop(subscription, error) {
     const { channel, position } = subscription;
+    if (this.#subscriptions.get(channel) !== subscription) return; // it was left meanwhile, and refused
     this.#subscriptions.delete(channel);
     this.tell("dropped", channel);
     this.settled();
