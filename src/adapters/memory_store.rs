@@ -1,34 +1,19 @@
 //! Nothing is saved: what the process knows ends with it.
 
-use crate::ports::store::{Change, Committed, Health, NotTaken, Saved, Store, StoreError};
+use crate::ports::durability::{Committed, Durability, Health, NotTaken, StoreError};
+use crate::ports::saved_sessions::{SavedSessions, SessionChange};
+use crate::ports::store::{Saved, Store};
+use crate::ports::stream_log::{StreamChange, StreamLog};
 use crate::wire::frame::EncodedFrame;
 use std::time::Duration;
 
 #[derive(Debug, Default)]
 pub struct MemoryStore;
 
-impl Store for MemoryStore {
-    fn open(&self) -> Result<Saved, StoreError> {
-        Ok(Saved::default())
-    }
-
-    fn save(
-        &self,
-        _change: Change<&EncodedFrame>,
-        committed: Option<Committed>,
-    ) -> Result<(), NotTaken> {
-        if let Some(committed) = committed {
-            committed.complete(Ok(()));
-        }
+impl Durability for MemoryStore {
+    fn barrier(&self, committed: Committed) -> Result<(), NotTaken> {
+        committed.complete(Ok(()));
         Ok(())
-    }
-
-    fn note_published(&self, _: &str, _: bool) -> bool {
-        true
-    }
-
-    fn is_busy(&self) -> bool {
-        false
     }
 
     fn health(&self) -> Health {
@@ -40,6 +25,40 @@ impl Store for MemoryStore {
 
     fn is_durable(&self) -> bool {
         false
+    }
+}
+
+impl StreamLog for MemoryStore {
+    fn append(
+        &self,
+        _: StreamChange<&EncodedFrame>,
+        committed: Option<Committed>,
+    ) -> Result<(), NotTaken> {
+        committed.map_or(Ok(()), |committed| self.barrier(committed))
+    }
+
+    fn note_published(&self, _: &str, _: bool) -> bool {
+        true
+    }
+
+    fn is_busy(&self) -> bool {
+        false
+    }
+}
+
+impl SavedSessions for MemoryStore {
+    fn save(
+        &self,
+        _: SessionChange<&EncodedFrame>,
+        committed: Option<Committed>,
+    ) -> Result<(), NotTaken> {
+        committed.map_or(Ok(()), |committed| self.barrier(committed))
+    }
+}
+
+impl Store for MemoryStore {
+    fn open(&self) -> Result<Saved, StoreError> {
+        Ok(Saved::default())
     }
 
     fn close(&self, _within: Duration) {}

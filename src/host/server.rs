@@ -97,7 +97,7 @@ impl Server {
                 of_one_client: config.max_client_keys,
             },
         };
-        let broker = MemoryBroker::new(Arc::clone(&store), limits);
+        let broker = MemoryBroker::new(store.clone(), limits);
         let node = Arc::new(Node::new(Arc::new(config), Arc::new(broker), store));
         Arc::new(Self {
             node,

@@ -11,7 +11,7 @@ use crate::base::priority::Priority;
 use crate::core::events::Detail;
 use crate::ports::broker::{Failure, Outgoing, PublicationKind, Publishing, Receipt};
 use crate::ports::calls::Emergency;
-use crate::ports::store::{Change, Committed};
+use crate::ports::durability::Committed;
 use crate::wire::frame::Unsealed;
 use crate::wire::messages::{self, Publication, Stamp};
 use std::sync::Arc;
@@ -72,7 +72,7 @@ impl Node {
                 Err(error) => Err(Error::Storage(error.0)),
             });
         });
-        if let Err(refused) = self.store.save_then(Change::Barrier, Some(committed)) {
+        if let Err(refused) = self.store.port().barrier(committed) {
             refused.complete();
         }
         Progress::Begun(Some(emergency))

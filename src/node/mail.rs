@@ -14,7 +14,7 @@ use crate::core::idempotency::{Lookup, Scope, Ticket};
 use crate::core::mailbox::{Mail, Mailbox};
 use crate::ports::broker::Failure;
 use crate::ports::calls::{DeliveryReport, PublishOptions, Sent};
-use crate::ports::store::{Committed, KeyResult, StoreError, UsedKey, complete_when_saved};
+use crate::ports::durability::{Committed, KeyResult, StoreError, UsedKey, complete_when_saved};
 use crate::wire::frame::EncodedFrame;
 use crate::wire::messages::{self, Body, Stamp};
 use std::collections::HashSet;

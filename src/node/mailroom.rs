@@ -9,7 +9,8 @@ use crate::core::events::{EventQueue, LogLevel};
 use crate::core::mailbox::{Mail, Mailbox};
 use crate::core::outbound::Unwritten;
 use crate::core::receipt::{Receipt, Receipts};
-use crate::ports::store::{Change, Committed, NotTaken, SavedMail, StoreError, UsedKey};
+use crate::ports::durability::{Committed, NotTaken, StoreError, UsedKey};
+use crate::ports::saved_sessions::{SavedMail, SessionChange};
 use crate::settings::config::Config;
 use crate::wire::frame::EncodedFrame;
 use std::collections::VecDeque;
@@ -137,7 +138,7 @@ impl Mailroom {
         self.add_waiting(letter.message, 1);
         let mut saved = Ok(());
         if self.storage.is_durable() {
-            let change = Change::Mailed {
+            let change = SessionChange::Mailed {
                 client: Arc::clone(&client.id),
                 number,
                 message: letter.message,

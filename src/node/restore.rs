@@ -5,7 +5,8 @@ use super::token::Session;
 use super::wiring::Node;
 use crate::base::clock::{SteadyTime, WallTime};
 use crate::base::error::Error;
-use crate::ports::store::{Saved, SavedClient, SavedMail};
+use crate::ports::saved_sessions::{SavedClient, SavedMail};
+use crate::ports::store::Saved;
 use std::collections::HashMap;
 use std::sync::Arc;
 

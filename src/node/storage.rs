@@ -6,7 +6,9 @@ use crate::base::error::Error;
 use crate::base::fork::{ForkSensitive, OwningProcess};
 use crate::base::sync::{Mutex, Rank};
 use crate::core::events::{EventQueue, LogLevel};
-use crate::ports::store::{Change, Committed, Health, NotTaken, Saved, SavedClient, Store};
+use crate::ports::durability::{Committed, Durability, Health, NotTaken};
+use crate::ports::saved_sessions::{SavedClient, SessionChange};
+use crate::ports::store::{Saved, Store};
 use crate::wire::frame::EncodedFrame;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -88,19 +90,19 @@ impl Storage {
         self.store.health()
     }
 
-    pub(super) fn port(&self) -> &dyn Store {
+    pub(super) fn port(&self) -> &dyn Durability {
         &*self.store
     }
 
-    /// Gives a change to the store. A store that refuses the change counts it.
-    pub fn save(&self, change: Change<&EncodedFrame>) {
+    /// Gives a change to the store, which counts a change that it refuses.
+    pub fn save(&self, change: SessionChange<&EncodedFrame>) {
         let _ = self.store.save(change, None);
     }
 
-    /// Gives a change to the store, as `Store::save`.
+    /// Gives a change to the store, as `SavedSessions::save`.
     pub fn save_then(
         &self,
-        change: Change<&EncodedFrame>,
+        change: SessionChange<&EncodedFrame>,
         committed: Option<Committed>,
     ) -> Result<(), NotTaken> {
         self.store.save(change, committed)
@@ -160,13 +162,13 @@ impl Storage {
             user_data: state.user_data.clone(),
         };
         let client = Box::new(saved);
-        self.save(Change::ClientSaved { client });
+        self.save(SessionChange::ClientSaved { client });
     }
 
     /// Saves that a client is on a channel.
     pub fn save_joined(&self, client: &Client, state: &ClientState, channel: &Arc<str>) {
         if self.is_durable() && state.session.is_some() {
-            let change = Change::Joined {
+            let change = SessionChange::Joined {
                 client: Arc::clone(&client.id),
                 channel: Arc::clone(channel),
                 at: WallTime::now(),
@@ -178,7 +180,7 @@ impl Storage {
     /// Saves that a client is not on a channel any more.
     pub fn save_left(&self, client: &Client, state: &ClientState, channel: &str) {
         if self.is_durable() && state.session.is_some() {
-            let change = Change::Left {
+            let change = SessionChange::Left {
                 client: Arc::clone(&client.id),
                 channel: channel.into(),
             };
@@ -190,7 +192,7 @@ impl Storage {
     pub fn delete_client(&self, id: &Arc<str>) {
         if self.is_durable() {
             let id = Arc::clone(id);
-            self.save(Change::ClientForgotten { id });
+            self.save(SessionChange::ClientForgotten { id });
         }
     }
 
@@ -198,7 +200,7 @@ impl Storage {
     pub fn delete_mail(&self, client_id: &Arc<str>, numbers: Vec<u64>) {
         if !numbers.is_empty() && self.is_durable() {
             let client = Arc::clone(client_id);
-            self.save(Change::Unmailed { client, numbers });
+            self.save(SessionChange::Unmailed { client, numbers });
         }
     }
 }

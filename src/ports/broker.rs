@@ -1,7 +1,8 @@
 //! The broker gives every publication its position in the stream of its channel, keeps the last publications, and hands
 //! each to the sinks of the processes that are attached to the channel.
 
-use super::store::{SavedStream, StoreError, UsedKey};
+use super::durability::{StoreError, UsedKey};
+use super::stream_log::SavedStream;
 use crate::base::completion::{Abandoned, Completion, Later, Progress};
 use crate::base::error::Error;
 use crate::base::priority::Priority;

@@ -3,5 +3,8 @@
 pub mod auth;
 pub mod broker;
 pub mod calls;
+pub mod durability;
+pub mod saved_sessions;
 pub mod stats;
 pub mod store;
+pub mod stream_log;

@@ -1,6 +1,6 @@
 //! Gauges and counters of a messenger, at one moment.
 
-use super::store::Health;
+use super::durability::Health;
 use crate::core::history::Bytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -7,7 +7,8 @@ use _tantor::ports::broker::{
     Broker, BrokerSize, Delivered, Failure, IdempotencyKey, Outgoing, PublicationKind, Query,
     Reading, Receipt, Sink, Stream, View,
 };
-use _tantor::ports::store::{SavedStream, UsedKey};
+use _tantor::ports::durability::UsedKey;
+use _tantor::ports::stream_log::SavedStream;
 use _tantor::settings::channel_kind::ChannelKind;
 use _tantor::settings::channel_settings::ChannelSettings;
 use _tantor::wire::frame::Unsealed;

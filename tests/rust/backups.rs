@@ -3,6 +3,7 @@
 use crate::stores::{PATIENCE, give, offsets, opened, publish, publish_and_wait, reopen, sqlite};
 use _tantor::adapters::sqlite::{SqliteStore, back_up, restore};
 use _tantor::ports::store::{Saved, Store};
+use _tantor::ports::stream_log::StreamLog;
 use sha2::{Digest, Sha256};
 use std::fs;
 use std::path::{Path, PathBuf};

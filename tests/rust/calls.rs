@@ -18,7 +18,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 fn calls_over(store: Arc<dyn Store>) -> Box<dyn Calls> {
-    let broker = MemoryBroker::new(Arc::clone(&store), history_limits(1 << 20));
+    let broker = MemoryBroker::new(store.clone(), history_limits(1 << 20));
     let node = Node::new(Arc::new(Config::default()), Arc::new(broker), store);
     Box::new(NodeCalls::new(Arc::new(node)))
 }

@@ -2,13 +2,16 @@
 
 use crate::sqlite::{query, wait_until};
 use crate::stores::{
-    GivenChange, LATE, LIMITS, PATIENCE, client, give, key, lasting, mailed, offsets, opened,
-    publish_and_wait, publish_text, reopen, save, trimmed, waiting,
+    GivenSessionChange, LATE, LIMITS, PATIENCE, client, give, key, lasting, mailed, offsets,
+    opened, publish_and_wait, publish_text, reopen, save, trimmed, waiting,
 };
 use _tantor::adapters::sqlite::{Limits, SqliteStore};
 use _tantor::core::history::StreamPosition;
 use _tantor::core::idempotency::LostFlag;
-use _tantor::ports::store::{Change, KeyResult, Store, UsedKey};
+use _tantor::ports::durability::{Durability, KeyResult, UsedKey};
+use _tantor::ports::saved_sessions::SessionChange;
+use _tantor::ports::store::Store;
+use _tantor::ports::stream_log::StreamChange;
 use std::path::Path;
 
 const FILE_BYTES: u64 = 4 << 20;
@@ -41,11 +44,11 @@ fn used_key(number: u64) -> UsedKey {
     }
 }
 
-type Add = fn(u64) -> GivenChange;
-type Free = fn(u64) -> Vec<GivenChange>;
+type Add = fn(u64) -> GivenSessionChange;
+type Free = fn(u64) -> Vec<GivenSessionChange>;
 
-fn mail_of(number: u64) -> GivenChange {
-    let Change::Mailed {
+fn mail_of(number: u64) -> GivenSessionChange {
+    let SessionChange::Mailed {
         client,
         message,
         expires,
@@ -55,7 +58,7 @@ fn mail_of(number: u64) -> GivenChange {
     else {
         unreachable!()
     };
-    Change::Mailed {
+    SessionChange::Mailed {
         client,
         number,
         message,
@@ -69,7 +72,7 @@ fn mail_of(number: u64) -> GivenChange {
 /// Each way to fill a file, and what frees it again.
 const WAYS: [(&str, Add, Free); 2] = [
     ("mail and keys", mail_of, |count| {
-        vec![Change::Unmailed {
+        vec![SessionChange::Unmailed {
             client: "client_1".into(),
             numbers: (0..count).collect(),
         }]
@@ -79,12 +82,12 @@ const WAYS: [(&str, Add, Free); 2] = [
         |number| {
             let mut saved = client(&format!("client_{number}"));
             saved.user_data = Some(bytes::Bytes::from(format!("\"{}\"", "x".repeat(500))));
-            Change::ClientSaved {
+            SessionChange::ClientSaved {
                 client: Box::new(saved),
             }
         },
         |count| {
-            let forgotten = |number| Change::ClientForgotten {
+            let forgotten = |number| SessionChange::ClientForgotten {
                 id: format!("client_{number}").into(),
             };
             (0..count).map(forgotten).collect()
@@ -174,7 +177,7 @@ fn a_backlog_of_more_than_the_file_takes_is_saved() {
     give(&store, trimmed("a", count - 100), None);
     give(
         &store,
-        Change::StreamForgotten {
+        StreamChange::StreamForgotten {
             stream: key("b"),
             channel: "b".into(),
         },
@@ -263,7 +266,7 @@ fn deletions_that_find_no_room_fail_durable_publications_and_hold_up_no_end() {
          BEGIN INSERT INTO ballast VALUES (zeroblob({FILE_BYTES})); END"
     );
     let forget = |channel: &str| {
-        let change = Change::StreamForgotten {
+        let change = StreamChange::StreamForgotten {
             stream: key(channel),
             channel: channel.into(),
         };

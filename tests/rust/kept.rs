@@ -13,7 +13,8 @@ use _tantor::core::idempotency::{Idempotency, Limits, Lookup, Scope};
 use _tantor::core::mailbox::{Mail, Mailbox};
 use _tantor::node::{ConnectRequest, ConnectionId, Delivery, Node, ShardHandle};
 use _tantor::ports::calls::{PublishOptions, Sent};
-use _tantor::ports::store::{Committed, Store, StoreError};
+use _tantor::ports::durability::{Committed, StoreError};
+use _tantor::ports::store::Store;
 use _tantor::settings::config::Config;
 use _tantor::wire::frame::EncodedFrame;
 use _tantor::wire::messages::Body;
@@ -202,7 +203,7 @@ fn settle(held: &Held, outcome: &Result<(), StoreError>) {
 }
 
 fn node_over(store: Arc<dyn Store>, config: Config) -> Arc<Node> {
-    let broker = MemoryBroker::new(Arc::clone(&store), history_limits(config.history_bytes));
+    let broker = MemoryBroker::new(store.clone(), history_limits(config.history_bytes));
     Arc::new(Node::new(Arc::new(config), Arc::new(broker), store))
 }
 

@@ -8,7 +8,8 @@ use _tantor::adapters::memory_broker::{BrokerLimits, MemoryBroker};
 use _tantor::adapters::memory_store::MemoryStore;
 use _tantor::adapters::sqlite::{Limits, SqliteStore};
 use _tantor::ports::broker::{Broker, Failure};
-use _tantor::ports::store::{Committed, NotTaken, Store, StoreError};
+use _tantor::ports::durability::{Committed, Durability, NotTaken, StoreError};
+use _tantor::ports::store::Store;
 use _tantor::settings::channel_settings::ChannelSettings;
 use std::sync::Arc;
 
@@ -64,10 +65,7 @@ fn invented_channels_fill_no_more_than_the_queue_while_the_file_is_locked() {
     };
     let store = Arc::new(SqliteStore::new(&path, limits));
     store.open().unwrap();
-    let broker = MemoryBroker::new(
-        Arc::clone(&store) as Arc<dyn Store>,
-        history_limits(1 << 20),
-    );
+    let broker = MemoryBroker::new(store.clone(), history_limits(1 << 20));
     let other = rusqlite::Connection::open(&path).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     for number in 0..5000 {

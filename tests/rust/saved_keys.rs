@@ -2,13 +2,17 @@
 
 use crate::sqlite::{killed, query, wait_until};
 use crate::stores::{
-    GivenChange, LATE, LIMITS, PATIENCE, give, key, lasting, opened, reopen, save, sqlite, trimmed,
+    GivenSessionChange, GivenStreamChange, LATE, LIMITS, PATIENCE, give, key, lasting, opened,
+    reopen, save, sqlite, trimmed,
 };
 use _tantor::adapters::sqlite::{Limits, SqliteStore};
 use _tantor::base::clock::WallTime;
 use _tantor::core::history::StreamPosition;
 use _tantor::core::idempotency::LostFlag;
-use _tantor::ports::store::{Change, KeyResult, Store, UsedKey};
+use _tantor::ports::durability::{KeyResult, UsedKey};
+use _tantor::ports::saved_sessions::SessionChange;
+use _tantor::ports::store::Store;
+use _tantor::ports::stream_log::{StreamChange, StreamLog};
 use _tantor::wire::messages::Stamp;
 use std::path::Path;
 use std::time::Duration;
@@ -56,8 +60,8 @@ fn sent(name: &str) -> UsedKey {
     }
 }
 
-fn publication(offset: u64, used: UsedKey) -> GivenChange {
-    Change::Published {
+fn publication(offset: u64, used: UsedKey) -> GivenStreamChange {
+    StreamChange::Published {
         stream: key("a"),
         position: StreamPosition { epoch: 1, offset },
         at: WallTime::from_micros(offset),
@@ -68,8 +72,8 @@ fn publication(offset: u64, used: UsedKey) -> GivenChange {
     }
 }
 
-fn letter(used: UsedKey) -> GivenChange {
-    Change::Mailed {
+fn letter(used: UsedKey) -> GivenSessionChange {
+    SessionChange::Mailed {
         client: "client_1".into(),
         number: 0,
         message: u64::MAX - 1,
@@ -232,7 +236,11 @@ fn a_client_has_only_its_own_saved_keys_deleted() {
     for offset in 3..=500 {
         publish(of_client("flood", offset), offset);
     }
-    give(&store, Change::ClientForgotten { id: "gone".into() }, None);
+    give(
+        &store,
+        SessionChange::ClientForgotten { id: "gone".into() },
+        None,
+    );
     let kept = reopen(&store).used_keys;
     let of = |client: &str| {
         let is_of = |used: &&UsedKey| used.client.as_deref() == Some(client);
@@ -278,7 +286,7 @@ fn positions_are_told_in_the_epoch_that_the_stream_has_now() {
     // what was published in an epoch that is over is not told in another
     give(
         &store,
-        Change::StreamForgotten {
+        StreamChange::StreamForgotten {
             stream: key("a"),
             channel: "a".into(),
         },

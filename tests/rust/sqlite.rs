@@ -8,7 +8,10 @@ use crate::stores::{
 use _tantor::adapters::sqlite::{Limits, SqliteStore};
 use _tantor::base::clock::WallTime;
 use _tantor::core::history::StreamPosition;
-use _tantor::ports::store::{Change, Committed, Saved, Store};
+use _tantor::ports::durability::{Committed, Durability};
+use _tantor::ports::saved_sessions::SessionChange;
+use _tantor::ports::store::{Saved, Store};
+use _tantor::ports::stream_log::{StreamChange, StreamLog};
 use _tantor::settings::channel_kind::ChannelKind;
 use rusqlite::Connection;
 use std::path::{Path, PathBuf};
@@ -109,9 +112,9 @@ fn memberships_come_and_go_one_by_one_and_with_their_client() {
     give(&store, joined("client_1", "late", 3), None);
     give(&store, joined("client_1", "jungle", 4), None);
     let (client, channel) = ("client_2".into(), CHANNELS[0].into());
-    give(&store, Change::Left { client, channel }, None);
+    give(&store, SessionChange::Left { client, channel }, None);
     let id = "client_3".into();
-    give(&store, Change::ClientForgotten { id }, None);
+    give(&store, SessionChange::ClientForgotten { id }, None);
     let nobody = "client_4";
     give(&store, joined(nobody, "jungle", 5), None);
     let saved = reopen(&store);
@@ -195,7 +198,7 @@ fn what_has_expired_is_not_opened() {
     let store = sqlite(folder.path());
     store.open().unwrap();
     give(&store, opened("a", 1, false), None);
-    let expired = Change::Published {
+    let expired = StreamChange::Published {
         stream: key("a"),
         position: StreamPosition {
             epoch: 1,
@@ -212,7 +215,7 @@ fn what_has_expired_is_not_opened() {
     gone.expires = Some(WallTime::from_micros(2));
     give(
         &store,
-        Change::ClientSaved {
+        SessionChange::ClientSaved {
             client: Box::new(gone),
         },
         None,
@@ -237,7 +240,7 @@ fn large_streams_are_deleted_in_chunks_while_others_are_saved() {
     }
     save(
         &store,
-        Change::StreamForgotten {
+        StreamChange::StreamForgotten {
             stream: key("large"),
             channel: "large".into(),
         },
@@ -372,7 +375,7 @@ fn files_of_earlier_schemas_are_brought_up_to_date() {
     give(&store, opened("a", 1, true), None);
     publish(&store, "a", 1, None);
     let known = Box::new(client("client_1"));
-    give(&store, Change::ClientSaved { client: known }, None);
+    give(&store, SessionChange::ClientSaved { client: known }, None);
     store.close(PATIENCE);
     let path = folder.path().join("tantor.db");
     // schema 1 had no views and no keys, knew one token of a client, and had a list of its channels
@@ -539,7 +542,7 @@ fn the_views_have_the_columns_of_flask_tsk() {
         r#"{"id":"msg_2","channel":"jungle","timestamp":2.5,"sender":"tantor","message":"yo"}"#;
     give(
         &store,
-        Change::Mailed {
+        SessionChange::Mailed {
             client: "client_1".into(),
             number: 0,
             message: 2,

@@ -4,9 +4,10 @@ use _tantor::adapters::memory_store::MemoryStore;
 use _tantor::adapters::sqlite::{Limits, SqliteStore};
 use _tantor::base::clock::WallTime;
 use _tantor::core::history::StreamPosition;
-use _tantor::ports::store::{
-    Change, Committed, Health, NotTaken, Saved, SavedClient, Store, StoreError,
-};
+use _tantor::ports::durability::{Committed, Durability, Health, NotTaken, StoreError};
+use _tantor::ports::saved_sessions::{SavedClient, SavedSessions, SessionChange};
+use _tantor::ports::store::{Saved, Store};
+use _tantor::ports::stream_log::{StreamChange, StreamLog};
 use _tantor::settings::channel_kind::ChannelKind;
 use _tantor::wire::frame::EncodedFrame;
 use proptest::prelude::*;
@@ -46,12 +47,26 @@ pub fn every_store() -> Vec<(&'static str, Arc<dyn Store>, tempfile::TempDir)> {
 /// the change.
 pub struct WaitedFor<F>(pub F);
 
-impl<F: Fn(Option<Committed>) -> Result<(), NotTaken> + Send + Sync> Store for WaitedFor<F> {
-    fn open(&self) -> Result<Saved, StoreError> {
-        Ok(Saved::default())
+impl<F: Fn(Option<Committed>) -> Result<(), NotTaken> + Send + Sync> Durability for WaitedFor<F> {
+    fn barrier(&self, committed: Committed) -> Result<(), NotTaken> {
+        (self.0)(Some(committed))
     }
 
-    fn save(&self, _: Change<&EncodedFrame>, committed: Option<Committed>) -> Result<(), NotTaken> {
+    fn health(&self) -> Health {
+        Health::default()
+    }
+
+    fn is_durable(&self) -> bool {
+        true
+    }
+}
+
+impl<F: Fn(Option<Committed>) -> Result<(), NotTaken> + Send + Sync> StreamLog for WaitedFor<F> {
+    fn append(
+        &self,
+        _: StreamChange<&EncodedFrame>,
+        committed: Option<Committed>,
+    ) -> Result<(), NotTaken> {
         (self.0)(committed)
     }
 
@@ -62,20 +77,49 @@ impl<F: Fn(Option<Committed>) -> Result<(), NotTaken> + Send + Sync> Store for W
     fn note_published(&self, _: &str, _: bool) -> bool {
         true
     }
+}
 
-    fn health(&self) -> Health {
-        Health::default()
+impl<F: Fn(Option<Committed>) -> Result<(), NotTaken> + Send + Sync> SavedSessions
+    for WaitedFor<F>
+{
+    fn save(
+        &self,
+        _: SessionChange<&EncodedFrame>,
+        committed: Option<Committed>,
+    ) -> Result<(), NotTaken> {
+        (self.0)(committed)
     }
+}
 
-    fn is_durable(&self) -> bool {
-        true
+impl<F: Fn(Option<Committed>) -> Result<(), NotTaken> + Send + Sync> Store for WaitedFor<F> {
+    fn open(&self) -> Result<Saved, StoreError> {
+        Ok(Saved::default())
     }
 
     fn close(&self, _: Duration) {}
 }
 
-/// A change with a frame that outlives the test.
-pub type GivenChange = Change<&'static EncodedFrame>;
+/// Changes with frames that outlive the test.
+pub type GivenStreamChange = StreamChange<&'static EncodedFrame>;
+pub type GivenSessionChange = SessionChange<&'static EncodedFrame>;
+
+/// A change for one of the two ports of a store.
+pub enum GivenChange {
+    Stream(GivenStreamChange),
+    Session(GivenSessionChange),
+}
+
+impl From<GivenStreamChange> for GivenChange {
+    fn from(change: GivenStreamChange) -> Self {
+        GivenChange::Stream(change)
+    }
+}
+
+impl From<GivenSessionChange> for GivenChange {
+    fn from(change: GivenSessionChange) -> Self {
+        GivenChange::Session(change)
+    }
+}
 
 pub fn lasting(text: &str) -> &'static EncodedFrame {
     Box::leak(Box::new(frame(text)))
@@ -90,8 +134,8 @@ pub fn key(channel: &str) -> u64 {
     channel.bytes().map(u64::from).sum()
 }
 
-pub fn opened(channel: &str, epoch: u64, durable: bool) -> GivenChange {
-    Change::StreamOpened {
+pub fn opened(channel: &str, epoch: u64, durable: bool) -> GivenStreamChange {
+    StreamChange::StreamOpened {
         stream: key(channel),
         channel: channel.into(),
         epoch,
@@ -118,7 +162,7 @@ pub fn publish_text(
     text: &str,
     committed: Option<Committed>,
 ) {
-    let change = Change::Published {
+    let change = StreamChange::Published {
         stream: key(channel),
         position: StreamPosition { epoch: 0, offset },
         at: WallTime::from_micros(offset),
@@ -131,21 +175,25 @@ pub fn publish_text(
 }
 
 /// Gives a change to a store; a refusal goes to its completion.
-pub fn give(store: &dyn Store, change: GivenChange, committed: Option<Committed>) {
-    if let Err(refused) = store.save(change, committed) {
+pub fn give(store: &dyn Store, change: impl Into<GivenChange>, committed: Option<Committed>) {
+    let taken = match change.into() {
+        GivenChange::Stream(change) => store.append(change, committed),
+        GivenChange::Session(change) => store.save(change, committed),
+    };
+    if let Err(refused) = taken {
         refused.complete();
     }
 }
 
-pub fn trimmed(channel: &str, through: u64) -> GivenChange {
-    Change::Trimmed {
+pub fn trimmed(channel: &str, through: u64) -> GivenStreamChange {
+    StreamChange::Trimmed {
         stream: key(channel),
         through,
     }
 }
 
-pub fn mailed(client: &str, number: u64, is_emergency: bool) -> GivenChange {
-    Change::Mailed {
+pub fn mailed(client: &str, number: u64, is_emergency: bool) -> GivenSessionChange {
+    SessionChange::Mailed {
         client: client.into(),
         number,
         message: u64::MAX - number,
@@ -172,8 +220,8 @@ pub fn client(id: &str) -> SavedClient {
 /// The channels of `client`, in the order in which it joined them.
 pub const CHANNELS: [&str; 2] = ["jungle", "a \"b\" é"];
 
-pub fn joined(client: &str, channel: &str, at: u64) -> GivenChange {
-    Change::Joined {
+pub fn joined(client: &str, channel: &str, at: u64) -> GivenSessionChange {
+    SessionChange::Joined {
         client: client.into(),
         channel: channel.into(),
         at: WallTime::from_micros(at),
@@ -183,7 +231,7 @@ pub fn joined(client: &str, channel: &str, at: u64) -> GivenChange {
 /// Saves `client`, and that it is on its channels.
 pub fn save_with_channels(store: &dyn Store, id: &str) {
     let client = Box::new(client(id));
-    give(store, Change::ClientSaved { client }, None);
+    give(store, SessionChange::ClientSaved { client }, None);
     for (channel, at) in CHANNELS.into_iter().zip(1..) {
         give(store, joined(id, channel, at), None);
     }
@@ -199,7 +247,7 @@ pub fn waiting() -> (Committed, mpsc::Receiver<Result<(), StoreError>>) {
 }
 
 /// Saves a change and waits until it is, or could not be.
-pub fn save(store: &dyn Store, change: GivenChange) -> Result<(), StoreError> {
+pub fn save(store: &dyn Store, change: impl Into<GivenChange>) -> Result<(), StoreError> {
     let (committed, told) = waiting();
     give(store, change, Some(committed));
     told.recv_timeout(PATIENCE).unwrap()
@@ -339,7 +387,7 @@ proptest! {
                     let name = format!("channel {channel}");
                     streams.remove(&name);
                     announced.remove(&name);
-                    give(&store, Change::StreamForgotten { stream: key(&name), channel: name.as_str().into() }, None);
+                    give(&store, StreamChange::StreamForgotten { stream: key(&name), channel: name.as_str().into() }, None);
                 }
                 Step::Mail { client } => {
                     let name = format!("client {client}");
@@ -352,18 +400,18 @@ proptest! {
                     let kept = mail.entry(name.clone()).or_default();
                     let gone: Vec<u64> = kept.iter().copied().filter(|number| number % 5 == which).collect();
                     kept.retain(|number| number % 5 != which);
-                    give(&store, Change::Unmailed { client: name.as_str().into(), numbers: gone }, None);
+                    give(&store, SessionChange::Unmailed { client: name.as_str().into(), numbers: gone }, None);
                 }
                 Step::SaveClient { client: number } => {
                     let name = format!("client {number}");
-                    give(&store, Change::ClientSaved { client: Box::new(client(&name)) }, None);
+                    give(&store, SessionChange::ClientSaved { client: Box::new(client(&name)) }, None);
                     clients.retain(|known| *known != name);
                     clients.push(name);
                 }
                 Step::ForgetClient { client } => {
                     let name = format!("client {client}");
                     clients.retain(|known| *known != name);
-                    give(&store, Change::ClientForgotten { id: name.as_str().into() }, None);
+                    give(&store, SessionChange::ClientForgotten { id: name.as_str().into() }, None);
                 }
                 Step::Reopen => {
                     let saved = reopen(&store);

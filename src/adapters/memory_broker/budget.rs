@@ -3,7 +3,7 @@
 use super::keys::KeyLimits;
 use crate::core::history::{Bytes, History};
 use crate::ports::broker::CHANNEL_SIZE;
-use crate::ports::store::StoreError;
+use crate::ports::durability::StoreError;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 

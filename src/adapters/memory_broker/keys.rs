@@ -4,7 +4,8 @@ use crate::base::clock::{SteadyTime, WallTime};
 use crate::base::completion::Later;
 use crate::core::idempotency::{Idempotency, Limits, Lookup, Scope, Ticket, Waiting};
 use crate::ports::broker::{Failure, IdempotencyKey, Receipt};
-use crate::ports::store::{KeyResult, Store, UsedKey, complete_when_saved};
+use crate::ports::durability::{KeyResult, UsedKey, complete_when_saved};
+use crate::ports::stream_log::StreamLog;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ pub struct KeyLimits {
 /// The keys of the application, and those of clients.
 pub(super) struct Keys {
     limits: KeyLimits,
-    store: Arc<dyn Store>,
+    log: Arc<dyn StreamLog>,
     application: Idempotency<Receipt, Failure>,
     /// Apart, so that clients cannot have the keys of the application forgotten.
     clients: Idempotency<Receipt, Failure>,
@@ -35,14 +36,14 @@ pub(super) struct KeyInUse {
 }
 
 impl Keys {
-    pub fn new(limits: KeyLimits, store: Arc<dyn Store>) -> Self {
+    pub fn new(limits: KeyLimits, log: Arc<dyn StreamLog>) -> Self {
         let of_each = Limits {
             total: limits.total,
             of_one_client: limits.of_one_client,
         };
         Self {
             limits,
-            store,
+            log,
             application: Idempotency::new(limits.ttl, of_each),
             clients: Idempotency::new(limits.ttl, of_each),
         }
@@ -73,7 +74,7 @@ impl Keys {
             Lookup::Queued(receipt) => Err(Repeat::Queued(receipt.map(duplicate))),
             Lookup::Unsaved(receipt, lost_flag) => {
                 let saved = (duplicate(receipt), lost_flag);
-                complete_when_saved(&*self.store, saved, later());
+                complete_when_saved(&*self.log, saved, later());
                 Err(Repeat::Queued(Some(duplicate(receipt))))
             }
         }
@@ -92,7 +93,7 @@ impl Keys {
             if needs_saved {
                 let lost_flag = used.ticket.lost_flag.clone();
                 let saved = (duplicate(receipt), lost_flag);
-                complete_when_saved(&*self.store, saved, completion);
+                complete_when_saved(&*self.log, saved, completion);
             } else {
                 completion.complete(Ok(duplicate(receipt)));
             }
@@ -161,7 +162,7 @@ impl Keys {
     }
 
     fn saves(&self) -> bool {
-        !self.limits.ttl.is_zero() && self.limits.total > 0 && self.store.is_durable()
+        !self.limits.ttl.is_zero() && self.limits.total > 0 && self.log.is_durable()
     }
 
     fn table(&self, used: &KeyInUse) -> &Idempotency<Receipt, Failure> {

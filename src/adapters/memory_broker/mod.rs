@@ -17,7 +17,8 @@ use crate::core::history::{Bytes, History, StreamPosition};
 use crate::ports::broker::{
     Broker, BrokerSize, Failure, Found, Query, Reading, Sink, Stream, View,
 };
-use crate::ports::store::{Change, SavedStream, Store, UsedKey};
+use crate::ports::durability::UsedKey;
+use crate::ports::stream_log::{SavedStream, StreamChange, StreamLog};
 use crate::settings::channel_kind::ChannelKind;
 use crate::settings::channel_settings::ChannelSettings;
 use budget::{Budget, charge, level};
@@ -40,7 +41,7 @@ struct Shared {
     streams: Mutex<HashMap<Arc<str>, Arc<MemoryStream>>>,
     epochs: Epochs,
     next_key: AtomicU64,
-    store: Arc<dyn Store>,
+    log: Arc<dyn StreamLog>,
     budget: Arc<Budget>,
     keys: Arc<Keys>,
     /// Held by the thread that evicts.
@@ -52,14 +53,14 @@ struct Shared {
 }
 
 impl MemoryBroker {
-    pub fn new(store: Arc<dyn Store>, limits: BrokerLimits) -> Self {
+    pub fn new(log: Arc<dyn StreamLog>, limits: BrokerLimits) -> Self {
         Self {
             shared: Arc::new(Shared {
                 streams: Mutex::new(Rank::Streams, HashMap::new()),
                 epochs: Epochs::new(),
                 next_key: AtomicU64::new(0),
-                keys: Arc::new(Keys::new(limits.keys, Arc::clone(&store))),
-                store,
+                keys: Arc::new(Keys::new(limits.keys, Arc::clone(&log))),
+                log,
                 budget: Arc::new(Budget::new(limits)),
                 evicting: Mutex::new(Rank::Eviction, ()),
                 evicted: Mutex::default(),
@@ -111,7 +112,7 @@ impl Broker for MemoryBroker {
             |saved| restored(saved, settings.durable),
         );
         let common = Common {
-            store: Arc::clone(&self.shared.store),
+            log: Arc::clone(&self.shared.log),
             budget: Arc::clone(&self.shared.budget),
             keys: Arc::clone(&self.shared.keys),
             neighbours: Arc::downgrade(&self.shared) as Weak<dyn Neighbours>,
@@ -158,7 +159,7 @@ impl Broker for MemoryBroker {
         self.shared.keys.expire();
         let now = SteadyTime::now();
         // a store without room needs to know of everything that is gone
-        let is_degraded = self.shared.store.health().is_degraded;
+        let is_degraded = self.shared.log.health().is_degraded;
         for stream in self.shared.all() {
             let mut state = stream.state.lock();
             stream.trim(&mut state, now);
@@ -235,12 +236,12 @@ impl Shared {
         drop(streams);
         stream.end(&mut state);
         if stream.saves && state.in_store != InStore::Nothing {
-            let change = Change::StreamForgotten {
+            let change = StreamChange::StreamForgotten {
                 stream: stream.key,
                 channel: Arc::clone(&stream.channel),
             };
             // a store never refuses a deletion while it is open, and forgets nothing else when it is closed
-            let _ = self.store.save(change, None);
+            let _ = self.log.append(change, None);
         }
         true
     }
@@ -294,7 +295,7 @@ mod tests {
     use crate::base::priority::{Priority, SlowConsumer};
     use crate::core::history::Page;
     use crate::ports::broker::{Delivered, Outgoing, PublicationKind};
-    use crate::ports::store::SavedPublication;
+    use crate::ports::stream_log::SavedPublication;
     use crate::wire::frame::{EncodedFrame, Unsealed};
     use std::time::Duration;
 

@@ -7,7 +7,8 @@ use crate::base::completion::{Later, Progress};
 use crate::base::sync::MutexGuard;
 use crate::core::history::{Kept, StreamPosition};
 use crate::ports::broker::{Delivered, Failure, Outgoing, Publishing, Receipt};
-use crate::ports::store::{Change, Committed, NotTaken, StoreError, UsedKey};
+use crate::ports::durability::{Committed, NotTaken, StoreError, UsedKey};
+use crate::ports::stream_log::StreamChange;
 use crate::wire::frame::EncodedFrame;
 use std::sync::Arc;
 
@@ -274,7 +275,7 @@ impl MemoryStream {
         // a store that is full refuses the announcement, and then the publication, which is counted and reported
         self.announce(state);
         let at = WallTime::now();
-        let change = Change::Published {
+        let change = StreamChange::Published {
             stream: self.key,
             position,
             at,
@@ -283,6 +284,6 @@ impl MemoryStream {
             frame,
             used_key,
         };
-        self.store.save(change, committed)
+        self.log.append(change, committed)
     }
 }

@@ -12,7 +12,8 @@ use crate::ports::broker::{
     CHANNEL_SIZE, Delivered, Failure, Found, Outgoing, PublicationKind, Query, Reading, Receipt,
     Sink, Stream, View,
 };
-use crate::ports::store::{Change, SavedStream, Store, StoreError, StreamKey};
+use crate::ports::durability::StoreError;
+use crate::ports::stream_log::{SavedStream, StreamChange, StreamKey, StreamLog};
 use crate::settings::channel_kind::ChannelKind;
 use crate::settings::channel_settings::ChannelSettings;
 use crate::wire::frame::{EncodedFrame, Unsealed};
@@ -46,7 +47,7 @@ pub(super) struct MemoryStream {
     pub state: Mutex<StreamState>,
     /// Publications that are handed over when they are saved, and are not yet.
     saving: AtomicUsize,
-    pub store: Arc<dyn Store>,
+    pub log: Arc<dyn StreamLog>,
     budget: Arc<Budget>,
     pub keys: Arc<Keys>,
     neighbours: Weak<dyn Neighbours>,
@@ -57,7 +58,7 @@ pub(super) struct MemoryStream {
 
 /// What all streams of a broker share.
 pub(super) struct Common {
-    pub store: Arc<dyn Store>,
+    pub log: Arc<dyn StreamLog>,
     pub budget: Arc<Budget>,
     pub keys: Arc<Keys>,
     pub neighbours: Weak<dyn Neighbours>,
@@ -122,7 +123,7 @@ impl Stream for MemoryStream {
         self.trim(&mut state, SteadyTime::now());
         // A position that is given out, even offset 0, has to be known after a restart. While the save queue is half
         // full, a read does not announce the stream; its first publication does.
-        if self.saves && (state.in_store == InStore::Announced || !self.store.is_busy()) {
+        if self.saves && (state.in_store == InStore::Announced || !self.log.is_busy()) {
             self.announce(&mut state);
         }
         Reading::Ended(Ok(view(&state.history, query)))
@@ -181,7 +182,7 @@ impl MemoryStream {
         (in_store, was_durable): (InStore, bool),
     ) -> Arc<Self> {
         let keeps = settings.keeps(common.budget.limits.history_bytes);
-        let saves = keeps && common.store.is_durable();
+        let saves = keeps && common.log.is_durable();
         Arc::new_cyclic(|me| Self {
             channel: Arc::clone(channel),
             key,
@@ -203,7 +204,7 @@ impl MemoryStream {
                 },
             ),
             saving: AtomicUsize::new(0),
-            store: common.store,
+            log: common.log,
             budget: common.budget,
             keys: common.keys,
             neighbours: common.neighbours,
@@ -223,7 +224,7 @@ impl MemoryStream {
     /// Notes, once, that publications may be lost with the process.
     pub fn note_published(&self, state: &mut StreamState) {
         if !state.is_noted {
-            state.is_noted = self.store.note_published(&self.channel, state.was_durable);
+            state.is_noted = self.log.note_published(&self.channel, state.was_durable);
         }
     }
 
@@ -370,14 +371,14 @@ impl MemoryStream {
         if state.in_store == InStore::Announced {
             return true;
         }
-        let announcement = Change::StreamOpened {
+        let announcement = StreamChange::StreamOpened {
             stream: self.key,
             channel: Arc::clone(&self.channel),
             epoch: state.history.epoch,
             kind: self.kind,
             durable: self.settings.durable,
         };
-        let is_taken = self.store.save(announcement, None).is_ok();
+        let is_taken = self.log.append(announcement, None).is_ok();
         if is_taken {
             state.in_store = InStore::Announced;
         }
@@ -391,12 +392,12 @@ impl MemoryStream {
         // of a stream that the store never took there is nothing to remove
         if self.saves && is_due && state.in_store != InStore::Nothing && self.announce(state) {
             state.trimmed = through;
-            let change = Change::Trimmed {
+            let change = StreamChange::Trimmed {
                 stream: self.key,
                 through,
             };
             // a store never refuses a deletion while it is open, and is asked for nothing when it is closed
-            let _ = self.store.save(change, None);
+            let _ = self.log.append(change, None);
         }
     }
 }

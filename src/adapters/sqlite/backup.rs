@@ -5,7 +5,7 @@ use super::commits::CommitsFile;
 use super::lock::{FileLock, cannot_open};
 use super::schema::{APPLICATION_ID, MIGRATIONS};
 use crate::base::fork::ForkGuard;
-use crate::ports::store::StoreError;
+use crate::ports::durability::StoreError;
 use rusqlite::{Connection, OpenFlags};
 use std::fs::{self, File};
 use std::path::Path;

@@ -1,6 +1,8 @@
 //! Changes as they wait to be saved: copies of what they need, with their messages in the bytes of a batch.
 
-use crate::ports::store::{Change, Committed, UsedKey};
+use crate::ports::durability::{Committed, UsedKey};
+use crate::ports::saved_sessions::SessionChange;
+use crate::ports::stream_log::StreamChange;
 use crate::wire::frame::EncodedFrame;
 
 /// Changes in their order, and the bytes that they are about.
@@ -17,46 +19,67 @@ pub(super) struct Entry {
     pub weight: usize,
 }
 
-/// A change, with its message in the batch's bytes.
-pub(super) type Item = Change<Span>;
+/// A change of either port, or what the store makes of a change. `F` is the message of a publication or of mail: its frame
+/// on the way in, then its place in the batch's bytes.
+pub(super) enum Item<F = Span> {
+    Stream(StreamChange<F>),
+    Session(SessionChange<F>),
+    /// An idempotency key alone: its publication or message was deleted before it was saved.
+    KeyUsed {
+        used_key: Box<UsedKey>,
+    },
+    /// Changes nothing; completes when every change before it is saved.
+    Barrier,
+}
 
-impl<F> Change<F> {
+impl<F> Item<F> {
     /// The idempotency key to save with the change.
     pub(super) fn used_key(&self) -> Option<&UsedKey> {
         match self {
-            Change::Published { used_key, .. } | Change::Mailed { used_key, .. } => {
-                used_key.as_deref()
-            }
-            Change::KeyUsed { used_key } => Some(used_key),
+            Item::Stream(StreamChange::Published { used_key, .. })
+            | Item::Session(SessionChange::Mailed { used_key, .. }) => used_key.as_deref(),
+            Item::KeyUsed { used_key } => Some(used_key),
             _ => None,
         }
     }
 
     /// True for changes that need room in the file.
     pub(super) fn adds(&self) -> bool {
-        !self.deletes() && !matches!(self, Change::Barrier)
+        !self.deletes() && !matches!(self, Item::Barrier)
     }
 
     /// True for changes that free room in the file. Such changes are always queued.
     pub(super) fn deletes(&self) -> bool {
-        matches!(
-            self,
-            Change::Trimmed { .. }
-                | Change::StreamForgotten { .. }
-                | Change::Unmailed { .. }
-                | Change::Left { .. }
-                | Change::ClientForgotten { .. }
-        )
+        match self {
+            Item::Stream(change) => matches!(
+                change,
+                StreamChange::Trimmed { .. } | StreamChange::StreamForgotten { .. }
+            ),
+            Item::Session(change) => matches!(
+                change,
+                SessionChange::Unmailed { .. }
+                    | SessionChange::Left { .. }
+                    | SessionChange::ClientForgotten { .. }
+            ),
+            Item::KeyUsed { .. } | Item::Barrier => false,
+        }
     }
 
     /// True for changes that may be saved behind later ones that delete nothing.
     pub(super) fn may_be_passed(&self) -> bool {
-        matches!(self, Change::Published { .. } | Change::Mailed { .. })
+        matches!(
+            self,
+            Item::Stream(StreamChange::Published { .. })
+                | Item::Session(SessionChange::Mailed { .. })
+        )
     }
 
     /// True for changes that clients cause when they come, join and go.
     pub(super) fn is_of_session(&self) -> bool {
-        matches!(self, Change::ClientSaved { .. } | Change::Joined { .. })
+        matches!(
+            self,
+            Item::Session(SessionChange::ClientSaved { .. } | SessionChange::Joined { .. })
+        )
     }
 }
 
@@ -92,29 +115,40 @@ impl Batch {
     }
 
     /// Copies the message of a change into the batch's bytes.
-    pub fn take_in(&mut self, change: Change<&EncodedFrame>) -> Item {
-        change.map_frame(|frame| self.copy(frame.payload()))
+    pub fn take_in(&mut self, item: Item<&EncodedFrame>) -> Item {
+        let copy = |frame: &EncodedFrame| self.copy(frame.payload());
+        match item {
+            Item::Stream(change) => Item::Stream(change.map_frame(copy)),
+            Item::Session(change) => Item::Session(change.map_frame(copy)),
+            Item::KeyUsed { used_key } => Item::KeyUsed { used_key },
+            Item::Barrier => Item::Barrier,
+        }
     }
 }
 
-impl Change<&EncodedFrame> {
+impl Item<&EncodedFrame> {
     /// The approximate number of bytes that the change takes in memory.
     pub(super) fn weight(&self) -> usize {
         let own = match self {
-            Change::Published { frame, .. } | Change::Mailed { frame, .. } => frame.len(),
-            Change::ClientSaved { client } => {
-                size_of_val(&**client) + client.user_data.as_ref().map_or(0, bytes::Bytes::len)
-            }
-            Change::Unmailed { numbers, .. } => 8 * numbers.len(),
-            Change::Joined {
-                client, channel, ..
-            }
-            | Change::Left { client, channel } => client.len() + channel.len(),
-            Change::StreamOpened { channel, .. } | Change::StreamForgotten { channel, .. } => {
-                channel.len()
-            }
-            Change::ClientForgotten { id } => id.len(),
-            Change::Trimmed { .. } | Change::KeyUsed { .. } | Change::Barrier => 0,
+            Item::Stream(change) => match change {
+                StreamChange::Published { frame, .. } => frame.len(),
+                StreamChange::StreamOpened { channel, .. }
+                | StreamChange::StreamForgotten { channel, .. } => channel.len(),
+                StreamChange::Trimmed { .. } => 0,
+            },
+            Item::Session(change) => match change {
+                SessionChange::Mailed { frame, .. } => frame.len(),
+                SessionChange::ClientSaved { client } => {
+                    size_of_val(&**client) + client.user_data.as_ref().map_or(0, bytes::Bytes::len)
+                }
+                SessionChange::Unmailed { numbers, .. } => 8 * numbers.len(),
+                SessionChange::Joined {
+                    client, channel, ..
+                }
+                | SessionChange::Left { client, channel } => client.len() + channel.len(),
+                SessionChange::ClientForgotten { id } => id.len(),
+            },
+            Item::KeyUsed { .. } | Item::Barrier => 0,
         };
         own + key_weight(self.used_key()) + size_of::<Entry>()
     }

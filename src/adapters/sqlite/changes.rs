@@ -4,7 +4,8 @@ use super::batch::{Batch, Item};
 use super::file::DatabaseFile;
 use super::schema::NEVER;
 use crate::base::fork::ForkGuard;
-use crate::ports::store::{SavedClient, StreamKey};
+use crate::ports::saved_sessions::{SavedClient, SessionChange};
+use crate::ports::stream_log::{StreamChange, StreamKey};
 use crate::settings::channel_kind::ChannelKind;
 use rusqlite::{ErrorCode, OptionalExtension, params};
 use std::collections::HashMap;
@@ -96,7 +97,7 @@ impl DatabaseFile {
         let used_pages = self.used_pages().map_err(Failure::File)?;
         // before the additions, so that those that are to go again are not put in
         for entry in entries {
-            if let Item::Trimmed { stream, through } = &entry.item {
+            if let Item::Stream(StreamChange::Trimmed { stream, through }) = &entry.item {
                 self.note_trim(*stream, *through);
             }
         }
@@ -166,7 +167,7 @@ impl DatabaseFile {
         tops: &mut HashMap<i64, u64>,
     ) -> rusqlite::Result<()> {
         match item {
-            Item::Published {
+            Item::Stream(StreamChange::Published {
                 stream,
                 position,
                 at,
@@ -174,7 +175,7 @@ impl DatabaseFile {
                 is_durable,
                 frame,
                 used_key: _,
-            } => {
+            }) => {
                 let row = self.row_of(*stream)?;
                 let offset = position.offset;
                 tops.insert(row, offset);
@@ -200,13 +201,13 @@ impl DatabaseFile {
                     ])
                     .map(drop)
             }
-            Item::StreamOpened {
+            Item::Stream(StreamChange::StreamOpened {
                 stream,
                 channel,
                 epoch,
                 kind,
                 durable,
-            } => {
+            }) => {
                 let id = self.open_stream(channel, *epoch, *kind, *durable)?;
                 self.streams.insert(*stream, id);
                 self.opened.push(*stream);
@@ -215,15 +216,15 @@ impl DatabaseFile {
                 }
                 Ok(())
             }
-            Item::Trimmed { stream, through } => {
+            Item::Stream(StreamChange::Trimmed { stream, through }) => {
                 self.note_trim(*stream, *through);
                 Ok(())
             }
-            Item::StreamForgotten { stream, channel } => {
+            Item::Stream(StreamChange::StreamForgotten { stream, channel }) => {
                 self.early_trims.remove(stream);
                 self.forget_stream(*stream, channel)
             }
-            Item::Mailed {
+            Item::Session(SessionChange::Mailed {
                 client,
                 number,
                 message,
@@ -231,7 +232,7 @@ impl DatabaseFile {
                 is_emergency,
                 frame,
                 used_key: _,
-            } => self
+            }) => self
                 .connection
                 .prepare_cached("INSERT OR REPLACE INTO mail VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?
                 .execute(params![
@@ -243,23 +244,25 @@ impl DatabaseFile {
                     text(batch.text(*frame))
                 ])
                 .map(drop),
-            Item::Unmailed { client, numbers } => self.delete_mail(client, numbers),
-            Item::ClientSaved { client } => self.save_client(client),
-            Item::Joined {
+            Item::Session(SessionChange::Unmailed { client, numbers }) => {
+                self.delete_mail(client, numbers)
+            }
+            Item::Session(SessionChange::ClientSaved { client }) => self.save_client(client),
+            Item::Session(SessionChange::Joined {
                 client,
                 channel,
                 at,
-            } => self
+            }) => self
                 .connection
                 .prepare_cached("INSERT OR IGNORE INTO memberships VALUES (?1, ?2, ?3)")?
                 .execute(params![&**client, &**channel, at])
                 .map(drop),
-            Item::Left { client, channel } => self
+            Item::Session(SessionChange::Left { client, channel }) => self
                 .connection
                 .prepare_cached("DELETE FROM memberships WHERE client = ?1 AND channel = ?2")?
                 .execute([&**client, &**channel])
                 .map(drop),
-            Item::ClientForgotten { id } => self.forget_client(id),
+            Item::Session(SessionChange::ClientForgotten { id }) => self.forget_client(id),
             // the key was saved before
             Item::KeyUsed { .. } | Item::Barrier => Ok(()),
         }

@@ -8,7 +8,7 @@
 
 use super::lock::cannot_open;
 use crate::base::random::random_u64;
-use crate::ports::store::StoreError;
+use crate::ports::durability::StoreError;
 use sha2::{Digest, Sha256};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};

@@ -1,7 +1,8 @@
 //! Deletions that are saved before what was to be saved ahead of them: a file without room needs them first.
 
 use super::batch::{Batch, Entry, Item};
-use crate::ports::store::StreamKey;
+use crate::ports::saved_sessions::SessionChange;
+use crate::ports::stream_log::{StreamChange, StreamKey};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
@@ -56,22 +57,22 @@ struct Deleted {
 impl Deleted {
     fn note(&mut self, item: &Item) {
         match item {
-            Item::StreamForgotten { stream, .. } => {
+            Item::Stream(StreamChange::StreamForgotten { stream, .. }) => {
                 self.streams.insert(*stream);
             }
-            Item::Trimmed { stream, through } => {
+            Item::Stream(StreamChange::Trimmed { stream, through }) => {
                 let trim = self.trims.entry(*stream).or_default();
                 *trim = (*trim).max(*through);
             }
-            Item::Unmailed { client, numbers } => {
+            Item::Session(SessionChange::Unmailed { client, numbers }) => {
                 let numbers = numbers.iter().map(|number| (Arc::clone(client), *number));
                 self.mail.extend(numbers);
             }
-            Item::Left { client, channel } => {
+            Item::Session(SessionChange::Left { client, channel }) => {
                 let membership = (Arc::clone(client), Arc::clone(channel));
                 self.memberships.insert(membership);
             }
-            Item::ClientForgotten { id } => {
+            Item::Session(SessionChange::ClientForgotten { id }) => {
                 self.clients.insert(Arc::clone(id));
             }
             _ => {}
@@ -80,23 +81,27 @@ impl Deleted {
 
     fn has(&self, item: &Item) -> bool {
         match item {
-            Item::Published {
+            Item::Stream(StreamChange::Published {
                 stream, position, ..
-            } => {
+            }) => {
                 self.streams.contains(stream)
                     || self
                         .trims
                         .get(stream)
                         .is_some_and(|through| *through >= position.offset)
             }
-            Item::StreamOpened { stream, .. } => self.streams.contains(stream),
-            Item::Mailed { client, number, .. } => {
+            Item::Stream(StreamChange::StreamOpened { stream, .. }) => {
+                self.streams.contains(stream)
+            }
+            Item::Session(SessionChange::Mailed { client, number, .. }) => {
                 self.mail.contains(&(Arc::clone(client), *number))
             }
-            Item::ClientSaved { client } => self.clients.contains(&client.id),
-            Item::Joined {
+            Item::Session(SessionChange::ClientSaved { client }) => {
+                self.clients.contains(&client.id)
+            }
+            Item::Session(SessionChange::Joined {
                 client, channel, ..
-            } => {
+            }) => {
                 let membership = (Arc::clone(client), Arc::clone(channel));
                 self.clients.contains(client) || self.memberships.contains(&membership)
             }
@@ -108,14 +113,14 @@ impl Deleted {
 /// Reduces an addition that is deleted to its idempotency key and the caller that waits; false when it has neither.
 fn keep_remains(entry: &mut Entry) -> bool {
     match std::mem::replace(&mut entry.item, Item::Barrier) {
-        Item::Published {
+        Item::Stream(StreamChange::Published {
             used_key: Some(used_key),
             ..
-        }
-        | Item::Mailed {
+        })
+        | Item::Session(SessionChange::Mailed {
             used_key: Some(used_key),
             ..
-        } => {
+        }) => {
             entry.item = Item::KeyUsed { used_key };
             true
         }
@@ -130,7 +135,8 @@ mod tests {
     use crate::base::clock::WallTime;
     use crate::core::history::StreamPosition;
     use crate::core::idempotency::LostFlag;
-    use crate::ports::store::{KeyResult, SavedClient, UsedKey};
+    use crate::ports::durability::{KeyResult, UsedKey};
+    use crate::ports::saved_sessions::SavedClient;
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 
@@ -184,7 +190,7 @@ mod tests {
             })
         };
         match step {
-            Step::Publish { stream, key } => Item::Published {
+            Step::Publish { stream, key } => Item::Stream(StreamChange::Published {
                 stream,
                 position: StreamPosition {
                     epoch: 1,
@@ -195,13 +201,15 @@ mod tests {
                 is_durable: false,
                 frame: Span::default(),
                 used_key: used_key(key),
-            },
-            Step::Trim { stream, through } => Item::Trimmed { stream, through },
-            Step::Forget { stream } => Item::StreamForgotten {
+            }),
+            Step::Trim { stream, through } => {
+                Item::Stream(StreamChange::Trimmed { stream, through })
+            }
+            Step::Forget { stream } => Item::Stream(StreamChange::StreamForgotten {
                 stream,
                 channel: name(stream),
-            },
-            Step::Mail { client } => Item::Mailed {
+            }),
+            Step::Mail { client } => Item::Session(SessionChange::Mailed {
                 client: name(client),
                 number,
                 message: 0,
@@ -209,12 +217,12 @@ mod tests {
                 is_emergency: false,
                 frame: Span::default(),
                 used_key: None,
-            },
-            Step::Unmail { client, number } => Item::Unmailed {
+            }),
+            Step::Unmail { client, number } => Item::Session(SessionChange::Unmailed {
                 client: name(client),
                 numbers: vec![number],
-            },
-            Step::SaveClient { client } => Item::ClientSaved {
+            }),
+            Step::SaveClient { client } => Item::Session(SessionChange::ClientSaved {
                 client: Box::new(SavedClient {
                     id: name(client),
                     root: [0; 16],
@@ -225,17 +233,19 @@ mod tests {
                     last_ping: NOW,
                     user_data: None,
                 }),
-            },
-            Step::ForgetClient { client } => Item::ClientForgotten { id: name(client) },
-            Step::Join { client, channel } => Item::Joined {
+            }),
+            Step::ForgetClient { client } => {
+                Item::Session(SessionChange::ClientForgotten { id: name(client) })
+            }
+            Step::Join { client, channel } => Item::Session(SessionChange::Joined {
                 client: name(client),
                 channel: name(channel),
                 at: NOW,
-            },
-            Step::Leave { client, channel } => Item::Left {
+            }),
+            Step::Leave { client, channel } => Item::Session(SessionChange::Left {
                 client: name(client),
                 channel: name(channel),
-            },
+            }),
         }
     }
 
@@ -247,41 +257,41 @@ mod tests {
                 rows.insert(("key", used.key.to_string(), 0));
             }
             match &entry.item {
-                Item::Published {
+                Item::Stream(StreamChange::Published {
                     stream, position, ..
-                } => {
+                }) => {
                     rows.insert(("publication", stream.to_string(), position.offset));
                 }
-                Item::Trimmed { stream, through } => {
+                Item::Stream(StreamChange::Trimmed { stream, through }) => {
                     let stream = stream.to_string();
                     rows.retain(|row| {
                         row.0 != "publication" || row.1 != stream || row.2 > *through
                     });
                 }
-                Item::StreamForgotten { stream, .. } => {
+                Item::Stream(StreamChange::StreamForgotten { stream, .. }) => {
                     let stream = stream.to_string();
                     rows.retain(|row| row.0 != "publication" || row.1 != stream);
                 }
-                Item::Mailed { client, number, .. } => {
+                Item::Session(SessionChange::Mailed { client, number, .. }) => {
                     rows.insert(("mail", client.to_string(), *number));
                 }
-                Item::Unmailed { client, numbers } => {
+                Item::Session(SessionChange::Unmailed { client, numbers }) => {
                     rows.retain(|row| {
                         row.0 != "mail" || row.1 != **client || !numbers.contains(&row.2)
                     });
                 }
-                Item::ClientSaved { client } => {
+                Item::Session(SessionChange::ClientSaved { client }) => {
                     rows.insert(("client", client.id.to_string(), 0));
                 }
-                Item::ClientForgotten { id } => {
+                Item::Session(SessionChange::ClientForgotten { id }) => {
                     rows.retain(|row| !matches!(row.0, "client" | "member") || row.1 != **id);
                 }
-                Item::Joined {
+                Item::Session(SessionChange::Joined {
                     client, channel, ..
-                } => {
+                }) => {
                     rows.insert(("member", client.to_string(), channel.parse().unwrap()));
                 }
-                Item::Left { client, channel } => {
+                Item::Session(SessionChange::Left { client, channel }) => {
                     let row = ("member", client.to_string(), channel.parse().unwrap());
                     rows.remove(&row);
                 }

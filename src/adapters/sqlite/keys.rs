@@ -7,7 +7,7 @@ use crate::base::clock::WallTime;
 use crate::base::fork::ForkGuard;
 use crate::core::history::StreamPosition;
 use crate::core::idempotency::LostFlag;
-use crate::ports::store::{KeyResult, UsedKey};
+use crate::ports::durability::{KeyResult, UsedKey};
 use crate::wire::messages::Stamp;
 use rusqlite::{Row, params};
 use std::borrow::Cow;

@@ -2,9 +2,10 @@
 
 use super::file::DatabaseFile;
 use crate::base::clock::WallTime;
-use crate::ports::store::{
-    Saved, SavedClient, SavedMail, SavedPublication, SavedStream, StoreError,
-};
+use crate::ports::durability::StoreError;
+use crate::ports::saved_sessions::{SavedClient, SavedMail};
+use crate::ports::store::Saved;
+use crate::ports::stream_log::{SavedPublication, SavedStream};
 use crate::settings::channel_kind::ChannelKind;
 use crate::wire::frame::EncodedFrame;
 use rusqlite::{Row, params};

@@ -1,7 +1,7 @@
 //! Who may use a database: one Tantor at a time.
 
 use crate::base::fork::ClosedInChild;
-use crate::ports::store::StoreError;
+use crate::ports::durability::StoreError;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::path::Path;

@@ -25,8 +25,12 @@ pub use limits::Limits;
 
 use crate::base::fork::{self, ForkGuard};
 use crate::base::sync::{Mutex, Rank};
-use crate::ports::store::{Change, Committed, Health, NotTaken, Saved, Store, StoreError};
+use crate::ports::durability::{Committed, Durability, Health, NotTaken, StoreError};
+use crate::ports::saved_sessions::{SavedSessions, SessionChange};
+use crate::ports::store::{Saved, Store};
+use crate::ports::stream_log::{StreamChange, StreamLog};
 use crate::wire::frame::EncodedFrame;
+use batch::Item;
 use commits::CommitsFile;
 use file::DatabaseFile;
 use gauges::Gauges;
@@ -67,6 +71,66 @@ impl SqliteStore {
             gauges: Arc::default(),
             commits: Mutex::default(),
         }
+    }
+}
+
+impl Durability for SqliteStore {
+    fn barrier(&self, committed: Committed) -> Result<(), NotTaken> {
+        self.push(Item::Barrier, Some(committed))
+    }
+
+    fn health(&self) -> Health {
+        let (queued_changes, queued_bytes) = self.queue.size();
+        let gauges = &self.gauges;
+        Health {
+            kind: "sqlite",
+            path: Some(self.path.display().to_string()),
+            is_degraded: gauges.is_degraded.load(Ordering::Relaxed),
+            error: gauges.error.lock().clone(),
+            queued_changes,
+            queued_bytes,
+            commits: gauges.commits.load(Ordering::Relaxed),
+            changes_saved: gauges.saved.load(Ordering::Relaxed),
+            changes_lost: gauges.lost.load(Ordering::Relaxed),
+            file_bytes: gauges.file_bytes.load(Ordering::Relaxed),
+        }
+    }
+
+    fn is_durable(&self) -> bool {
+        true
+    }
+}
+
+impl StreamLog for SqliteStore {
+    fn append(
+        &self,
+        change: StreamChange<&EncodedFrame>,
+        committed: Option<Committed>,
+    ) -> Result<(), NotTaken> {
+        self.push(Item::Stream(change), committed)
+    }
+
+    fn note_published(&self, channel: &str, was_durable: bool) -> bool {
+        let commits = self.commits.lock().clone();
+        let is_open = commits.is_some();
+        if let Some(commits) = commits {
+            commits.note_published(channel, was_durable);
+        }
+        is_open
+    }
+
+    fn is_busy(&self) -> bool {
+        self.queue.is_half_full()
+    }
+}
+
+impl SavedSessions for SqliteStore {
+    fn save(
+        &self,
+        change: SessionChange<&EncodedFrame>,
+        committed: Option<Committed>,
+    ) -> Result<(), NotTaken> {
+        self.push(Item::Session(change), committed)
     }
 }
 
@@ -122,57 +186,6 @@ impl Store for SqliteStore {
         Ok(saved)
     }
 
-    fn save(
-        &self,
-        change: Change<&EncodedFrame>,
-        committed: Option<Committed>,
-    ) -> Result<(), NotTaken> {
-        let is_lost_if_refused = !matches!(change, Change::StreamOpened { .. });
-        self.queue.push(change, committed).map_err(|committed| {
-            if is_lost_if_refused {
-                self.gauges.lost.fetch_add(1, Ordering::Relaxed);
-            }
-            NotTaken {
-                error: self.refusal(),
-                committed,
-            }
-        })
-    }
-
-    fn note_published(&self, channel: &str, was_durable: bool) -> bool {
-        let commits = self.commits.lock().clone();
-        let is_open = commits.is_some();
-        if let Some(commits) = commits {
-            commits.note_published(channel, was_durable);
-        }
-        is_open
-    }
-
-    fn is_busy(&self) -> bool {
-        self.queue.is_half_full()
-    }
-
-    fn health(&self) -> Health {
-        let (queued_changes, queued_bytes) = self.queue.size();
-        let gauges = &self.gauges;
-        Health {
-            kind: "sqlite",
-            path: Some(self.path.display().to_string()),
-            is_degraded: gauges.is_degraded.load(Ordering::Relaxed),
-            error: gauges.error.lock().clone(),
-            queued_changes,
-            queued_bytes,
-            commits: gauges.commits.load(Ordering::Relaxed),
-            changes_saved: gauges.saved.load(Ordering::Relaxed),
-            changes_lost: gauges.lost.load(Ordering::Relaxed),
-            file_bytes: gauges.file_bytes.load(Ordering::Relaxed),
-        }
-    }
-
-    fn is_durable(&self) -> bool {
-        true
-    }
-
     fn close(&self, within: Duration) {
         let mut open = self.open.lock();
         let Some(running) = &*open else { return };
@@ -204,6 +217,23 @@ impl Open {
 }
 
 impl SqliteStore {
+    fn push(
+        &self,
+        item: Item<&EncodedFrame>,
+        committed: Option<Committed>,
+    ) -> Result<(), NotTaken> {
+        let is_lost_if_refused = !matches!(item, Item::Stream(StreamChange::StreamOpened { .. }));
+        self.queue.push(item, committed).map_err(|committed| {
+            if is_lost_if_refused {
+                self.gauges.lost.fetch_add(1, Ordering::Relaxed);
+            }
+            NotTaken {
+                error: self.refusal(),
+                committed,
+            }
+        })
+    }
+
     /// Why the queue took nothing more.
     fn refusal(&self) -> StoreError {
         let path = self.path.display();

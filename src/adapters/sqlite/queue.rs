@@ -3,7 +3,8 @@
 
 use super::batch::{Batch, Entry, Item};
 use crate::base::sync::{Condvar, Mutex};
-use crate::ports::store::{Change, Committed};
+use crate::ports::durability::Committed;
+use crate::ports::saved_sessions::SessionChange;
 use crate::wire::frame::EncodedFrame;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -94,25 +95,25 @@ impl Queue {
     /// that adds.
     pub fn push(
         &self,
-        change: Change<&EncodedFrame>,
+        item: Item<&EncodedFrame>,
         committed: Option<Committed>,
     ) -> Result<(), Option<Committed>> {
-        let weight = change.weight();
+        let weight = item.weight();
         // sessions leave half of the room to messages
-        let limit = if change.is_of_session() {
+        let limit = if item.is_of_session() {
             self.limit / 2
         } else {
             self.limit
         };
         let mut state = self.state.lock();
-        if !state.is_open || (change.adds() && state.weight + weight > limit) {
-            if let Some(used) = change.used_key() {
+        if !state.is_open || (item.adds() && state.weight + weight > limit) {
+            if let Some(used) = item.used_key() {
                 used.lost_flag.lose();
             }
             return Err(committed);
         }
         state.urgent += usize::from(committed.is_some());
-        let item = state.waiting.take_in(change);
+        let item = state.waiting.take_in(item);
         let Some(item) = state.replace_client(item, weight, committed.is_some()) else {
             return Ok(());
         };
@@ -217,10 +218,10 @@ impl State {
     /// Lets a client that is saved replace the same client, where that still waits; gives back any other item.
     fn replace_client(&mut self, item: Item, weight: usize, is_awaited: bool) -> Option<Item> {
         match &item {
-            Item::ClientSaved { client } if is_awaited => {
+            Item::Session(SessionChange::ClientSaved { client }) if is_awaited => {
                 self.clients.remove(&client.id);
             }
-            Item::ClientSaved { client } => {
+            Item::Session(SessionChange::ClientSaved { client }) => {
                 let next = self.waiting.entries.len();
                 let index = *self.clients.entry(Arc::clone(&client.id)).or_insert(next);
                 let Some(entry) = self.waiting.entries.get_mut(index) else {
@@ -230,7 +231,7 @@ impl State {
                 self.weight = self.weight + weight - std::mem::replace(&mut entry.weight, weight);
                 return None;
             }
-            Item::ClientForgotten { id } => {
+            Item::Session(SessionChange::ClientForgotten { id }) => {
                 self.clients.remove(id);
             }
             _ => {}
@@ -243,17 +244,18 @@ impl State {
 mod tests {
     use super::*;
     use crate::base::clock::WallTime;
-    use crate::ports::store::SavedClient;
+    use crate::ports::saved_sessions::SavedClient;
+    use crate::ports::stream_log::StreamChange;
 
     const LONG: Duration = Duration::from_secs(20);
 
-    fn forgotten(name: &str) -> Change<&'static EncodedFrame> {
-        Change::ClientForgotten { id: name.into() }
+    fn forgotten(name: &str) -> Item<&'static EncodedFrame> {
+        Item::Session(SessionChange::ClientForgotten { id: name.into() })
     }
 
     /// Pushes a message of this size; false when the queue refuses the message.
     fn push_mail(queue: &Queue, size: usize) -> bool {
-        let change = Change::Mailed {
+        let change = Item::Session(SessionChange::Mailed {
             client: "a".into(),
             number: 0,
             message: 0,
@@ -261,7 +263,7 @@ mod tests {
             is_emergency: false,
             frame: &EncodedFrame::text(&vec![b'x'; size]),
             used_key: None,
-        };
+        });
         queue.push(change, None).is_ok()
     }
 
@@ -281,7 +283,7 @@ mod tests {
         assert!(!push_mail(&queue, 600));
         assert!(queue.push(forgotten("a"), None).is_ok());
         let batch = taken(&queue).unwrap();
-        let Item::Mailed { frame, .. } = batch.entries[0].item else {
+        let Item::Session(SessionChange::Mailed { frame, .. }) = batch.entries[0].item else {
             panic!("another comes first")
         };
         assert_eq!(batch.text(frame), vec![b'x'; 600]);
@@ -299,17 +301,19 @@ mod tests {
 
     #[test]
     fn a_client_that_is_saved_again_replaces_itself_until_it_is_forgotten() {
-        let saved = |rotation, text: &'static str| Change::ClientSaved {
-            client: Box::new(SavedClient {
-                id: "a".into(),
-                root: [0; 16],
-                rotation,
-                previous: None,
-                expires: Some(WallTime::now()),
-                joined: WallTime::now(),
-                last_ping: WallTime::now(),
-                user_data: Some(bytes::Bytes::from_static(text.as_bytes())),
-            }),
+        let saved = |rotation, text: &'static str| {
+            Item::Session(SessionChange::ClientSaved {
+                client: Box::new(SavedClient {
+                    id: "a".into(),
+                    root: [0; 16],
+                    rotation,
+                    previous: None,
+                    expires: Some(WallTime::now()),
+                    joined: WallTime::now(),
+                    last_ping: WallTime::now(),
+                    user_data: Some(bytes::Bytes::from_static(text.as_bytes())),
+                }),
+            })
         };
         let queue = Queue::new(10_000);
         queue.open();
@@ -332,7 +336,7 @@ mod tests {
         let (changes, weight) = queue.size();
         let batch = taken(&queue).unwrap();
         let rotations = batch.entries.iter().map(|entry| match &entry.item {
-            Item::ClientSaved { client } => client.rotation,
+            Item::Session(SessionChange::ClientSaved { client }) => client.rotation,
             _ => 0,
         });
         assert_eq!(rotations.collect::<Vec<_>>(), [2, 0, 0, 4, 5, 6]);
@@ -358,7 +362,9 @@ mod tests {
                 match own.take(LONG, Gather::Usually) {
                     Taken::Batch(batch) => {
                         for entry in &batch.entries {
-                            if let Item::Trimmed { stream, through } = entry.item {
+                            if let Item::Stream(StreamChange::Trimmed { stream, through }) =
+                                entry.item
+                            {
                                 seen[stream as usize].push(through);
                             }
                         }
@@ -376,7 +382,7 @@ mod tests {
                     for through in 0..5000 {
                         let committed: Option<Committed> =
                             (through % 7 == 0).then(|| Committed::new(|_| ()));
-                        let change = Change::Trimmed { stream, through };
+                        let change = Item::Stream(StreamChange::Trimmed { stream, through });
                         assert!(queue.push(change, committed).is_ok());
                     }
                 })

@@ -8,7 +8,7 @@ use super::gauges::Gauges;
 use super::lock::FileLock;
 use super::queue::{Gather, Queue, Taken};
 use crate::base::fork::ForkGuard;
-use crate::ports::store::StoreError;
+use crate::ports::durability::StoreError;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

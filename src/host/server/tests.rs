@@ -1,7 +1,10 @@
 //! A server with real sockets.
 
 use super::*;
-use crate::ports::store::{Change, Committed, Health, NotTaken, Saved, StoreError};
+use crate::ports::durability::{Committed, Durability, Health, NotTaken, StoreError};
+use crate::ports::saved_sessions::{SavedSessions, SessionChange};
+use crate::ports::store::Saved;
+use crate::ports::stream_log::{StreamChange, StreamLog};
 use crate::settings::config::Value;
 use crate::wire::frame::EncodedFrame;
 use std::net::TcpStream;
@@ -23,12 +26,22 @@ fn read_to(socket: &mut WebSocket<TcpStream>, wanted: &str) {
 /// A store that saves nothing, and that panics when something is published on the channel "faulty".
 struct FaultyStore;
 
-impl Store for FaultyStore {
-    fn open(&self) -> Result<Saved, StoreError> {
-        Ok(Saved::default())
+impl Durability for FaultyStore {
+    fn barrier(&self, _: Committed) -> Result<(), NotTaken> {
+        Ok(())
     }
 
-    fn save(&self, _: Change<&EncodedFrame>, _: Option<Committed>) -> Result<(), NotTaken> {
+    fn health(&self) -> Health {
+        Health::default()
+    }
+
+    fn is_durable(&self) -> bool {
+        true
+    }
+}
+
+impl StreamLog for FaultyStore {
+    fn append(&self, _: StreamChange<&EncodedFrame>, _: Option<Committed>) -> Result<(), NotTaken> {
         Ok(())
     }
 
@@ -40,13 +53,17 @@ impl Store for FaultyStore {
     fn is_busy(&self) -> bool {
         false
     }
+}
 
-    fn health(&self) -> Health {
-        Health::default()
+impl SavedSessions for FaultyStore {
+    fn save(&self, _: SessionChange<&EncodedFrame>, _: Option<Committed>) -> Result<(), NotTaken> {
+        Ok(())
     }
+}
 
-    fn is_durable(&self) -> bool {
-        true
+impl Store for FaultyStore {
+    fn open(&self) -> Result<Saved, StoreError> {
+        Ok(Saved::default())
     }
 
     fn close(&self, _: Duration) {}
