@@ -16,6 +16,7 @@ mod layers;
 mod memory_broker;
 mod messages;
 mod notices;
+mod opening;
 mod oracle;
 mod order;
 mod peer;
