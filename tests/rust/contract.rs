@@ -151,7 +151,7 @@ pub fn publish_durably(stream: &dyn Stream, body: &[u8]) -> Result<Receipt, Fail
     outcome(|later| stream.publish(&durable, later))
 }
 
-fn offset(receipt: Result<Receipt, Failure>) -> u64 {
+pub fn offset(receipt: Result<Receipt, Failure>) -> u64 {
     receipt.unwrap().position.unwrap().offset
 }
 

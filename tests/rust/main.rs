@@ -4,10 +4,12 @@
 
 mod admission;
 mod adoption;
+mod adversarial_store;
 mod adversary;
 mod backups;
 mod calls;
 mod contract;
+mod contract_failures;
 mod counted;
 mod full;
 mod kept;

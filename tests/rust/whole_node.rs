@@ -1,6 +1,7 @@
 //! The whole node on a broker that answers late, fails and loses deliveries: clients lose nothing, get nothing twice,
 //! and get everything in order, or are told of a gap; every call ends once.
 
+use crate::adversarial_store::{LateStore, StoreBehaviour};
 use crate::adversary::{Adversary, Behaviour, Random};
 use crate::peer::{PATIENCE, history_limits};
 use crate::shards::{Shard, node_on};
@@ -12,6 +13,7 @@ use _tantor::base::error::{Disconnect, Error};
 use _tantor::core::history::Page;
 use _tantor::node::Node;
 use _tantor::ports::calls::{Emergency, HistoryPage, PublishOptions, Published, Sent};
+use _tantor::ports::store::Store;
 use _tantor::settings::config::Config;
 use _tantor::wire::messages::{Body, message_id_text};
 use serde_json::{Value as Json, json};
@@ -63,6 +65,14 @@ struct World {
 
 impl World {
     fn new(seed: u64) -> Self {
+        // of some seeds all channels are durable, on a store that fails
+        let saves = seed.is_multiple_of(2);
+        let store: Arc<dyn Store> = if saves {
+            Arc::new(LateStore::new(StoreBehaviour::failing(seed)))
+        } else {
+            Arc::new(MemoryStore)
+        };
+        let memory = MemoryBroker::new(Arc::clone(&store) as _, history_limits(1 << 30));
         let config = Config {
             history_size: 100_000,
             ack_timeout: Duration::from_secs(3600),
@@ -72,9 +82,9 @@ impl World {
             } else {
                 1 << 20
             },
+            durable: saves,
             ..Config::default()
         };
-        let memory = MemoryBroker::new(Arc::new(MemoryStore), history_limits(1 << 30));
         let mut random = Random::new(seed);
         let behaviour = Behaviour {
             seed,
@@ -84,7 +94,7 @@ impl World {
             delay: Duration::from_micros(random.below(3) * 100),
         };
         let broker = Adversary::new(Arc::new(memory), behaviour);
-        let (node, handles) = node_on(config, Arc::new(broker), Arc::new(MemoryStore), SHARDS);
+        let (node, handles) = node_on(config, Arc::new(broker), store, SHARDS);
         let shards = handles.iter().enumerate();
         let shards = shards.map(|(index, handle)| {
             let mut shard = Shard::new(index, &node, handle);
@@ -103,7 +113,7 @@ impl World {
             tell,
             told,
             random,
-            sight: Sight::default(),
+            sight: Sight::new(saves),
             club: BTreeMap::new(),
         };
         for at in 0..CLIENTS {
