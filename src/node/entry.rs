@@ -84,3 +84,47 @@ impl Entering {
         has_room
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::client::ClientState;
+    use crate::node::delivery::ConnectionId;
+
+    fn entering(channel: &str, purpose: Purpose) -> Entering {
+        Entering {
+            number: 1,
+            purpose,
+            channel: channel.into(),
+            entry: None,
+            questions: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn only_so_many_questions_wait() {
+        let connection_id = ConnectionId {
+            shard: 0,
+            slot: 0,
+            generation: 1,
+        };
+        let question = Question::new(connection_id, None, None);
+        let mut entering = entering("a", Purpose::Asked);
+        for _ in 0..MAX_QUESTIONS {
+            assert!(entering.add_question(&question));
+        }
+        assert!(!entering.add_question(&question));
+    }
+
+    #[test]
+    fn a_client_keeps_what_the_server_has_promised_when_its_connection_ends() {
+        let mut state = ClientState::default();
+        state.entering.push(entering("a", Purpose::Asked));
+        state.entering.push(entering("b", Purpose::Required));
+        state.entering.push(entering("c", Purpose::Live));
+        assert_eq!(state.channel_count(), 3);
+        assert!(!state.end_if_idle(), "the client enters channels");
+        assert_eq!(state.stop_all_entering(), [Arc::from("b")]);
+        assert!(state.end_if_idle());
+    }
+}
