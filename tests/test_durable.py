@@ -152,3 +152,26 @@ def test_room_comes_back_when_durable_publications_expire(make_server: MakeServe
     eventually(lambda: server.stats()["durable_bytes"] == 0, lambda: server.stats()["durable_bytes"], timeout=30)
     server.broadcast("orders:2", "order", "x" * 60_000).result(PATIENCE)
     eventually(lambda: not {"orders:1", "orders:2"} & set(server.channels), "channels end", timeout=30)
+
+
+def test_durable_history_behind_the_window_is_paged_and_recovered_also_after_a_restart(
+    make_server: MakeServer, connect: Connect, database: str
+) -> None:
+    settings = {"orders:*": {"durable": True, "history_size": 3000}}
+    count = 2500
+    server = make_server(database=database, channel_settings=settings)
+    publish_durably(server, ["orders:1"] * count)
+    epoch = history_of(server, "orders:1", limit=1).epoch
+    for _ in range(2):
+        assert numbers(server, "orders:1") == list(range(count))
+        client = connect(server)
+        reply = client.ask("join_channel", channel="orders:1", recover={"epoch": epoch, "offset": 0})
+        assert (reply["recovered"], reply["offset"]) == (True, count)
+        assert [publication["data"]["n"] for publication in reply["publications"]] == list(range(count))
+        reply = client.ask("history", channel="orders:1", after=100, limit=50)
+        assert [publication["offset"] for publication in reply["publications"]] == list(range(101, 151))
+        server.broadcast("orders:1", "order", {"n": count}).result(PATIENCE)
+        client.receive_until(event="order", data={"n": count})
+        count += 1
+        stop(server)
+        server = make_server(database=database, channel_settings=settings)

@@ -1,10 +1,13 @@
 //! Nothing is saved: what the process knows ends with it.
 
+use crate::base::completion::{Later, Progress};
 use crate::ports::durability::{Committed, Durability, Health, NotTaken, StoreError};
 use crate::ports::saved_sessions::{SavedSessions, SessionChange};
 use crate::ports::store::{Saved, Store};
-use crate::ports::stream_log::{StreamChange, StreamLog};
+use crate::ports::stream_log::{Logged, StreamChange, StreamLog};
 use crate::wire::frame::EncodedFrame;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
 use std::time::Duration;
 
 #[derive(Debug, Default)]
@@ -35,6 +38,15 @@ impl StreamLog for MemoryStore {
         committed: Option<Committed>,
     ) -> Result<(), NotTaken> {
         committed.map_or(Ok(()), |committed| self.barrier(committed))
+    }
+
+    fn read(
+        &self,
+        _: &Arc<str>,
+        _: RangeInclusive<u64>,
+        _: &mut Later<'_, Vec<Logged>, StoreError>,
+    ) -> Progress<Vec<Logged>, StoreError> {
+        Progress::Ended(Ok(Vec::new()))
     }
 
     fn note_published(&self, _: &str, _: bool) -> bool {

@@ -21,7 +21,49 @@ pub struct Kept {
     pub at: SteadyTime,
     /// The publisher was told that it is saved, or will be: only the channel's own size and age may remove it.
     pub is_durable: bool,
-    pub frame: EncodedFrame,
+    pub message: Message,
+}
+
+/// The message of a kept publication.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    InMemory(EncodedFrame),
+    /// The log of streams alone has the frame, which has this length.
+    InLog(usize),
+}
+
+impl Message {
+    fn frame_len(&self) -> usize {
+        match self {
+            Message::InMemory(frame) => frame.len(),
+            Message::InLog(len) => *len,
+        }
+    }
+
+    fn is_in_log(&self) -> bool {
+        matches!(self, Message::InLog(_))
+    }
+}
+
+/// How many of the newest messages a channel whose publications are all saved has in memory, and their bytes. The
+/// newest message is always in memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Window {
+    pub messages: usize,
+    pub bytes: usize,
+}
+
+/// Enough for clients that reconnect after a short loss of the network; older messages are read from the log.
+pub const WINDOW: Window = Window {
+    messages: 1000,
+    bytes: 1 << 20,
+};
+
+impl Window {
+    /// True if a message of `len` bytes is in the window behind `newer` newer messages of `bytes`.
+    pub fn has_room(self, newer: usize, bytes: usize, len: usize) -> bool {
+        newer == 0 || (newer < self.messages && bytes + len <= self.bytes)
+    }
 }
 
 /// A channel's kept publications, oldest first, and its position.
@@ -32,12 +74,17 @@ pub struct History {
     /// The offset of the last publication that was handed over; 0 before the first.
     pub top: u64,
     kept: VecDeque<Kept>,
+    /// The messages of the oldest so many publications are in the log alone.
+    in_log: usize,
+    /// Bytes of the messages in memory.
+    in_memory_bytes: usize,
+    /// What the kept publications are charged, wherever their messages are.
     bytes: Bytes,
     /// Publications up to this offset are not all kept, if there were any.
     gone: u64,
 }
 
-/// Bytes of memory that kept publications take, about.
+/// Approximate bytes that kept publications take, in memory or in the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Bytes {
     /// Of publications that may be evicted to make room.
@@ -95,9 +142,9 @@ pub struct Page {
 /// Bytes that a kept publication takes besides its frame.
 const KEPT_OVERHEAD: usize = size_of::<Kept>() + 32;
 
-/// Bytes of memory that a kept publication with this frame takes, about.
-pub fn weight(frame: &EncodedFrame) -> usize {
-    frame.len() + KEPT_OVERHEAD
+/// Approximate bytes that a kept publication with a frame of this length takes.
+pub fn weight(frame_len: usize) -> usize {
+    frame_len + KEPT_OVERHEAD
 }
 
 impl History {
@@ -107,12 +154,15 @@ impl History {
             epoch,
             top,
             kept: VecDeque::new(),
+            in_log: 0,
+            in_memory_bytes: 0,
             bytes: Bytes::default(),
             gone: top,
         }
     }
 
-    /// As it was saved: `kept` oldest first, none above `top`, and not all up to `broken_through`.
+    /// As it was saved: `kept` oldest first, those in the log before those in memory, none above `top`, and not all up to
+    /// `broken_through`.
     pub fn restored(
         epoch: u64,
         top: u64,
@@ -124,12 +174,19 @@ impl History {
         let gone = gone.max(broken_through);
         let mut bytes = Bytes::default();
         for kept in &kept {
-            *bytes.of(kept) += weight(&kept.frame);
+            *bytes.of(kept) += weight(kept.message.frame_len());
         }
+        let in_log = kept.partition_point(|kept| kept.message.is_in_log());
+        let in_memory_bytes = kept
+            .range(in_log..)
+            .map(|kept| kept.message.frame_len())
+            .sum();
         Self {
             epoch,
             top,
             kept,
+            in_log,
+            in_memory_bytes,
             bytes,
             gone,
         }
@@ -138,8 +195,28 @@ impl History {
     /// Adds the next publication, above the top.
     pub fn push(&mut self, kept: Kept) {
         self.top = kept.offset;
-        *self.bytes.of(&kept) += weight(&kept.frame);
+        *self.bytes.of(&kept) += weight(kept.message.frame_len());
+        self.in_memory_bytes += kept.message.frame_len();
         self.kept.push_back(kept);
+    }
+
+    /// Keeps the messages of the window in memory, and leaves older ones to the log. All kept publications must be saved.
+    pub fn leave_to_log(&mut self, window: Window) {
+        while let Some(oldest) = self.kept.get_mut(self.in_log) {
+            let len = oldest.message.frame_len();
+            let newer = self.kept.len() - self.in_log - 1;
+            if window.has_room(newer, self.in_memory_bytes - len, len) {
+                return;
+            }
+            self.kept[self.in_log].message = Message::InLog(len);
+            self.in_memory_bytes -= len;
+            self.in_log += 1;
+        }
+    }
+
+    /// Publications whose messages are in the log alone.
+    pub fn in_log(&self) -> usize {
+        self.in_log
     }
 
     /// A publication that is not kept.
@@ -164,11 +241,18 @@ impl History {
         let before = self.kept.len();
         let wanted = self.bytes.evictable.saturating_sub(bytes);
         let (left, gone) = (&mut self.bytes.evictable, &mut self.gone);
+        let (in_log, in_memory_bytes) = (&mut self.in_log, &mut self.in_memory_bytes);
         self.kept.retain(|kept| {
             if *left <= wanted || kept.is_durable {
                 return true;
             }
-            *left -= weight(&kept.frame);
+            let len = kept.message.frame_len();
+            *left -= weight(len);
+            if kept.message.is_in_log() {
+                *in_log -= 1;
+            } else {
+                *in_memory_bytes -= len;
+            }
             *gone = (*gone).max(kept.offset);
             false
         });
@@ -205,7 +289,7 @@ impl History {
                 .range(self.position(offset)..)
                 .take_while(move |kept| kept.offset <= through)
         };
-        if missed().map(|kept| kept.frame.len()).sum::<usize>() > max_bytes {
+        if missed().map(|kept| kept.message.frame_len()).sum::<usize>() > max_bytes {
             return Err(Unrecovered::TooLarge);
         }
         Ok(missed())
@@ -222,8 +306,9 @@ impl History {
         let mut is_cut = false;
         let mut fits = |kept: &&Kept| {
             let is_first = left == max_bytes;
-            let fits = kept.frame.len() <= left || is_first;
-            left = left.saturating_sub(kept.frame.len().max(1));
+            let len = kept.message.frame_len();
+            let fits = len <= left || is_first;
+            left = left.saturating_sub(len.max(1));
             is_cut |= !fits;
             fits
         };
@@ -263,7 +348,7 @@ impl History {
         let displaced = index.and_then(|index| self.kept.get(index));
         displaced
             .filter(|kept| kept.is_durable)
-            .map_or(0, |kept| weight(&kept.frame))
+            .map_or(0, |kept| weight(kept.message.frame_len()))
     }
 
     /// Publications up to this offset are not all kept.
@@ -285,7 +370,13 @@ impl History {
 
     fn drop_first(&mut self) {
         if let Some(first) = self.kept.pop_front() {
-            *self.bytes.of(&first) -= weight(&first.frame);
+            let len = first.message.frame_len();
+            *self.bytes.of(&first) -= weight(len);
+            if first.message.is_in_log() {
+                self.in_log -= 1;
+            } else {
+                self.in_memory_bytes -= len;
+            }
             self.gone = self.gone.max(first.offset);
         }
         self.give_back();

@@ -265,7 +265,7 @@ pub enum Failure {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BrokerSize {
     pub messages: usize,
-    /// Approximate bytes of memory, with the channels that have history.
+    /// Approximate bytes, with the channels that have history. Those of durable publications are in memory or in the log.
     pub bytes: Bytes,
     /// Known idempotency keys.
     pub keys: usize,

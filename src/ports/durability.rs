@@ -52,12 +52,12 @@ pub fn complete_when_saved<T: Send + 'static, E: Abandoned + From<StoreError> + 
 pub type Committed = Completion<(), StoreError>;
 
 /// What is wrong, in words that name the store.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoreError(pub String);
 
 impl Abandoned for StoreError {
     fn abandoned() -> Self {
-        Self("the storage ended before the change was saved".to_owned())
+        Self("the storage ended without an outcome".to_owned())
     }
 }
 

@@ -1,13 +1,16 @@
 //! The log of streams: where the memory broker saves publications, and reads them back after a restart.
 
-use super::durability::{Committed, Durability, NotTaken, UsedKey};
+use super::durability::{Committed, Durability, NotTaken, StoreError, UsedKey};
 use crate::base::clock::WallTime;
-use crate::core::history::StreamPosition;
+use crate::base::completion::{Later, Progress};
+use crate::core::history::{Message, StreamPosition};
 use crate::settings::channel_kind::ChannelKind;
 use crate::wire::frame::EncodedFrame;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-/// A log of the changes of streams. The broker keeps the state of the streams; `Store::open` reads the log.
+/// A log of the changes of streams. The broker keeps the state of the streams, with the newest messages. `Store::open`
+/// reads that state, and `read` the older messages.
 pub trait StreamLog: Durability {
     /// Takes a change. `committed` completes when the change is saved and would outlive a power failure, or when saving
     /// has failed.
@@ -31,6 +34,20 @@ pub trait StreamLog: Durability {
     /// Ordering: before the first such publication since the store was opened. Errors: none. Blocking: two system calls
     /// that wait for no disk.
     fn note_published(&self, channel: &str, was_durable: bool) -> bool;
+
+    /// Reads the publications of a channel's stream at these offsets, oldest first. The caller bounds the range: all of
+    /// its publications are read.
+    ///
+    /// Ordering: sees each publication whose `committed` has completed before the call, unless the publication was deleted
+    /// since. Publications that are deleted meanwhile may be missing. Errors: the store is closed, too many reads wait, or
+    /// the store cannot be read. Blocking: no. The outcome never comes inside the call on the caller's own thread: an
+    /// outcome that is known at once is `Progress::Ended`. A read waits neither for changes nor for their commits.
+    fn read(
+        &self,
+        channel: &Arc<str>,
+        offsets: RangeInclusive<u64>,
+        later: &mut Later<'_, Vec<Logged>, StoreError>,
+    ) -> Progress<Vec<Logged>, StoreError>;
 
     /// True while half of what may wait to be saved does: what can be done without is not to be given.
     ///
@@ -60,6 +77,14 @@ pub struct SavedPublication {
     /// When it was published.
     pub at: WallTime,
     pub is_durable: bool,
+    /// Of a durable stream only the newest messages are read at the opening (`core::history::WINDOW`).
+    pub message: Message,
+}
+
+/// A publication as it was read from the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Logged {
+    pub offset: u64,
     pub frame: EncodedFrame,
 }
 

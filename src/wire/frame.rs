@@ -16,6 +16,11 @@ impl EncodedFrame {
         Self::encode(OpCode::Data(Data::Text), payload)
     }
 
+    /// The length of the text frame around a payload of this length.
+    pub fn text_len(payload_len: usize) -> usize {
+        FrameHeader::default().len(payload_len as u64) + payload_len
+    }
+
     pub fn ping() -> Self {
         Self(Bytes::from_static(&[0x89, 0]))
     }

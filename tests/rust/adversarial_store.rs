@@ -5,6 +5,7 @@ use crate::adversary::Random;
 use crate::contract::{attach_with, kept, outcome, outgoing, settings};
 use crate::peer::history_limits;
 use _tantor::adapters::memory_broker::MemoryBroker;
+use _tantor::base::completion::{Later, Progress};
 use _tantor::core::history::StreamPosition;
 use _tantor::ports::broker::{
     Broker, Delivered, Failure, IdempotencyKey, Outgoing, Receipt, Sink, Stream,
@@ -12,11 +13,12 @@ use _tantor::ports::broker::{
 use _tantor::ports::durability::{Committed, Durability, Health, NotTaken, StoreError};
 use _tantor::ports::saved_sessions::{SavedSessions, SessionChange};
 use _tantor::ports::store::{Saved, Store};
-use _tantor::ports::stream_log::{StreamChange, StreamLog};
+use _tantor::ports::stream_log::{Logged, StreamChange, StreamLog};
 use _tantor::settings::channel_kind::ChannelKind;
 use _tantor::settings::channel_settings::ChannelSettings;
 use _tantor::wire::frame::EncodedFrame;
 use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, mpsc};
 use std::thread;
 use std::time::Duration;
@@ -161,6 +163,15 @@ impl StreamLog for LateStore {
             committed,
         };
         self.take(taken, random)
+    }
+
+    fn read(
+        &self,
+        _: &Arc<str>,
+        _: RangeInclusive<u64>,
+        _: &mut Later<'_, Vec<Logged>, StoreError>,
+    ) -> Progress<Vec<Logged>, StoreError> {
+        Progress::Ended(Err(problem("cannot read")))
     }
 
     fn note_published(&self, _: &str, _: bool) -> bool {

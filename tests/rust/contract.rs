@@ -164,7 +164,7 @@ fn top(stream: &dyn Stream) -> u64 {
 }
 
 /// The offsets that frames on the wire carry.
-fn offsets_of(frames: &[_tantor::wire::frame::EncodedFrame]) -> Vec<u64> {
+pub fn offsets_of(frames: &[_tantor::wire::frame::EncodedFrame]) -> Vec<u64> {
     let offset = |frame: &_tantor::wire::frame::EncodedFrame| {
         let message: serde_json::Value = serde_json::from_slice(frame.payload()).unwrap();
         message["offset"].as_u64().unwrap()
@@ -189,7 +189,7 @@ pub fn kept(stream: &dyn Stream) -> Vec<u64> {
     }
 }
 
-fn since(stream: &dyn Stream, position: StreamPosition) -> Result<Vec<u64>, Unrecovered> {
+pub fn since(stream: &dyn Stream, position: StreamPosition) -> Result<Vec<u64>, Unrecovered> {
     let query = Query::Since {
         epoch: Some(position.epoch),
         offset: position.offset,

@@ -15,6 +15,7 @@ mod full;
 mod kept;
 mod lanes;
 mod layers;
+mod logged;
 mod memory_broker;
 mod messages;
 mod notices;

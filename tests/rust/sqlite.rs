@@ -7,7 +7,7 @@ use crate::stores::{
 };
 use _tantor::adapters::sqlite::{Limits, SqliteStore};
 use _tantor::base::clock::WallTime;
-use _tantor::core::history::StreamPosition;
+use _tantor::core::history::{Message, StreamPosition};
 use _tantor::ports::durability::{Committed, Durability};
 use _tantor::ports::saved_sessions::SessionChange;
 use _tantor::ports::store::{Saved, Store};
@@ -69,7 +69,10 @@ fn everything_comes_back_as_it_was() {
         ),
         ("a", u64::MAX - 1, 3, ChannelKind::Public, true)
     );
-    assert_eq!(stream.publications[2].frame, frame("{\"offset\":3}"));
+    assert_eq!(
+        stream.publications[2].message,
+        Message::InMemory(frame("{\"offset\":3}"))
+    );
     let mail = &saved.mail[0];
     assert_eq!(
         (

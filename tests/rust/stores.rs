@@ -3,15 +3,17 @@
 use _tantor::adapters::memory_store::MemoryStore;
 use _tantor::adapters::sqlite::{Limits, SqliteStore};
 use _tantor::base::clock::WallTime;
+use _tantor::base::completion::{Later, Progress};
 use _tantor::core::history::StreamPosition;
 use _tantor::ports::durability::{Committed, Durability, Health, NotTaken, StoreError};
 use _tantor::ports::saved_sessions::{SavedClient, SavedSessions, SessionChange};
 use _tantor::ports::store::{Saved, Store};
-use _tantor::ports::stream_log::{StreamChange, StreamLog};
+use _tantor::ports::stream_log::{Logged, StreamChange, StreamLog};
 use _tantor::settings::channel_kind::ChannelKind;
 use _tantor::wire::frame::EncodedFrame;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -68,6 +70,15 @@ impl<F: Fn(Option<Committed>) -> Result<(), NotTaken> + Send + Sync> StreamLog f
         committed: Option<Committed>,
     ) -> Result<(), NotTaken> {
         (self.0)(committed)
+    }
+
+    fn read(
+        &self,
+        _: &Arc<str>,
+        _: RangeInclusive<u64>,
+        _: &mut Later<'_, Vec<Logged>, StoreError>,
+    ) -> Progress<Vec<Logged>, StoreError> {
+        Progress::Ended(Ok(Vec::new()))
     }
 
     fn is_busy(&self) -> bool {

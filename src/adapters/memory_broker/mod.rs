@@ -4,6 +4,7 @@ mod budget;
 mod epochs;
 mod keys;
 mod publish;
+mod selected;
 mod stream;
 
 pub use budget::BrokerLimits;
@@ -293,7 +294,7 @@ mod tests {
     use crate::base::clock::{CLOCK_SET_BY, WallTime};
     use crate::base::completion::Progress;
     use crate::base::priority::{Priority, SlowConsumer};
-    use crate::core::history::Page;
+    use crate::core::history::{Message, Page};
     use crate::ports::broker::{Delivered, Outgoing, PublicationKind};
     use crate::ports::stream_log::SavedPublication;
     use crate::wire::frame::{EncodedFrame, Unsealed};
@@ -407,7 +408,7 @@ mod tests {
             offset,
             at: WallTime::now() - age,
             is_durable: false,
-            frame: EncodedFrame::text(b"{}"),
+            message: Message::InMemory(EncodedFrame::text(b"{}")),
         };
         let mut saved = SavedStream {
             channel: "a".into(),

@@ -5,7 +5,7 @@ use super::stream::{MemoryStream, StreamState};
 use crate::base::clock::{SteadyTime, WallTime};
 use crate::base::completion::{Later, Progress};
 use crate::base::sync::MutexGuard;
-use crate::core::history::{Kept, StreamPosition};
+use crate::core::history::{Kept, Message, StreamPosition};
 use crate::ports::broker::{Delivered, Failure, Outgoing, Publishing, Receipt};
 use crate::ports::durability::{Committed, NotTaken, StoreError, UsedKey};
 use crate::ports::stream_log::StreamChange;
@@ -101,7 +101,7 @@ impl MemoryStream {
             offset: position.offset,
             at,
             is_durable,
-            frame,
+            message: Message::InMemory(frame),
         };
         self.keep(&mut state, kept);
         drop(reserved);
@@ -168,7 +168,7 @@ impl MemoryStream {
                         offset: position.offset,
                         at,
                         is_durable: true,
-                        frame: saved_frame,
+                        message: Message::InMemory(saved_frame),
                     };
                     // under the lock: the next publication must see the updated budget
                     stream.keep(&mut state, kept);

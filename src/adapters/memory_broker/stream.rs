@@ -2,15 +2,16 @@
 
 use super::budget::{Budget, Reserved, charge};
 use super::keys::Keys;
+use super::selected::Selected;
 use crate::base::clock::{SteadyTime, WallTime};
 use crate::base::completion::{Later, Progress};
 use crate::base::priority::Priority;
 use crate::base::random::random_u64;
 use crate::base::sync::{Mutex, Rank};
-use crate::core::history::{Bytes, History, Kept, StreamPosition, weight};
+use crate::core::history::{Bytes, History, Kept, StreamPosition, WINDOW, weight};
 use crate::ports::broker::{
-    CHANNEL_SIZE, Delivered, Failure, Found, Outgoing, PublicationKind, Query, Reading, Receipt,
-    Sink, Stream, View,
+    CHANNEL_SIZE, Delivered, Failure, Outgoing, PublicationKind, Query, Reading, Receipt, Sink,
+    Stream, View,
 };
 use crate::ports::durability::StoreError;
 use crate::ports::stream_log::{SavedStream, StreamChange, StreamKey, StreamLog};
@@ -115,7 +116,7 @@ impl Stream for MemoryStream {
         })
     }
 
-    fn read(&self, query: Query, _later: &mut Later<'_, View, Failure>) -> Reading {
+    fn read(&self, query: Query, later: &mut Later<'_, View, Failure>) -> Reading {
         let mut state = self.state.lock();
         if state.is_closed {
             return Reading::Ended(Err(Failure::Closed));
@@ -126,7 +127,14 @@ impl Stream for MemoryStream {
         if self.saves && (state.in_store == InStore::Announced || !self.log.is_busy()) {
             self.announce(&mut state);
         }
-        Reading::Ended(Ok(view(&state.history, query)))
+        let selected = Selected::new(&state.history, query);
+        drop(state);
+        let me = self.me.clone();
+        let is_closed = move || {
+            me.upgrade()
+                .is_none_or(|stream| stream.state.lock().is_closed)
+        };
+        selected.complete(&*self.log, &self.channel, is_closed, later)
     }
 
     fn epoch(&self) -> u64 {
@@ -135,38 +143,6 @@ impl Stream for MemoryStream {
 
     fn saves_first(&self) -> bool {
         self.saves_first
-    }
-}
-
-/// What a query finds in a history.
-fn view(history: &History, query: Query) -> View {
-    let frames = |kept: &Kept| kept.frame.clone();
-    let found = match query {
-        Query::Position => Found::Nothing,
-        Query::Since {
-            epoch,
-            offset,
-            through,
-            max_bytes,
-        } => {
-            let through = through.unwrap_or(history.top);
-            let missed = history.since(epoch, offset, through, max_bytes);
-            Found::Missed(missed.map(|missed| missed.map(frames).collect()))
-        }
-        Query::Page { page, max_bytes } => {
-            let (kept, is_cut) = history.page(page, max_bytes);
-            Found::Page {
-                publications: kept.into_iter().map(frames).collect(),
-                is_cut,
-            }
-        }
-    };
-    View {
-        position: StreamPosition {
-            epoch: history.epoch,
-            offset: history.top,
-        },
-        found,
     }
 }
 
@@ -216,6 +192,7 @@ impl MemoryStream {
     /// Counts the history that was saved.
     pub fn begin(&self) {
         let mut state = self.state.lock();
+        self.leave_to_log(&mut state.history);
         self.budget
             .recount(Bytes::default(), charge(&state.history));
         self.trim(&mut state, SteadyTime::now());
@@ -258,7 +235,10 @@ impl MemoryStream {
         }
         state.assigned = saved.top;
         let restored = restored(saved, self.settings.durable);
-        self.change(&mut state, |history| *history = restored);
+        self.change(&mut state, |history| {
+            *history = restored;
+            self.leave_to_log(history);
+        });
         state.trimmed = state.history.emptied_through();
         self.trim(&mut state, SteadyTime::now());
     }
@@ -310,6 +290,7 @@ impl MemoryStream {
         self.change(state, |history| {
             history.push(kept);
             history.trim(size, oldest);
+            self.leave_to_log(history);
         });
         if state.is_closed {
             self.change(state, History::clear);
@@ -318,6 +299,13 @@ impl MemoryStream {
             state,
             TRIMMED_TOGETHER.max(self.settings.history_size as u64 / 4),
         );
+    }
+
+    /// Leaves older messages to the log, if every kept publication is saved.
+    fn leave_to_log(&self, history: &mut History) {
+        if self.saves_first {
+            history.leave_to_log(WINDOW);
+        }
     }
 
     /// How many publications are kept, and from when on.
@@ -353,7 +341,7 @@ impl MemoryStream {
     ) -> Result<Reserved, StoreError> {
         let saving = self.saving.load(Ordering::Acquire);
         let displaced = |history: &History| history.displaced(self.settings.history_size, saving);
-        let mut bytes = weight(frame);
+        let mut bytes = weight(frame.len());
         if state.history.bytes().durable == 0 {
             bytes += CHANNEL_SIZE;
         }
@@ -421,7 +409,7 @@ pub(super) fn restored(saved: SavedStream, is_durable: bool) -> History {
         // only here does the wall clock say how old a publication is
         at: steady_now - now.since(publication.at),
         is_durable: is_durable || publication.is_durable,
-        frame: publication.frame,
+        message: publication.message,
     });
     History::restored(saved.epoch, saved.top, saved.broken_through, kept)
 }

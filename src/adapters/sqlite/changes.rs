@@ -80,6 +80,12 @@ impl DatabaseFile {
         !self.trims.is_empty() || !self.orphans.is_empty()
     }
 
+    /// True while publications of known streams are still to be deleted. The next opening would find these; it deletes those
+    /// of forgotten streams itself.
+    pub fn has_trims(&self) -> bool {
+        !self.trims.is_empty()
+    }
+
     /// Tells a file without room from one that cannot be written.
     fn file_failure(&self, error: rusqlite::Error, batch: &Batch, which: Range<usize>) -> Failure {
         if error.sqlite_error_code() != Some(ErrorCode::DiskFull) {

@@ -2,6 +2,7 @@
 
 use super::file::DatabaseFile;
 use crate::base::clock::WallTime;
+use crate::core::history::{Message, WINDOW};
 use crate::ports::durability::StoreError;
 use crate::ports::saved_sessions::{SavedClient, SavedMail};
 use crate::ports::store::Saved;
@@ -9,7 +10,7 @@ use crate::ports::stream_log::{SavedPublication, SavedStream};
 use crate::settings::channel_kind::ChannelKind;
 use crate::wire::frame::EncodedFrame;
 use rusqlite::{Row, params};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 impl DatabaseFile {
@@ -57,28 +58,14 @@ impl DatabaseFile {
     }
 
     fn read_streams(&self) -> rusqlite::Result<Vec<SavedStream>> {
-        let mut select = self.connection.prepare(
-            "SELECT stream, offset, at, message, durable FROM publications ORDER BY stream, offset",
-        )?;
-        let mut publications: HashMap<i64, Vec<SavedPublication>> = HashMap::new();
-        let mut rows = select.query([])?;
-        while let Some(row) = rows.next()? {
-            publications
-                .entry(row.get(0)?)
-                .or_default()
-                .push(SavedPublication {
-                    offset: unsigned(row, 1)?,
-                    at: row.get(2)?,
-                    frame: frame(row, 3)?,
-                    is_durable: row.get(4)?,
-                });
-        }
+        let mut publications = self.read_publications()?;
         let mut select = self
             .connection
             .prepare("SELECT id, channel, epoch, top, kind, durable FROM streams")?;
         let streams = select.query_map([], |row| {
             let durable: bool = row.get(5)?;
-            let kept = publications.remove(&row.get(0)?).unwrap_or_default();
+            let mut kept = publications.remove(&row.get(0)?).unwrap_or_default();
+            kept.reverse();
             let last = kept.last().map_or(0, |last| last.offset);
             let top = unsigned(row, 3)?.max(last);
             // on a durable channel nobody has seen what is missing
@@ -98,6 +85,54 @@ impl DatabaseFile {
             })
         })?;
         streams.collect()
+    }
+
+    /// The publications of each stream, newest first. Of durable streams only the messages of the window are read: SQLite
+    /// reads a long message only if its column is asked for.
+    fn read_publications(&self) -> rusqlite::Result<HashMap<i64, Vec<SavedPublication>>> {
+        let mut select = self
+            .connection
+            .prepare("SELECT id FROM streams WHERE durable")?;
+        let durable: HashSet<i64> = select
+            .query_map([], |row| row.get(0))?
+            .collect::<Result<_, _>>()?;
+        let mut select = self.connection.prepare(
+            "SELECT stream, offset, at, durable, octet_length(message), message FROM publications
+            ORDER BY stream DESC, offset DESC",
+        )?;
+        let mut publications: HashMap<i64, Vec<SavedPublication>> = HashMap::new();
+        let mut last = None;
+        // messages and bytes of the stream so far; `None` once its window is full
+        let mut in_memory = Some((0, 0));
+        let mut rows = select.query([])?;
+        while let Some(row) = rows.next()? {
+            let stream = row.get(0)?;
+            if last.replace(stream) != Some(stream) {
+                in_memory = Some((0, 0));
+            }
+            let payload_len: i64 = row.get(4)?;
+            let len = EncodedFrame::text_len(usize::try_from(payload_len).unwrap_or(0));
+            in_memory = in_memory
+                .filter(|(count, bytes)| {
+                    !durable.contains(&stream) || WINDOW.has_room(*count, *bytes, len)
+                })
+                .map(|(count, bytes)| (count + 1, bytes + len));
+            let is_read = in_memory.is_some();
+            publications
+                .entry(stream)
+                .or_default()
+                .push(SavedPublication {
+                    offset: unsigned(row, 1)?,
+                    at: row.get(2)?,
+                    is_durable: row.get(3)?,
+                    message: if is_read {
+                        Message::InMemory(frame(row, 5)?)
+                    } else {
+                        Message::InLog(len)
+                    },
+                });
+        }
+        Ok(publications)
     }
 
     fn read_clients(&self) -> rusqlite::Result<Vec<SavedClient>> {

@@ -1,4 +1,5 @@
 //! One SQLite file: a writer thread of its own commits what it is given in groups, in the order in which it was given.
+//! A second thread reads pages of the log of streams meanwhile.
 //!
 //! Only a caller with a completion (`Committed`) waits for it. While the file cannot be written, what is to be durable
 //! fails at once, the rest waits in memory, bounded, and `health` says so; live delivery goes on.
@@ -17,18 +18,20 @@ mod load;
 mod lock;
 mod own_locks;
 mod queue;
+mod reader;
 mod schema;
 mod writer;
 
 pub use backup::{back_up, restore};
 pub use limits::Limits;
 
+use crate::base::completion::{Later, Progress};
 use crate::base::fork::{self, ForkGuard};
 use crate::base::sync::{Mutex, Rank};
 use crate::ports::durability::{Committed, Durability, Health, NotTaken, StoreError};
 use crate::ports::saved_sessions::{SavedSessions, SessionChange};
 use crate::ports::store::{Saved, Store};
-use crate::ports::stream_log::{StreamChange, StreamLog};
+use crate::ports::stream_log::{Logged, StreamChange, StreamLog};
 use crate::wire::frame::EncodedFrame;
 use batch::Item;
 use commits::CommitsFile;
@@ -36,6 +39,8 @@ use file::DatabaseFile;
 use gauges::Gauges;
 use lock::FileLock;
 use queue::Queue;
+use reader::{Reader, Reads};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -48,6 +53,7 @@ pub struct SqliteStore {
     limits: Limits,
     open: Mutex<Option<Open>>,
     queue: Arc<Queue>,
+    reads: Arc<Reads>,
     gauges: Arc<Gauges>,
     /// While the file is open.
     commits: Mutex<Option<Arc<CommitsFile>>>,
@@ -56,7 +62,8 @@ pub struct SqliteStore {
 /// What there is while the file is open.
 struct Open {
     ended: flume::Receiver<()>,
-    writer: thread::ThreadId,
+    /// The threads that complete changes and reads.
+    threads: [thread::ThreadId; 2],
     generation: u32,
 }
 
@@ -68,6 +75,7 @@ impl SqliteStore {
             limits,
             open: Mutex::new(Rank::Database, None),
             queue: Arc::new(Queue::new(limits.queue_bytes)),
+            reads: Arc::default(),
             gauges: Arc::default(),
             commits: Mutex::default(),
         }
@@ -108,6 +116,15 @@ impl StreamLog for SqliteStore {
         committed: Option<Committed>,
     ) -> Result<(), NotTaken> {
         self.push(Item::Stream(change), committed)
+    }
+
+    fn read(
+        &self,
+        channel: &Arc<str>,
+        offsets: RangeInclusive<u64>,
+        later: &mut Later<'_, Vec<Logged>, StoreError>,
+    ) -> Progress<Vec<Logged>, StoreError> {
+        self.reads.push(&self.path, (channel, offsets), later)
     }
 
     fn note_published(&self, channel: &str, was_durable: bool) -> bool {
@@ -154,14 +171,16 @@ impl Store for SqliteStore {
         let lock = FileLock::take(&self.path)?;
         let mut file = DatabaseFile::open(&self.path, self.limits)?;
         let saved = file.load()?;
+        let reader = Reader::start(&self.path, &self.reads)?;
+        let reader_id = reader.thread_id();
         self.gauges.begin(&file);
         *self.commits.lock() = Some(Arc::clone(file.commits_file()));
         self.queue.open();
         let (tell_ended, ended) = flume::bounded::<()>(1);
         let (tell_running, is_running) = flume::bounded::<()>(0);
         let writer = Writer::new(
-            file,
-            lock,
+            (file, lock),
+            reader,
             Arc::clone(&self.queue),
             Arc::clone(&self.gauges),
         );
@@ -180,7 +199,7 @@ impl Store for SqliteStore {
         let _ = is_running.recv();
         *open = Some(Open {
             ended,
-            writer: thread.thread().id(),
+            threads: [thread.thread().id(), reader_id],
             generation: fork::generation(),
         });
         Ok(saved)
@@ -196,9 +215,9 @@ impl Store for SqliteStore {
         }
         self.queue.close();
         *self.commits.lock() = None;
-        // the last to let go of a server may be a publication that the writer itself has saved
-        let is_writer = thread::current().id() == running.writer;
-        let has_ended = is_writer
+        // a completion that one of the store's threads runs may drop the last owner of the store
+        let is_own_thread = running.threads.contains(&thread::current().id());
+        let has_ended = is_own_thread
             || matches!(
                 running.ended.recv_timeout(within),
                 Err(flume::RecvTimeoutError::Disconnected)

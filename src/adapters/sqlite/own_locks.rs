@@ -2,8 +2,9 @@
 //!
 //! SQLite's locks are those of the process: a second copy of it does not see them, and drops them when it closes the
 //! same file, which can destroy it (sqlite.org, "How To Corrupt An SQLite Database File", section 2.2). Linux has locks of
-//! the open file instead (`F_OFD_SETLK`, fcntl(2)). They want that a file is open once in this copy of SQLite, which
-//! `FileLock` sees to, and that forks close it: what is opened here is noted for that.
+//! the open file instead (`F_OFD_SETLK`, fcntl(2)). They belong to one descriptor, so the writer's connection
+//! has them all: `FileLock` keeps other users away, and the reader's connection is opened later and closed earlier; SQLite
+//! then counts the reader and locks nothing. Forks must close the descriptors: what is opened here is noted for that.
 
 /// To be called before the first file is opened.
 pub(super) fn install() {

@@ -7,6 +7,7 @@ use super::file::DatabaseFile;
 use super::gauges::Gauges;
 use super::lock::FileLock;
 use super::queue::{Gather, Queue, Taken};
+use super::reader::Reader;
 use crate::base::fork::ForkGuard;
 use crate::ports::durability::StoreError;
 use std::collections::VecDeque;
@@ -16,6 +17,8 @@ use std::time::{Duration, Instant};
 
 pub(super) struct Writer {
     file: DatabaseFile,
+    /// Stopped before the file is closed.
+    reader: Option<Reader>,
     // let go of after the file
     _lock: FileLock,
     queue: Arc<Queue>,
@@ -79,9 +82,15 @@ const SWEPT_TOGETHER: usize = 4096;
 const LAST_TRIES: u32 = 3;
 
 impl Writer {
-    pub fn new(file: DatabaseFile, lock: FileLock, queue: Arc<Queue>, gauges: Arc<Gauges>) -> Self {
+    pub fn new(
+        (file, lock): (DatabaseFile, FileLock),
+        reader: Reader,
+        queue: Arc<Queue>,
+        gauges: Arc<Gauges>,
+    ) -> Self {
         Self {
             file,
+            reader: Some(reader),
             _lock: lock,
             queue,
             gauges,
@@ -142,6 +151,11 @@ impl Writer {
             self.measure();
             self.forget_old_keys();
         }
+        if let Some(reader) = self.reader.take() {
+            reader.stop();
+        }
+        // a trim that was told to be saved holds at the next opening
+        while self.file.has_trims() && self.delete_leftovers().is_ok() {}
         let _whole = ForkGuard::new();
         let is_complete = self.gauges.lost.load(Ordering::Relaxed) == 0;
         if let Err(error) = self.file.end_use(is_complete) {

@@ -16,7 +16,7 @@ fn kept(offset: u64, at: u64, size: usize) -> Kept {
         offset,
         at: time(at),
         is_durable: false,
-        frame: EncodedFrame::text(&vec![b'x'; size]),
+        message: Message::InMemory(EncodedFrame::text(&vec![b'x'; size])),
     }
 }
 
@@ -154,6 +154,35 @@ fn an_eviction_leaves_durable_publications_and_their_offsets() {
     assert_eq!((history.displaced(2, 0), history.displaced(1, 1)), (0, 0));
     history.clear();
     assert_eq!((history.len(), history.bytes()), (0, Bytes::default()));
+}
+
+#[test]
+fn only_the_messages_of_the_window_stay_in_memory() {
+    let window = Window {
+        messages: 3,
+        bytes: 30,
+    };
+    let mut history = filled(1, 6);
+    let bytes = history.bytes();
+    history.leave_to_log(window);
+    // two frames of 12 bytes fit into 30 bytes
+    assert_eq!((history.in_log(), history.in_memory_bytes), (4, 24));
+    assert_eq!((history.len(), history.bytes()), (6, bytes));
+    assert_eq!(
+        history.since(Some(7), 2, 6, 48).map(offsets),
+        Ok(vec![3, 4, 5, 6])
+    );
+    assert!(history.since(Some(7), 2, 6, 47).is_err());
+    history.push(kept(7, 7, 100));
+    history.leave_to_log(window);
+    assert_eq!((history.in_log(), history.in_memory_bytes), (6, 102));
+    history.trim(5, OLDEST);
+    assert_eq!((history.in_log(), history.len()), (4, 5));
+    assert_eq!(history.evict(1), 1);
+    assert_eq!((history.in_log(), history.len()), (3, 4));
+    history.clear();
+    assert_eq!((history.in_log(), history.in_memory_bytes), (0, 0));
+    assert_eq!(history.bytes(), Bytes::default());
 }
 
 proptest! {

@@ -1,13 +1,15 @@
 //! A server with real sockets.
 
 use super::*;
+use crate::base::completion::{Later, Progress};
 use crate::ports::durability::{Committed, Durability, Health, NotTaken, StoreError};
 use crate::ports::saved_sessions::{SavedSessions, SessionChange};
 use crate::ports::store::Saved;
-use crate::ports::stream_log::{StreamChange, StreamLog};
+use crate::ports::stream_log::{Logged, StreamChange, StreamLog};
 use crate::settings::config::Value;
 use crate::wire::frame::EncodedFrame;
 use std::net::TcpStream;
+use std::ops::RangeInclusive;
 use tokio_tungstenite::tungstenite::{self, Message, WebSocket};
 
 fn connect(server: &Server) -> WebSocket<TcpStream> {
@@ -43,6 +45,15 @@ impl Durability for FaultyStore {
 impl StreamLog for FaultyStore {
     fn append(&self, _: StreamChange<&EncodedFrame>, _: Option<Committed>) -> Result<(), NotTaken> {
         Ok(())
+    }
+
+    fn read(
+        &self,
+        _: &Arc<str>,
+        _: RangeInclusive<u64>,
+        _: &mut Later<'_, Vec<Logged>, StoreError>,
+    ) -> Progress<Vec<Logged>, StoreError> {
+        Progress::Ended(Ok(Vec::new()))
     }
 
     fn note_published(&self, channel: &str, _: bool) -> bool {
