@@ -2,6 +2,7 @@
 //! not promised, and fails at random. What works on top of it works with a broker that is a network away.
 
 use _tantor::base::completion::{Completion, Later, Progress};
+use _tantor::base::priority::Priority;
 use _tantor::core::history::{Bytes, StreamPosition};
 use _tantor::ports::broker::{
     Broker, BrokerSize, Delivered, Failure, IdempotencyKey, Outgoing, PublicationKind, Query,
@@ -11,7 +12,7 @@ use _tantor::ports::durability::UsedKey;
 use _tantor::ports::stream_log::SavedStream;
 use _tantor::settings::channel_kind::ChannelKind;
 use _tantor::settings::channel_settings::ChannelSettings;
-use _tantor::wire::frame::Unsealed;
+use _tantor::wire::frame::{EncodedFrame, Unsealed};
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -75,6 +76,16 @@ struct LossySink {
     inner: Arc<dyn Sink>,
     lost: u64,
     state: Mutex<(Random, Option<StreamPosition>)>,
+    /// An emergency that comes only with the next delivery, behind its outcome.
+    held: Mutex<Option<HeldEmergency>>,
+}
+
+struct HeldEmergency {
+    position: StreamPosition,
+    is_kept: bool,
+    priority: Priority,
+    kind: PublicationKind,
+    frame: EncodedFrame,
 }
 
 /// Pseudo-random numbers (xorshift64*), the same for one seed.
@@ -211,6 +222,7 @@ impl Broker for Adversary {
             inner: Arc::clone(sink),
             lost: behaviour.lost,
             state: Mutex::new((Random::new(behaviour.seed + 99), None)),
+            held: Mutex::default(),
         });
         Arc::new(LateStream {
             channel: Arc::clone(channel),
@@ -384,8 +396,28 @@ impl Sink for LossySink {
             *missing = Some(delivered.position);
             return 0;
         }
+        if let Some(held) = self.held.lock().unwrap().take() {
+            self.inner.deliver(&Delivered {
+                position: held.position,
+                is_kept: held.is_kept,
+                priority: held.priority,
+                kind: held.kind,
+                frame: &held.frame,
+            });
+        }
         if let Some(top) = missing.take() {
             self.inner.gap(Some(top));
+        }
+        let is_emergency = matches!(delivered.kind, PublicationKind::Emergency { .. });
+        if is_emergency && self.lost > 0 && random.percent(50) {
+            *self.held.lock().unwrap() = Some(HeldEmergency {
+                position: delivered.position,
+                is_kept: delivered.is_kept,
+                priority: delivered.priority,
+                kind: delivered.kind,
+                frame: delivered.frame.clone(),
+            });
+            return 0;
         }
         self.inner.deliver(delivered)
     }
