@@ -2,6 +2,7 @@
 //! that acknowledge until they do.
 
 use super::delivery::Delivery;
+use super::encode::with_encoded;
 use super::sink::ArrivedEmergency;
 use super::wiring::Node;
 use crate::base::completion::{Completion, Later, Progress};
@@ -45,12 +46,13 @@ impl Node {
             wants_ack: true,
         };
         let stamp = self.stamps.next();
-        self.with_encoded(stamp, &publication, |body| {
+        with_encoded(stamp, &publication, |body| {
             self.publish_emergency(stamp, body);
         });
         self.send_arrived_emergencies();
         let recipients = self.recipients_of(stamp);
         self.counters.publications.add(1);
+        self.counters.encoded.add(1);
         self.events.emit(
             "emergency_alert",
             None,
@@ -82,13 +84,10 @@ impl Node {
     ///
     /// The lock of emergencies is held: no client comes or goes meanwhile, so that each gets an emergency once.
     pub(super) fn send_arrived_emergencies(&self) {
-        if !self.distributor.has_emergencies() {
-            return;
-        }
         let mut count = self.emergencies.begin();
         while let Some(ArrivedEmergency { message, frame }) = self.distributor.next_emergency() {
             // the outcome of the broker has sent the emergency before the sink was given it
-            if self.emergencies.is_known(message) {
+            if !self.distributor.take_unsent(message) && self.emergencies.is_known(message) {
                 continue;
             }
             *count += 1;
@@ -115,6 +114,7 @@ impl Node {
     /// Publishes on the channel of emergencies. Where the broker fails, the emergency goes out all the same, and is not
     /// in the history.
     fn publish_emergency(self: &Arc<Self>, stamp: Stamp, body: Unsealed<'_>) {
+        self.distributor.begin_emergency(stamp.id);
         let mut has_room = true;
         loop {
             let channel = self.channel(names::EMERGENCY_CHANNEL);
@@ -149,7 +149,7 @@ impl Node {
         let body = body.bytes().to_vec();
         Completion::new(move |outcome: Result<Receipt, Failure>| {
             node.send_arrived_emergencies();
-            if !node.emergencies.is_known(stamp.id) {
+            if node.distributor.is_unsent(stamp.id) {
                 let position = outcome.ok().and_then(|receipt| receipt.position);
                 let frame = Unsealed::new(&body).seal(position.map(|position| position.offset));
                 node.distributor.add_emergency(stamp.id, frame);

@@ -1,9 +1,11 @@
 //! Messages of the server as frames.
 
-use crate::wire::frame::EncodedFrame;
+use crate::wire::frame::{EncodedFrame, Unsealed};
+use crate::wire::messages::{self, Publication, Stamp};
 use std::cell::RefCell;
 
 thread_local! {
+    static BODY: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -21,4 +23,21 @@ pub fn encode(write: impl FnOnce(&mut Vec<u8>)) -> EncodedFrame {
         }
         frame
     })
+}
+
+/// Encodes a publication, once, but for its offset, and gives the body to `act`. `act` may encode other messages.
+pub fn with_encoded<T>(
+    stamp: Stamp,
+    publication: &Publication<'_>,
+    act: impl FnOnce(Unsealed<'_>) -> T,
+) -> T {
+    // publishing may complete other calls, which encode their replies: the buffer is taken, not borrowed
+    let mut body = BODY.take();
+    body.clear();
+    messages::write_publication(&mut body, stamp, publication);
+    let result = act(Unsealed::new(&body));
+    if body.capacity() <= MAX_KEPT_SCRATCH {
+        BODY.set(body);
+    }
+    result
 }

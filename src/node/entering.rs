@@ -352,7 +352,7 @@ impl Node {
             members.interest.add(connection_id.shard);
             let target = (connection_id, client.wants_gaps());
             let gated = gate.behind(view.position);
-            self.push_entered(target, channel, view.position, gated);
+            self.push_entered(target, channel, gated);
             Live {
                 from: view.position.offset,
                 shard: connection_id.shard,
@@ -380,12 +380,11 @@ impl Node {
         &self,
         (connection_id, wants_gaps): (ConnectionId, bool),
         channel: &Channel,
-        position: StreamPosition,
-        gated: Option<impl Iterator<Item = &'a GatedPublication>>,
+        gated: Result<impl Iterator<Item = &'a GatedPublication>, Option<StreamPosition>>,
     ) {
         let shard = connection_id.shard;
-        let is_incomplete = gated.is_none();
-        if let Some(gated) = gated {
+        let missing = gated.as_ref().err().copied();
+        if let Ok(gated) = gated {
             for publication in gated.filter(|gated| wants_gaps || gated.place != Place::Gap) {
                 let delivery = Delivery::Direct {
                     connection_id,
@@ -398,16 +397,10 @@ impl Node {
         } else {
             self.counters.dropped(LOST, &channel.name, 1);
         }
-        if is_incomplete && wants_gaps {
+        if let Some(top) = missing.filter(|_| wants_gaps) {
             let stamp = self.stamps.next();
-            let write = |out: &mut Vec<u8>| {
-                messages::write_lost(
-                    out,
-                    stamp,
-                    &channel.name,
-                    Some((position.epoch, position.offset)),
-                );
-            };
+            let top = top.map(|top| (top.epoch, top.offset));
+            let write = |out: &mut Vec<u8>| messages::write_lost(out, stamp, &channel.name, top);
             self.shards.push_direct(connection_id, encode(write));
         }
         let delivery = Delivery::Subscribe {

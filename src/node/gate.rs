@@ -29,6 +29,12 @@ struct Kept {
     bytes: usize,
     /// The number of the first of `publications`; numbers count what has come to the gate.
     first: u64,
+    /// The position of the newest publication that has come.
+    newest: Option<StreamPosition>,
+    /// The position of the newest publication that the gate could not keep.
+    newest_dropped: Option<StreamPosition>,
+    /// One more than the number of the newest gap that the gate could not keep.
+    gaps_dropped: u64,
 }
 
 /// A publication, a notice or a gap that came while connections were entering.
@@ -119,32 +125,54 @@ impl Gate {
 }
 
 impl OpenGate<'_> {
-    /// What came behind a position, oldest first; `None` if the gate has not kept all of it.
+    /// What came behind a position, oldest first.
+    ///
+    /// Errors: the gate has not kept all of it; the newest missing position, if a publication is missing.
     pub fn behind(
         &self,
         position: StreamPosition,
-    ) -> Option<impl Iterator<Item = &GatedPublication>> {
-        let skipped = self.from.checked_sub(self.kept.first)?;
-        let is_behind = move |gated: &&GatedPublication| gated.place.is_behind(position);
-        Some(
-            self.kept
-                .publications
-                .iter()
-                .skip(usize::try_from(skipped).unwrap_or(usize::MAX))
-                .filter(is_behind),
-        )
+    ) -> Result<impl Iterator<Item = &GatedPublication>, Option<StreamPosition>> {
+        let kept = &*self.kept;
+        let dropped = kept
+            .newest_dropped
+            .filter(|dropped| Place::At(*dropped).is_behind(position));
+        if dropped.is_some() || kept.gaps_dropped > self.from {
+            return Err(dropped);
+        }
+        let skipped = self.from.saturating_sub(kept.first);
+        Ok(kept
+            .publications
+            .iter()
+            .skip(usize::try_from(skipped).unwrap_or(usize::MAX))
+            .filter(move |gated| gated.place.is_behind(position)))
+    }
+
+    /// The position of the newest publication that was delivered, if it is behind this position.
+    pub fn newest_behind(&self, position: StreamPosition) -> Option<StreamPosition> {
+        let newest = self.kept.newest;
+        newest.filter(|newest| Place::At(*newest).is_behind(position))
     }
 }
 
 impl Kept {
+    /// Keeps at most `limit` bytes, but the newest publication in any case.
     fn keep(&mut self, publication: GatedPublication, limit: usize) {
+        if let Place::At(position) = publication.place {
+            self.newest = Some(position);
+        }
         self.bytes += publication.frame.len();
         self.publications.push_back(publication);
         while self.bytes > limit
+            && self.publications.len() > 1
             && let Some(dropped) = self.publications.pop_front()
         {
             self.bytes -= dropped.frame.len();
             self.first += 1;
+            match dropped.place {
+                Place::At(position) => self.newest_dropped = Some(position),
+                Place::Gap => self.gaps_dropped = self.first,
+                Place::Behind(_) => {}
+            }
         }
     }
 
@@ -152,6 +180,7 @@ impl Kept {
         self.first += self.publications.len() as u64;
         self.publications = VecDeque::new();
         self.bytes = 0;
+        (self.newest, self.newest_dropped) = (None, None);
     }
 }
 
@@ -176,7 +205,7 @@ mod tests {
 
     fn behind(gate: &Gate, from: u64, offset: u64) -> Option<Vec<u64>> {
         let open = gate.lock(from);
-        let behind = open.behind(position(offset))?;
+        let behind = open.behind(position(offset)).ok()?;
         Some(
             behind
                 .filter_map(|gated| match gated.place {
@@ -224,7 +253,9 @@ mod tests {
         }
         let late = gate.begin();
         publish(&gate, 21);
-        assert_eq!(behind(&gate, early, 0), None);
+        let dropped = gate.lock(early).behind(position(0)).err();
+        assert_eq!(dropped, Some(Some(position(11))), "the newest missing one");
+        assert_eq!(behind(&gate, early, 11).map(|kept| kept.len()), Some(10));
         assert_eq!(behind(&gate, late, 20), Some(vec![21]));
         assert!(gate.kept.lock().bytes <= LIMIT);
     }

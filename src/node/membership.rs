@@ -5,6 +5,7 @@ use super::channel::{Channel, Members, Notice, Tell};
 use super::channels::kind_of;
 use super::client::{Client, ClientState, Joined, Live};
 use super::delivery::Delivery;
+use super::encode::with_encoded;
 use super::entering::{LEFT, NewMember};
 use super::question::Question;
 use super::wiring::Node;
@@ -355,7 +356,8 @@ impl Node {
             from: None,
             wants_ack: false,
         };
-        self.with_encoded(self.stamps.next(), &publication, |body| stream.notify(body))
+        self.counters.encoded.add(1);
+        with_encoded(self.stamps.next(), &publication, |body| stream.notify(body))
     }
 }
 

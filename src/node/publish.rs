@@ -2,8 +2,9 @@
 
 use super::channel::{Channel, InFlight};
 use super::client::Client;
+use super::encode::with_encoded;
 use super::wiring::Node;
-use crate::base::completion::{Later, Progress};
+use crate::base::completion::{Completion, Later, Progress};
 use crate::base::error::{Error, argument};
 use crate::base::names;
 use crate::base::priority::Priority;
@@ -13,9 +14,9 @@ use crate::ports::broker::{
 };
 use crate::ports::calls::{PublishOptions, Published};
 use crate::wire::frame::Unsealed;
-use crate::wire::messages::{self, Publication, Stamp};
-use std::cell::RefCell;
+use crate::wire::messages::Publication;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A publication to be made.
 pub(super) struct NewPublication<'a> {
@@ -81,10 +82,12 @@ impl Node {
             from: new.from.map(|client| &*client.id),
             wants_ack: false,
         };
-        let (progress, channel) = self.with_encoded(self.stamps.next(), &publication, |body| {
+        // shared with the completion, so that the publication is announced once
+        let mut is_announced = None;
+        let (progress, channel) = with_encoded(self.stamps.next(), &publication, |body| {
             loop {
                 let channel = self.channel(new.channel);
-                match self.publish_on(&channel, body, new, later) {
+                match self.publish_on(&channel, body, new, &mut is_announced, later) {
                     // a channel that ended in this moment has a successor
                     Progress::Ended(Err(Failure::Closed)) => {}
                     progress => return (progress, channel),
@@ -93,16 +96,17 @@ impl Node {
         });
         let is_new = match &progress {
             Progress::Ended(Ok(receipt)) | Progress::Begun(Some(receipt)) => !receipt.is_duplicate,
-            Progress::Ended(Err(_)) | Progress::Begun(None) => true,
+            Progress::Ended(Err(_)) => true,
+            // only the outcome tells
+            Progress::Begun(None) => false,
         };
-        if is_new {
-            self.counters.publications.add(1);
-            if let Some(client) = new.from {
-                self.events
-                    .emit(new.event, Some(&client.id), Some(new.channel), || {
-                        Detail::Data(new.data.into())
-                    });
-            }
+        if is_new && is_announced.is_none_or(|done| !done.swap(true, Ordering::AcqRel)) {
+            self.announce(
+                new.channel,
+                new.event,
+                new.from.map(|client| &client.id),
+                || Detail::Data(new.data.into()),
+            );
         }
         let progress = match progress {
             Progress::Ended(outcome) => {
@@ -118,6 +122,7 @@ impl Node {
         channel: &Arc<Channel>,
         body: Unsealed<'_>,
         new: &NewPublication<'_>,
+        is_announced: &mut Option<Arc<AtomicBool>>,
         later: &mut Later<'_, Published>,
     ) -> Progress<Receipt, Failure> {
         let is_durable = new.options.durable || self.waits_for_saving(channel);
@@ -138,7 +143,8 @@ impl Node {
         let mut completion = || {
             // publishers wait while too much of the channel is on its way to subscribers, or to the disk
             let in_flight = saves_first.then(|| InFlight::new(channel, new.data.len()));
-            self.when_published(is_durable, in_flight, later)
+            let announced = Arc::clone(is_announced.get_or_insert_default());
+            self.when_published(new, is_durable, in_flight, announced, later())
         };
         match stream.publish(&outgoing, &mut completion) {
             Progress::Begun(Some(receipt)) if saves_first && !receipt.is_duplicate => {
@@ -161,14 +167,33 @@ impl Node {
     /// Receives the outcome of a publication that does not end at once.
     fn when_published(
         self: &Arc<Self>,
+        new: &NewPublication<'_>,
         is_durable: bool,
         in_flight: Option<InFlight>,
-        later: &mut Later<'_, Published>,
+        is_announced: Arc<AtomicBool>,
+        completion: Completion<Published>,
     ) -> Publishing {
-        let (node, completion) = (Arc::clone(self), later());
+        let node = Arc::clone(self);
+        let channel: Box<str> = new.channel.into();
+        // for the event of a client's publication, if the application wants it
+        let of_client = new
+            .from
+            .filter(|_| self.events.wanted(new.event).is_some())
+            .map(|client| {
+                let (event, data) = (new.event.to_owned(), new.data.to_vec());
+                (Arc::clone(&client.id), event, data)
+            });
         Publishing::new(move |outcome: Result<Receipt, Failure>| {
             if outcome.is_err() && is_durable {
                 node.counters.not_saved.add(1);
+            }
+            let is_new = outcome.as_ref().is_ok_and(|receipt| !receipt.is_duplicate);
+            if is_new && !is_announced.swap(true, Ordering::AcqRel) {
+                let (id, event, data) = of_client
+                    .map_or_else(Default::default, |(id, event, data)| {
+                        (Some(id), event, data)
+                    });
+                node.announce(&channel, &event, id.as_ref(), || Detail::Data(data.into()));
             }
             completion.complete(outcome.map(published).map_err(Error::from));
             if let Some(in_flight) = in_flight {
@@ -181,23 +206,19 @@ impl Node {
         })
     }
 
-    /// Encodes a publication, once, but for its offset.
-    pub(super) fn with_encoded<T>(
+    /// Counts a publication, and tells the application of a client's one.
+    fn announce(
         &self,
-        stamp: Stamp,
-        publication: &Publication<'_>,
-        act: impl FnOnce(Unsealed<'_>) -> T,
-    ) -> T {
+        channel: &str,
+        event: &str,
+        client: Option<&Arc<str>>,
+        detail: impl FnOnce() -> Detail,
+    ) {
+        self.counters.publications.add(1);
         self.counters.encoded.add(1);
-        // publishing may complete other calls, which encode their replies: the buffer is taken, not borrowed
-        let mut body = BODY.take();
-        body.clear();
-        messages::write_publication(&mut body, stamp, publication);
-        let result = act(Unsealed::new(&body));
-        if body.capacity() <= KEPT_BODY {
-            BODY.set(body);
+        if client.is_some() {
+            self.events.emit(event, client, Some(channel), detail);
         }
-        result
     }
 
     /// Errors: options that the settings leave no room for, or that cannot be. `is_kept` says whether anything of the
@@ -233,13 +254,6 @@ const NOTHING_DONE: Receipt = Receipt {
     recipients: 0,
     is_duplicate: false,
 };
-
-thread_local! {
-    static BODY: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-
-/// A buffer larger than this is given back.
-const KEPT_BODY: usize = 64 << 10;
 
 fn published(receipt: Receipt) -> Published {
     Published {

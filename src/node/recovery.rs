@@ -2,12 +2,14 @@
 
 use super::client::Joined;
 use super::encode::encode;
+use super::entry::Entry;
+use super::gate::{OpenGate, Place};
 use super::question::Question;
 use super::wiring::Node;
 use crate::base::completion::{Completion, Later, Progress};
 use crate::base::error::{Error, ErrorCode, Refusal, argument};
 use crate::base::names;
-use crate::core::history::Page;
+use crate::core::history::{Page, StreamPosition, Unrecovered};
 use crate::ports::broker::{Failure, Found, Query, Reading, View};
 use crate::ports::calls::{HistoryPage, Reply};
 use crate::wire::frame::EncodedFrame;
@@ -83,42 +85,46 @@ impl Node {
         });
         let query = question.query(through, self.max_reply_bytes());
         let channel = &joined.channel;
-        let answer = |question: &Question<'_>, outcome: Result<View, Failure>| {
-            self.answer_view(&channel.name, question, through, outcome);
-        };
+        // what is published meanwhile belongs before the answer, and into it
+        let mut entry = Some(Entry::new(channel));
         let reading = self.stream(channel).read(query, &mut || {
-            let (node, name) = (Arc::clone(self), Arc::clone(&channel.name));
-            let question = question.to_owned();
-            Completion::new(move |outcome| node.answer_view(&name, &question, through, outcome))
+            let (node, question, entry) = (Arc::clone(self), question.to_owned(), entry.take());
+            Completion::new(move |outcome| {
+                if let Some(entry) = entry {
+                    node.answer_view(&entry, &question, through, outcome);
+                }
+            })
         });
-        if let Reading::Ended(outcome) = reading {
-            answer(question, outcome);
+        if let (Reading::Ended(outcome), Some(entry)) = (reading, entry) {
+            self.answer_view(&entry, question, through, outcome);
         }
     }
 
     fn answer_view(
         &self,
-        channel: &str,
+        entry: &Entry,
         question: &Question<'_>,
         through: Option<u64>,
         outcome: Result<View, Failure>,
     ) {
-        let view = match outcome {
+        let channel = entry.channel();
+        let mut view = match outcome {
             Ok(view) => view,
             Err(failure) => {
-                let refusal = Refusal::new(ErrorCode::NotRead, format!("{channel:?}: {failure}"));
+                let message = format!("{:?}: {failure}", &*channel.name);
+                let refusal = Refusal::new(ErrorCode::NotRead, message);
                 self.refuse_command(question.connection_id, question.reference(), &refusal);
                 return;
             }
         };
-        let known = self.channels.get(channel);
-        let subscribers = known.map_or(0, |known| known.members.lock().roster.len());
+        let gate = entry.lock();
+        extend(&mut view, &gate, through.is_none());
         let reply = JoinReply {
             view: &view,
             through: through.unwrap_or(view.position.offset),
-            subscribers,
+            subscribers: channel.members.lock().roster.len(),
         };
-        let frame = self.join_reply(question, channel, &reply);
+        let frame = self.join_reply(question, &channel.name, &reply);
         self.shards.push_direct(question.connection_id, frame);
     }
 
@@ -170,6 +176,37 @@ impl Node {
         Reply::Present {
             online: members.roster.len(),
             users: members.roster.ids().take(MAX_PRESENT).cloned().collect(),
+        }
+    }
+}
+
+/// Adds to a view what was delivered since it was read, as far as nothing is missing: to the publications only if the
+/// client wants all of them.
+fn extend(view: &mut View, gate: &OpenGate<'_>, wants_all: bool) {
+    let mut missed = match &mut view.found {
+        Found::Missed(missed) if wants_all => Some(missed),
+        _ => None,
+    };
+    let Ok(gated) = gate.behind(view.position) else {
+        if let Some(missed) = missed {
+            *missed = Err(Unrecovered::TooLarge);
+        }
+        view.position = gate.newest_behind(view.position).unwrap_or(view.position);
+        return;
+    };
+    for gated in gated {
+        let next = StreamPosition {
+            offset: view.position.offset + 1,
+            ..view.position
+        };
+        match gated.place {
+            Place::At(position) if position == next => view.position = next,
+            Place::Behind(_) => continue,
+            // the client is told of the gap, and asks again
+            Place::At(_) | Place::Gap => return,
+        }
+        if let Some(Ok(frames)) = missed.as_deref_mut() {
+            frames.push(gated.frame.clone());
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::core::history::StreamPosition;
 use crate::ports::broker::{Delivered, PublicationKind, Sink};
 use crate::wire::frame::EncodedFrame;
 use crate::wire::messages;
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Weak};
 
 /// What the sinks of all channels share.
@@ -25,6 +25,8 @@ pub(super) struct Distributor {
     pub gate_bytes: usize,
     /// Emergencies that the broker has delivered, and that did not go out to clients yet.
     arrived: Mutex<VecDeque<ArrivedEmergency>>,
+    /// Emergencies of this process that did not go out yet, by id.
+    own_unsent: Mutex<HashSet<u64>>,
 }
 
 /// An emergency that the broker has delivered.
@@ -57,7 +59,22 @@ impl Distributor {
             stamps,
             gate_bytes,
             arrived: Mutex::default(),
+            own_unsent: Mutex::default(),
         }
+    }
+
+    /// Notes that this process is about to publish an emergency.
+    pub fn begin_emergency(&self, message: u64) {
+        self.own_unsent.lock().insert(message);
+    }
+
+    /// True for an emergency of this process that did not go out yet. It counts as sent from now on.
+    pub fn take_unsent(&self, message: u64) -> bool {
+        self.own_unsent.lock().remove(&message)
+    }
+
+    pub fn is_unsent(&self, message: u64) -> bool {
+        self.own_unsent.lock().contains(&message)
     }
 
     /// Adds an emergency that the broker could not take.

@@ -18,7 +18,9 @@ impl Node {
     /// that expired. Returns approximately how many bytes less the node holds now than at its peak since the last tick.
     pub fn tick(self: &Arc<Self>) -> usize {
         self.enter_again();
-        self.send_arrived_emergencies();
+        if self.distributor.has_emergencies() {
+            self.send_arrived_emergencies();
+        }
         self.publish_due_notices();
         self.expire_away();
         self.expire_mail();

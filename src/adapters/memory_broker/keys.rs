@@ -7,6 +7,7 @@ use crate::ports::broker::{Failure, IdempotencyKey, Receipt};
 use crate::ports::durability::{KeyResult, UsedKey, complete_when_saved};
 use crate::ports::stream_log::StreamLog;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// How long keys are known, and how many.
@@ -26,8 +27,10 @@ pub(super) struct Keys {
     clients: Idempotency<Receipt, Failure>,
 }
 
-/// A key in use: its publication is under way.
+/// A key in use: its publication is under way. A key that is dropped without a report, after a panic, is free again.
 pub(super) struct KeyInUse {
+    keys: Arc<Keys>,
+    is_reported: AtomicBool,
     client: Option<Box<str>>,
     channel: Box<str>,
     key: Box<str>,
@@ -52,7 +55,7 @@ impl Keys {
     /// Takes a free key for a publication. Of a key that is known, `Err` has the first receipt, if it is known, and
     /// whether the outcome is still to come by the completion that `later` made.
     pub fn begin(
-        &self,
+        self: &Arc<Self>,
         key: &IdempotencyKey<'_>,
         needs_saved: bool,
         later: &mut Later<'_, Receipt, Failure>,
@@ -64,6 +67,8 @@ impl Keys {
             .begin(scope, key.key, now, None, needs_saved, later)
         {
             Lookup::Free(ticket) => Ok(KeyInUse {
+                keys: Arc::clone(self),
+                is_reported: AtomicBool::new(false),
                 client: key.client.map(Into::into),
                 channel: key.channel.into(),
                 key: key.key.into(),
@@ -82,6 +87,7 @@ impl Keys {
 
     /// Reports a receipt that no caller waits to be saved.
     pub fn done(&self, used: &KeyInUse, receipt: Receipt) {
+        used.is_reported.store(true, Ordering::Release);
         let waiting = self
             .table(used)
             .done(used.scope(), &used.key, &used.ticket, receipt);
@@ -112,6 +118,7 @@ impl Keys {
 
     /// Reports that a publication is saved, or has failed, and the key is free again.
     pub fn ended(&self, used: &KeyInUse, outcome: &Result<Receipt, Failure>) {
+        used.is_reported.store(true, Ordering::Release);
         let result = outcome.as_ref().ok().copied();
         let waiting = self
             .table(used)
@@ -202,6 +209,15 @@ impl KeyInUse {
 
     fn scope(&self) -> Scope<'_> {
         scope_of(self.client.as_deref(), &self.channel)
+    }
+}
+
+impl Drop for KeyInUse {
+    fn drop(&mut self) {
+        if !self.is_reported.load(Ordering::Acquire) {
+            let failure = Failure::Unknown("publishing has failed".to_owned());
+            self.keys.ended(self, &Err(failure));
+        }
     }
 }
 

@@ -27,6 +27,12 @@ impl MemoryStream {
         match self.keys.begin(key, needs_saved, later) {
             Ok(used) => self.publish_new(publication, Some(&Arc::new(used)), later),
             Err(Repeat::Known(receipt)) => Progress::Ended(Ok(receipt)),
+            // a caller that waits for saving gets what the first publication will give, as far as it is known
+            Err(Repeat::Queued(None)) if needs_saved => Progress::Begun(Some(Receipt {
+                position: None,
+                recipients: self.subscribers(),
+                is_duplicate: true,
+            })),
             Err(Repeat::Queued(receipt)) => Progress::Begun(receipt),
         }
     }

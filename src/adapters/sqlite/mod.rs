@@ -128,12 +128,12 @@ impl StreamLog for SqliteStore {
     }
 
     fn note_published(&self, channel: &str, was_durable: bool) -> bool {
-        let commits = self.commits.lock().clone();
-        let is_open = commits.is_some();
-        if let Some(commits) = commits {
+        // two channels may share a byte of the map, so one note waits for the other
+        let commits = self.commits.lock();
+        if let Some(commits) = &*commits {
             commits.note_published(channel, was_durable);
         }
-        is_open
+        commits.is_some()
     }
 
     fn is_busy(&self) -> bool {
