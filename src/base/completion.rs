@@ -43,8 +43,8 @@ impl<T, E: Abandoned> Drop for Completion<T, E> {
     }
 }
 
-/// Makes the completion of a call, at most once, and only if the call has not ended when it returns: a call that is
-/// answered inline allocates nothing.
+/// Creates the completion of a call. A call invokes this at most once, and only when the call ends after it has returned:
+/// a call that ends at once allocates nothing.
 pub type Later<'a, T, E = Error> = dyn FnMut() -> Completion<T, E> + 'a;
 
 /// Where a call stands when it returns.

@@ -118,8 +118,8 @@ pub enum Lookup<T> {
     Free(Ticket),
     /// The result of the first caller.
     Known(T),
-    /// The result of the first caller, which may not be saved yet. It is not saved if the flag is set once all that the
-    /// store was given before is saved.
+    /// The result of the first caller; no caller waited for it to be saved. Wait for a barrier of the store, then look at
+    /// the flag: the flag is set if the result was lost.
     Unsaved(T, LostFlag),
     /// The completion receives the outcome of the first caller. The result, if it is known.
     Queued(Option<T>),
@@ -146,8 +146,8 @@ impl<T: Copy, E: Abandoned> Idempotency<T, E> {
         }
     }
 
-    /// Looks a key up, and takes it when it is free. `result` is the result of the work, if it is known beforehand. `later` makes the completion of a caller that has to wait; it is
-    /// called under a lock and only makes the completion.
+    /// Looks a key up, and takes it when it is free. `result` is the result, where the caller knows it before the work, as
+    /// the id of a message. `later` creates the completion of a caller that has to wait; it is called under the lock.
     pub fn begin(
         &self,
         scope: Scope<'_>,

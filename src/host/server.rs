@@ -394,6 +394,7 @@ impl Server {
             self.finish_shards();
             threads.all_ended().await;
         };
+        // `keep_house` never ends: the server waits for `until_ended`
         tokio::select! {
             () = until_ended => {}
             never = keep_house(&self.node, tick_of(&self.node.config)) => match never {},

@@ -95,7 +95,9 @@ fn done(outcome: Result<(), Error>) -> Progress<Reply> {
     Progress::Ended(outcome.map(|()| Reply::Done))
 }
 
-/// Makes a call that may end later, and turns its result into a reply.
+/// Makes a call that may end later, and turns its result into a reply. Apart, so that the stack frame of every other call
+/// stays small.
+#[inline(never)]
 fn replied<T: 'static>(
     reply: fn(T) -> Reply,
     later: &mut Later<'_, Reply>,

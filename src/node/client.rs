@@ -63,7 +63,7 @@ pub struct ClientState {
 pub struct Joined {
     pub channel: Arc<Channel>,
     /// The subscription of the client's connection; `None` while the client is not connected, and until the broker has
-    /// told where the stream is.
+    /// answered with the position of the stream.
     pub live: Option<Live>,
 }
 

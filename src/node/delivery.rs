@@ -33,7 +33,7 @@ pub struct DeliveryOptions {
     /// `None` for what is not kept.
     pub offset: Option<u64>,
     pub priority: Priority,
-    /// What becomes of it where too much waits.
+    /// What the shard does when the queue of a connection exceeds `max_pending_bytes`.
     pub policy: SlowConsumer,
 }
 
@@ -81,9 +81,10 @@ pub enum Delivery {
     },
     /// The peer has shut its side: the connection ends behind what was delivered to it before.
     Ended { connection_id: ConnectionId },
-    /// To every connection that was there when it went out, before all that waits.
+    /// An emergency, for every connection that existed when the emergency was sent. It overtakes everything that waits.
     Urgent {
-        /// Of all emergencies; connections that came later know a number that is not below it.
+        /// The number of this emergency. A connection that knows this number, or a higher one, began later and does not
+        /// get it.
         number: u64,
         frame: EncodedFrame,
         receipt: Option<Arc<Receipt>>,

@@ -40,8 +40,9 @@ enum Entered {
 pub(super) const LEFT: &str = "the client has left the channel";
 
 impl Node {
-    /// Puts a client on a channel. Returns the channel, which is then to be told, unless the client is on the channel
-    /// already, or the broker has not answered yet. The question is answered before the connection gets anything that is
+    /// Puts a client on a channel. Returns the channel and its number of subscribers if the client is a new subscriber; the
+    /// caller then announces the join. Returns `None` if the client is on the channel already, or the broker has not
+    /// answered yet. The question is answered before the connection gets anything that is
     /// published on the channel from then on; without a question the server wants the subscription, and asks a broker
     /// that has failed again. The caller saves the membership.
     pub(super) fn add_subscription(

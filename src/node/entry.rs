@@ -14,7 +14,7 @@ pub struct Entry {
 
 /// A channel that a client is entering: the broker has not answered yet, or has failed and is asked again.
 pub struct Entering {
-    /// Which of all enterings.
+    /// A number that is unique among all attempts to enter a channel.
     pub number: u64,
     pub purpose: Purpose,
     pub channel: Arc<str>,

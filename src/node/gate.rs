@@ -1,8 +1,8 @@
 //! Keeps what is published on a channel for connections that are about to enter it, until each has got its reply.
 //!
 //! A connection enters a channel in three steps: it opens the gate, reads the position of the stream, and is subscribed
-//! behind its reply. What the broker delivers between the last two steps waits in the gate. With a broker that answers
-//! at once, hardly anything does.
+//! behind its reply. What the broker delivers between the last two steps waits in the gate. With the memory
+//! broker, few publications come in this time.
 //!
 //! A gate keeps at most half of `max_pending_bytes`, however late the broker answers; a connection for which the gate
 //! could not keep everything gets a gap. The broker ends every call (a dropped completion is an error), so no
@@ -97,7 +97,8 @@ impl Gate {
         }
     }
 
-    /// Locks the gate, so that a connection can be subscribed between two publications. `from` is what `begin` returned.
+    /// Locks the gate, so that a connection can be subscribed between two publications. `from` is the number
+    /// of the first publication that concerns the connection, from `begin`.
     pub fn lock(&self, from: u64) -> OpenGate<'_> {
         OpenGate {
             kept: self.kept.lock(),

@@ -103,7 +103,8 @@ impl Mailroom {
 
     /// Puts a message into the mailbox of a client, and saves it. The oldest messages make room.
     ///
-    /// Errors: the message has no room; its completion is then the caller's, to be told without locks held.
+    /// Errors: the message has no room; the caller completes `NotTaken::committed` after it has
+    /// released its locks.
     pub fn keep(
         &self,
         client: &Arc<Client>,

@@ -72,7 +72,7 @@ impl<'a> Question<'a> {
     }
 }
 
-/// An epoch as the client wrote it; one that is no epoch is nobody's.
+/// Parses an epoch of the client; `None` for a text that is not 16 hex digits, which matches no stream.
 fn epoch_number(text: &str) -> Option<u64> {
     let is_epoch = text.len() == 16 && text.bytes().all(|digit| digit.is_ascii_hexdigit());
     is_epoch

@@ -31,9 +31,9 @@ pub const MAX_HISTORY_LIMIT: i64 = 1000;
 pub const DEFAULT_HISTORY_LIMIT: i64 = 100;
 
 impl Node {
-    /// What is kept of a channel: at most `limit` publications, with `after` the oldest behind that offset, otherwise
-    /// the newest (before the offset `before`, if given). `max_bytes` bounds the page, but for its first publication. Of a
-    /// channel that does not exist nothing is kept, and none is made.
+    /// Returns a page of the history: with `after`, the oldest `limit` publications behind this offset; otherwise the
+    /// newest (with `before`, the newest before this offset). A page has at most `max_bytes`, or one publication. The
+    /// page of a channel that does not exist is empty, and the channel is not made.
     ///
     /// Errors: a channel name that cannot be one; the storage cannot be opened; the broker cannot be reached.
     pub fn history(
@@ -76,8 +76,8 @@ impl Node {
 
     /// Answers a client that is on the channel already: because it was resumed, or because it has noticed a gap.
     pub(super) fn answer_joined(self: &Arc<Self>, joined: &Joined, question: &Question<'_>) {
-        // one that was resumed has had, or will have, what was published since it went live; one that has missed
-        // something after that needs all
+        // A resumed client gets the publications behind `live.from` live, so the reply ends there. A client whose last
+        // offset is not before `live.from` has lost a live publication, so the reply ends at the top.
         let live_from = joined.live.as_ref().map(|live| live.from);
         let through = live_from.filter(|from| {
             let seen = question.last_seen();

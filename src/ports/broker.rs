@@ -51,7 +51,7 @@ pub trait Broker: Send + Sync {
 
     /// Removes a channel with its history, for every process.
     ///
-    /// Ordering: publications on the stream fail with `Closed` from now on. Errors: none that the caller could mend.
+    /// Ordering: publications on the stream fail with `Closed` from now on. Errors: none; the adapter tries again.
     /// Blocking: no.
     fn remove(&self, channel: &str);
 
@@ -107,13 +107,13 @@ pub trait Stream: Send + Sync {
     /// Hands a notice to the sinks: a message without position, which is not kept. Returns the subscribers of this
     /// process that have got the notice; 0 where the broker hands the notice over later.
     ///
-    /// Ordering: among publications, as called. Errors: a notice may be lost. Blocking: no.
+    /// Ordering: in the order of the caller's calls on this stream. Errors: a notice may be lost. Blocking: no.
     fn notify(&self, body: Unsealed<'_>) -> usize;
 
     /// Reads the position of the stream and, by `query`, a part of its history. A barrier: the sink of this process has
     /// got everything up to the position that the view reports.
     ///
-    /// Ordering: among publications, as called. Errors: `Failure`. Blocking: no. The outcome never comes inside the call
+    /// Ordering: in the order of the caller's calls on this stream. Errors: `Failure`. Blocking: no. The outcome never comes inside the call
     /// on the caller's own thread: an outcome that is known at once is `Progress::Ended`.
     fn read(&self, query: Query, later: &mut Later<'_, View, Failure>) -> Reading;
 

@@ -18,7 +18,7 @@ use crate::wire::http::request::Request;
 use crate::wire::http::upgrade::Upgrade;
 use std::sync::Arc;
 
-/// The work of opening a connection, in nanoseconds, about.
+/// The approximate CPU time of opening a connection, in nanoseconds.
 const OPEN_WORK: usize = 20_000;
 
 impl Shard {

@@ -369,7 +369,7 @@ impl Shard {
         let line = line_for(self.connections.len(), chunk.bytes.len());
         let limit = self.config.max_pending_bytes;
         for (slot, connection) in &mut self.connections {
-            // a later connection got the emergency as mail, or is not meant
+            // a connection that began later got the emergency from its mailbox, if it was kept for its client
             if connection.emergencies < number && matches!(connection.phase, Phase::Open { .. }) {
                 let added = connection.outbound.push(chunk.clone());
                 self.queued_frames = self.queued_frames.wrapping_add_signed(added);

@@ -2,7 +2,7 @@
 
 use crate::base::error::Disconnect;
 use bytes::Bytes;
-use std::io::{Cursor, Write};
+use std::io::Cursor;
 use tokio_tungstenite::tungstenite::protocol::frame::FrameHeader;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 
@@ -126,19 +126,15 @@ impl<'a> Unsealed<'a> {
         let Some(offset) = offset else {
             return EncodedFrame::text_of(&[self.0, b"}"]);
         };
-        let mut field = [0; OFFSET_FIELD.len() + MAX_DIGITS];
-        let mut end = Cursor::new(&mut field[..]);
-        // a field of this size has room for every offset
-        let _ = write!(end, "{OFFSET_FIELD}{offset}");
-        let len = end.position() as usize;
-        EncodedFrame::text_of(&[self.0, &field[..len], b"}"])
+        let mut digits = itoa::Buffer::new();
+        EncodedFrame::text_of(&[
+            self.0,
+            b",\"offset\":",
+            digits.format(offset).as_bytes(),
+            b"}",
+        ])
     }
 }
-
-const OFFSET_FIELD: &str = ",\"offset\":";
-
-/// Digits of the largest offset.
-const MAX_DIGITS: usize = 20;
 
 /// A frame's header as received: what it says, how long it is and how long its payload.
 #[derive(Debug)]

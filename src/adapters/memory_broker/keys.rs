@@ -52,8 +52,8 @@ impl Keys {
         }
     }
 
-    /// Takes a free key for a publication. Of a key that is known, `Err` has the first receipt, if it is known, and
-    /// whether the outcome is still to come by the completion that `later` made.
+    /// Takes a free key for a publication. `Err` for a key that is known or in use: `Repeat::Known` with the first receipt,
+    /// or `Repeat::Queued` where the completion from `later` receives the outcome.
     pub fn begin(
         self: &Arc<Self>,
         key: &IdempotencyKey<'_>,

@@ -68,7 +68,7 @@ impl MemoryStream {
         let frame = publication.body.seal(kept_at.map(|kept| kept.offset));
         let at = SteadyTime::now();
         let is_durable = self.saves && publication.is_durable;
-        // before subscribers see the publication, and until the publication counts in the history
+        // the bytes are reserved before the delivery; `reserved` is dropped once `keep` has counted the publication
         let reserved = match is_durable.then(|| self.reserve(&mut state, &frame, at)) {
             None => None,
             Some(Ok(reserved)) => Some(reserved),
@@ -278,7 +278,7 @@ impl MemoryStream {
         is_durable: bool,
         committed: Option<Committed>,
     ) -> Result<(), NotTaken> {
-        // a store that is full refuses the announcement, and then the publication, which is counted and reported
+        // a full store refuses the announcement; then it refuses the publication too, and reports that
         self.announce(state);
         let at = WallTime::now();
         let change = StreamChange::Published {
