@@ -83,7 +83,8 @@ impl AtomicWallTime {
     }
 }
 
-/// A time of this process's steady clock, which nobody sets: for intervals. It has no meaning in another process.
+/// A time of the steady clock of this process, for intervals. No one can set this clock. The time has no meaning in another
+/// process.
 ///
 /// Times before the process began exist as well: what was saved may be older than the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -2,7 +2,7 @@
 
 use crate::base::error::Error;
 
-/// What the receiver of a completion is told when the completion is dropped: the work has ended without an outcome.
+/// The error for the receiver of a completion that is dropped: the work has ended without an outcome.
 pub trait Abandoned {
     fn abandoned() -> Self;
 }

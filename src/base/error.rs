@@ -53,7 +53,7 @@ impl ErrorCode {
     }
 }
 
-/// A command that was refused: what the client is told.
+/// A refused command: the code and the text of the error message to the client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     pub code: ErrorCode,

@@ -15,17 +15,17 @@ pub fn check_channel_name(name: &str) -> Result<(), Refusal> {
     check_name("channel", name, ErrorCode::BadChannel)
 }
 
-/// Errors: a name as for a channel that is none, told as a bad `event`.
+/// Errors: as `check_channel_name`; the error names the field `event`.
 pub fn check_event_name(name: &str) -> Result<(), Refusal> {
     check_name("event", name, ErrorCode::BadField)
 }
 
-/// Errors: a key as for a channel that is none, told as a bad `idempotency_key`.
+/// Errors: as `check_channel_name`; the error names the field `idempotency_key`.
 pub fn check_idempotency_key(key: &str) -> Result<(), Refusal> {
     check_name("idempotency_key", key, ErrorCode::BadField)
 }
 
-/// Errors: an id as for a channel that is none, told as a bad `client_id`.
+/// Errors: as `check_channel_name`; the error names the field `client_id`.
 pub fn check_client_id(name: &str) -> Result<(), Refusal> {
     check_name("client_id", name, ErrorCode::BadField)
 }

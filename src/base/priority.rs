@@ -1,4 +1,4 @@
-//! Which message goes first when a connection is behind, and what becomes of one that is too far behind.
+//! The order of messages to a connection that is behind, and the policies for a connection that is too far behind.
 
 /// The lane of a message; a higher one overtakes lower ones that wait.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,7 +27,7 @@ impl Priority {
     }
 }
 
-/// What becomes of publications that wait for a connection for which more waits than may.
+/// The policy for the publications that wait for a connection when more waits than `max_pending_bytes`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SlowConsumer {
     /// The connection is closed (3008); the client returns and recovers.

@@ -1,4 +1,4 @@
-//! What Python is told: a bounded queue from any thread to the one that calls handlers.
+//! The events for Python: a bounded queue from any thread to the thread that calls the handlers.
 
 use crate::base::clock::{SteadyTime, WallTime};
 use crate::base::sync::Mutex;
@@ -137,7 +137,7 @@ impl EventQueue {
         });
     }
 
-    /// The shared name, if somebody handles it now; nothing need be made of an event that nobody handles.
+    /// The shared name of an event that has a handler; `None` for an event without one, which need not be made.
     pub fn wanted(&self, name: &str) -> Option<Arc<str>> {
         if !self.open.load(Ordering::Relaxed) {
             return None;
@@ -231,7 +231,7 @@ impl EventQueue {
         if !self.held_back.swap(true, Ordering::AcqRel) {
             self.pauses.fetch_add(1, Ordering::Relaxed);
         }
-        // the taker may have made room between the two looks, and then nobody would wake the shard
+        // the thread that takes events may have made room between the two checks; then nothing would wake the shard
         self.bytes.load(Ordering::Acquire) > self.max_bytes
     }
 
@@ -241,7 +241,7 @@ impl EventQueue {
         self.bytes.fetch_sub(handled, Ordering::AcqRel);
     }
 
-    /// True once there is room again after somebody held back.
+    /// True once there is room again after a shard had paused.
     pub fn take_held_back(&self) -> bool {
         self.bytes.load(Ordering::Acquire) <= self.max_bytes / 2
             && self.held_back.swap(false, Ordering::AcqRel)
@@ -251,7 +251,7 @@ impl EventQueue {
         self.open.store(true, Ordering::Release);
     }
 
-    /// Takes nothing more, and forgets what is queued: nobody will take it.
+    /// Refuses further events, and drops those that are queued, because no thread takes them any more.
     pub fn abandon(&self) {
         self.open.store(false, Ordering::Release);
         while let Ok(told) = self.receiver.try_recv() {
@@ -299,7 +299,7 @@ impl EventQueue {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// Counts an event that no handler can be told of.
+    /// Counts an event that no handler gets.
     pub fn count_dropped(&self) {
         self.dropped.fetch_add(1, Ordering::Relaxed);
     }

@@ -19,7 +19,7 @@ pub struct Kept {
     pub offset: u64,
     /// When it was published.
     pub at: SteadyTime,
-    /// The publisher was told that it is saved, or will be: only the channel's own size and age may remove it.
+    /// The publication is reported as saved, or will be: only the channel's own size and age limits remove it.
     pub is_durable: bool,
     pub message: Message,
 }

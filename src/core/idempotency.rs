@@ -47,7 +47,7 @@ type Key = Arc<(Owner, Box<str>, Box<str>)>;
 type Owner = Option<Arc<str>>;
 
 /// Results of type `T`, or errors of type `E`. Where too many keys are known, the owner with the most keys loses its
-/// oldest key, so that nobody can have the keys of others forgotten.
+/// oldest key, so that no owner displaces the keys of another.
 pub struct Idempotency<T, E: Abandoned> {
     /// How long a key is known.
     ttl: Duration,

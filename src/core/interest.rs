@@ -1,4 +1,4 @@
-//! How many subscribers of a channel each shard has: whom a publication has to be handed to.
+//! The number of subscribers of a channel on each shard: the shards that a publication goes to.
 
 use smallvec::SmallVec;
 

@@ -25,7 +25,7 @@ pub struct Mailbox {
     next_number: u64,
     /// Messages that went before the client had them, and that it does not know of.
     dropped: u64,
-    /// How many of those a welcome told, which may not have arrived.
+    /// How many of them were in a welcome that the client may not have received.
     told: u64,
 }
 
@@ -115,13 +115,13 @@ impl Mailbox {
         expired
     }
 
-    /// How many were dropped, to be told to the client; told again until `confirm`.
+    /// Returns the number of dropped messages, for the welcome of the client. Counts them again until `confirm`.
     pub fn tell_dropped(&mut self) -> u64 {
         self.told = self.dropped;
         self.dropped
     }
 
-    /// What was told has arrived.
+    /// The client has received the number of dropped messages.
     pub fn confirm(&mut self) {
         self.dropped -= std::mem::take(&mut self.told);
     }
@@ -151,12 +151,12 @@ impl Mailbox {
         self.mail.is_empty()
     }
 
-    /// Bytes of memory that the messages take, about.
+    /// The approximate bytes of memory that the messages take.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Bytes of memory that it takes with all that is known because of it, about.
+    /// The approximate bytes of memory that the mailbox takes, with its receipts and entries in maps.
     pub fn weight(&self) -> usize {
         if self.is_empty() {
             0

@@ -27,7 +27,7 @@ pub struct Chunk {
     pub bytes: Bytes,
     pub frames: u32,
     lane: Lane,
-    /// What becomes of it when too much waits.
+    /// The policy when more waits for the connection than `max_pending_bytes`.
     policy: SlowConsumer,
     /// The channel it was published on.
     channel: Option<ChannelKey>,

@@ -164,7 +164,7 @@ impl Notice {
     }
 }
 
-/// Joins or leaves of a large channel that were not told yet.
+/// Joins or leaves of a large channel whose notice is still to come.
 #[derive(Debug, Default)]
 pub struct Pending {
     /// When the last notice went out.
@@ -188,7 +188,7 @@ fn notice_interval(subscribers: usize) -> Duration {
 /// What to do with a join or leave.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Tell {
-    /// A notice now, that stands for this many (`None`: told each, as below the limit).
+    /// A notice now, that stands for this many clients (`None`: a notice for each, as below the limit).
     Now(Option<usize>),
     /// Nothing now.
     Later,
@@ -204,7 +204,7 @@ impl Pending {
         now: SteadyTime,
     ) -> Tell {
         if subscribers <= limit {
-            // what still waits is told along with it
+            // the notice stands for those that still wait, too
             let waiting = self.take_all(now).map(|(_, count)| count + 1);
             return Tell::Now(waiting);
         }
@@ -215,7 +215,7 @@ impl Pending {
         self.wait(id)
     }
 
-    /// One more that is told later, whatever its time.
+    /// Adds one more to a later notice.
     pub fn wait(&mut self, id: &Arc<str>) -> Tell {
         self.count += 1;
         self.latest = Some(Arc::clone(id));

@@ -19,7 +19,7 @@ use crate::ports::calls::{Call, Calls, PublishOptions, Published, Reply};
 use crate::wire::command::ACTIONS;
 use std::sync::Arc;
 
-/// The calls of one client, on one of its connections. Their errors are refusals, which the client is told.
+/// The calls of one client, on one of its connections. Their errors are refusals, which become error messages to the client.
 pub struct ClientCalls<'a> {
     node: &'a Arc<Node>,
     asker: Asker<'a>,

@@ -34,7 +34,7 @@ pub struct Counters {
     pub encoded: Counter,
     /// Messages to clients that are not connected.
     pub undelivered: Counter,
-    /// Errors that clients were told.
+    /// Error messages to clients.
     pub errors_sent: Counter,
     /// Frames that waited for a slow consumer when it was closed.
     pub dropped_slow_consumer: Counter,

@@ -91,7 +91,7 @@ pub enum Delivery {
     },
     /// Say goodbye to every client.
     Drain,
-    /// End, whoever is still there.
+    /// Ends the shard, and closes the connections that are left.
     Finish,
 }
 

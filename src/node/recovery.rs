@@ -202,7 +202,7 @@ fn extend(view: &mut View, gate: &OpenGate<'_>, wants_all: bool) {
         match gated.place {
             Place::At(position) if position == next => view.position = next,
             Place::Behind(_) => continue,
-            // the client is told of the gap, and asks again
+            // the client gets a gap, and asks again
             Place::At(_) | Place::Gap => return,
         }
         if let Some(Ok(frames)) = missed.as_deref_mut() {

@@ -34,7 +34,7 @@ impl Node {
         (send > 0 && receive > 0).then(|| sockets * 2 * (send + receive))
     }
 
-    /// Who is on a channel; nobody is on one that there is not.
+    /// The subscribers of a channel; none for a channel that does not exist.
     pub fn presence(&self, channel: &str) -> Vec<Arc<str>> {
         let channel = self.channels.get(channel);
         channel.map_or_else(Vec::new, |channel| {

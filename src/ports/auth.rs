@@ -1,4 +1,4 @@
-//! Admission: who may connect, and as whom.
+//! Admission: which connections are admitted, and as which client.
 
 use crate::base::completion::Completion;
 use crate::base::error::Refusal;

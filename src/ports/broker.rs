@@ -138,7 +138,7 @@ pub trait Sink: Send + Sync {
     /// Ordering: publications come in the order of their positions. Errors: none. Blocking: no.
     fn deliver(&self, delivered: &Delivered<'_>) -> usize;
 
-    /// Publications are lost for this process and cannot be replayed: the subscribers are told to recover. `top` is the
+    /// Publications are lost for this process and cannot be replayed: the subscribers get a `gap`, and recover. `top` is the
     /// newest lost position, where the broker knows it.
     ///
     /// Ordering: between the publications around the gap. Errors: none. Blocking: no.
@@ -199,7 +199,7 @@ pub struct IdempotencyKey<'a> {
 pub struct Receipt {
     /// `None` for a publication that is not kept, and while the broker has not reported it.
     pub position: Option<StreamPosition>,
-    /// Subscribers that the publication was handed to; exact while nobody comes or goes.
+    /// Subscribers that the publication was handed to; exact while no subscriber joins or leaves.
     pub recipients: usize,
     /// The idempotency key was known, and nothing was published now.
     pub is_duplicate: bool,

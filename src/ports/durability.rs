@@ -95,7 +95,7 @@ pub struct UsedKey {
     pub lost_flag: LostFlag,
 }
 
-/// What the publisher was told.
+/// The result that the publisher got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyResult {
     Published {

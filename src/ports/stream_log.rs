@@ -98,7 +98,7 @@ pub enum StreamChange<F> {
         position: StreamPosition,
         at: WallTime,
         expires: WallTime,
-        /// Its publisher is told once it is saved.
+        /// The publication has a caller that waits until it is saved.
         is_durable: bool,
         frame: F,
         used_key: Option<Box<UsedKey>>,

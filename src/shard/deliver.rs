@@ -285,7 +285,7 @@ impl Shard {
         self.count_dropped(SlowConsumer::DropOldest.name(), &dropped);
     }
 
-    /// Drops chunks from the queue of a connection. The client is told when its socket takes data again.
+    /// Drops chunks from the queue of a connection. The client gets a `gap` when its socket takes data again.
     fn drop_queued(
         &mut self,
         slot: Slot,

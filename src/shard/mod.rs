@@ -130,7 +130,7 @@ pub struct Shard {
 }
 
 impl Shard {
-    /// `drained` is told once when all clients have gone after a `Delivery::Drain`.
+    /// `drained` gets one message, when all clients have gone after a `Delivery::Drain`.
     pub fn new(
         index: usize,
         node: Arc<Node>,

@@ -39,9 +39,9 @@ pub(super) struct Connection {
     pub(super) reader: Reader,
     pub(super) unfinished: Unfinished,
     pub(super) outbound: Outbound,
-    /// Messages that were dropped from `outbound` and that the client was not told about.
+    /// Messages that were dropped from `outbound`, and for which the client gets a `gap`.
     pub(super) dropped: Vec<Dropped>,
-    /// The queued bytes that the node was last told.
+    /// The queued bytes as last reported to the node.
     reported_bytes: usize,
     /// The number of emergencies that went out before the connection was opened.
     pub(super) emergencies: u64,
@@ -406,7 +406,7 @@ impl Shard {
 }
 
 impl Connection {
-    /// Adds dropped messages to those that the client will be told about when its socket takes data again.
+    /// Adds dropped messages to the `gap` that the client gets when its socket takes data again.
     pub(super) fn note_dropped(&mut self, dropped: &[Dropped]) {
         let noted = &mut self.dropped;
         for dropped in dropped {

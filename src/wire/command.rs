@@ -91,7 +91,7 @@ impl Command<'_> {
 impl<'a> Request<'a> {
     /// Reads one text frame. A channel that is not named is `default_channel`.
     ///
-    /// Errors: what is wrong with the frame, as the client is told.
+    /// Errors: what is wrong with the frame, as the error message to the client says it.
     pub fn parse(
         text: &'a str,
         default_channel: &'a str,

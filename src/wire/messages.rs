@@ -120,7 +120,7 @@ pub enum Body<'a> {
 }
 
 impl Body<'_> {
-    /// Whether the mark of what is to be acknowledged can be told from a field of its own.
+    /// True if the message can carry the field `ack` of the server: it has no field of this name itself.
     pub fn can_want_ack(&self) -> bool {
         !matches!(self, Body::Fields(_, own) if own.ack || own.id)
     }

@@ -79,7 +79,7 @@ pub(super) struct StreamState {
     pub history: History,
     /// The last offset that was given; above `history.top` while publications are being saved.
     pub assigned: u64,
-    /// The store was told to remove what is up to this offset.
+    /// The log was asked to remove publications up to this offset.
     trimmed: u64,
     pub in_store: InStore,
     /// The saved state may still call the stream durable.

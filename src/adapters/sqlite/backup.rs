@@ -25,7 +25,7 @@ pub fn back_up(database: &Path, target: &Path) -> Result<(), StoreError> {
     copy(&open(database)?, target)
 }
 
-/// Puts a copy in a database's place. Every channel has another epoch then, so that clients are told.
+/// Puts a copy in a database's place. Every channel has another epoch then, so that clients notice it.
 ///
 /// Errors: what is wrong with either; a server uses the database.
 pub fn restore(backup: &Path, database: &Path) -> Result<(), StoreError> {

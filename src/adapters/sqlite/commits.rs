@@ -188,7 +188,7 @@ impl Record {
     }
 }
 
-/// Which start of the machine this is; where that is not told, all are the same.
+/// Identifies the boot of the machine; the same for all boots where the system does not say.
 pub(super) fn boot() -> [u8; 16] {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let digest = Sha256::digest(text.trim());

@@ -332,7 +332,7 @@ impl DatabaseFile {
         self.set_state("commits", commits.cast_signed())?;
         self.set_state("clean", 0)?;
         self.connection.prepare_cached("COMMIT")?.execute([])?;
-        // after the commit: a kill between the two renews the epochs again, which nobody has seen yet
+        // after the commit: a kill between the two renews the epochs again, which no client has seen yet
         self.commits
             .begin(&self.record)
             .map_err(|error| failure(rusqlite::ffi::SQLITE_IOERR, &error.to_string()))?;

@@ -68,7 +68,7 @@ impl DatabaseFile {
             kept.reverse();
             let last = kept.last().map_or(0, |last| last.offset);
             let top = unsigned(row, 3)?.max(last);
-            // on a durable channel nobody has seen what is missing
+            // on a durable channel no subscriber has seen the missing publications
             let broken_through = if durable {
                 0
             } else {
@@ -188,7 +188,7 @@ impl DatabaseFile {
 }
 
 /// Of a stream whose publications were handed over before they were saved, a hole is a loss: only what is behind the
-/// last one is whole. What is before it is kept all the same, for somebody may have waited until it was saved.
+/// last one is whole. Publications before the hole are kept, because a caller may have waited until they were saved.
 fn broken_through(kept: &[SavedPublication], top: u64) -> u64 {
     if kept.last().is_none_or(|last| last.offset < top) {
         return top;

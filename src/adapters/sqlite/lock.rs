@@ -8,13 +8,13 @@ use std::path::Path;
 
 /// Keeps other processes, and other Tantors of this one, from using a database at the same time.
 pub(super) struct FileLock {
-    // let go of before the file is closed
+    // released before the file is closed
     _parents_own: ClosedInChild,
     file: File,
 }
 
 impl FileLock {
-    /// Errors: somebody else has it; the folder cannot be written to.
+    /// Errors: another process has the lock; the folder cannot be written to.
     pub fn take(database: &Path) -> Result<Self, StoreError> {
         let path = super::beside::beside(database, "-lock");
         let failed = |error: std::io::Error| {
@@ -70,7 +70,7 @@ impl Drop for FileLock {
     }
 }
 
-/// What is told of a database that cannot be opened.
+/// The error of a database that cannot be opened.
 pub(super) fn cannot_open(path: &Path, problem: &str) -> String {
     let folder = path
         .parent()

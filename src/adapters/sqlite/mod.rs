@@ -154,7 +154,7 @@ impl SavedSessions for SqliteStore {
 impl Store for SqliteStore {
     fn open(&self) -> Result<Saved, StoreError> {
         let mut open = self.open.lock();
-        // a child would keep the lock, and find SQLite's own locks held by nobody
+        // a forked child would keep the lock of the file, and would not hold the locks of SQLite
         let _whole = ForkGuard::new();
         if open.as_ref().is_some_and(|running| !running.is_here()) {
             std::mem::forget(open.take());
@@ -209,7 +209,7 @@ impl Store for SqliteStore {
         let mut open = self.open.lock();
         let Some(running) = &*open else { return };
         if !running.is_here() {
-            // a fork has no writer, and what it was told by may be locked for good
+            // a forked child has no writer thread, and locks of the parent's threads may stay locked for ever
             std::mem::forget(open.take());
             return;
         }
@@ -275,7 +275,7 @@ impl Drop for SqliteStore {
     }
 }
 
-/// How long a store that nobody has closed waits for what is still to be saved.
+/// How long a store that is dropped without `close` waits for changes that are not saved yet.
 const LAST_WAIT: Duration = Duration::from_secs(5);
 
 impl Gauges {

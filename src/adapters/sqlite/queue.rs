@@ -24,7 +24,7 @@ struct State {
     /// Of what waits here and of what the writer has taken and not yet saved.
     weight: usize,
     changes: usize,
-    /// Entries that somebody waits for.
+    /// The number of entries with a completion.
     urgent: usize,
     /// Where in `waiting` a client is saved.
     clients: HashMap<Arc<str>, usize>,
@@ -46,9 +46,9 @@ enum WriterState {
 #[derive(Clone, Copy)]
 pub(super) enum Gather {
     No,
-    /// For a moment, unless somebody waits.
+    /// For a moment, unless a completion waits.
     Usually,
-    /// For at most so long, until so many wait: those whom the last commit has told are about to come again.
+    /// For at most this time, until this many completions wait: the callers of the last commit are about to call again.
     For(usize, Duration),
 }
 
@@ -64,7 +64,7 @@ pub(super) enum Taken {
 const GATHER: Duration = Duration::from_millis(3);
 
 /// Bytes and entries of a batch whose room is kept for the next one, while there is something to do: room that is new
-/// costs whoever publishes more than the copy.
+/// costs the publisher more than the copy.
 const KEPT_BYTES: usize = 16 << 20;
 const KEPT_ENTRIES: usize = 128 << 10;
 
@@ -152,7 +152,7 @@ impl Queue {
         }
         let (enough, most) = match gather {
             Gather::No => (0, Duration::ZERO),
-            // more than the last time: who came meanwhile has not been told yet
+            // more than the last time: callers that came meanwhile still wait
             Gather::For(enough, most) if state.urgent > 0 => (enough + state.urgent, most),
             Gather::For(..) | Gather::Usually => (1, GATHER),
         };

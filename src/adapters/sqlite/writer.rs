@@ -19,7 +19,7 @@ pub(super) struct Writer {
     file: DatabaseFile,
     /// Stopped before the file is closed.
     reader: Option<Reader>,
-    // let go of after the file
+    // released after the file is closed
     _lock: FileLock,
     queue: Arc<Queue>,
     gauges: Arc<Gauges>,
@@ -28,11 +28,11 @@ pub(super) struct Writer {
     /// Changes that the next transaction may have: fewer while the file has little room.
     together: usize,
     measured: Instant,
-    /// When old idempotency keys were last let go of; `None` while there may be more.
+    /// When old idempotency keys were last deleted; `None` while there may be more.
     swept: Option<Instant>,
     /// When the last batch was taken.
     busy: Instant,
-    /// Whom the last commit has told, and how long it took.
+    /// The number of completions of the last commit, and how long the commit took.
     told: (usize, Duration),
 }
 
@@ -62,7 +62,7 @@ const IDLE: Duration = Duration::from_secs(1);
 /// The same, while something is left.
 const TIDY_INTERVAL: Duration = Duration::from_millis(20);
 
-/// The longest that a commit waits for those whom the one before has told.
+/// The longest time that a commit waits for the callers of the commit before.
 const MOST_PATIENCE: Duration = Duration::from_millis(2);
 
 /// How often it is tried again to write to a file that cannot be written.
@@ -74,7 +74,7 @@ const KEPT_ROOM: Duration = Duration::from_secs(30);
 /// How often the size of the file is looked at.
 const MEASURE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How often old idempotency keys are let go of, and how many together.
+/// How often old idempotency keys are deleted, and how many at once.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 const SWEPT_TOGETHER: usize = 4096;
 
@@ -154,7 +154,7 @@ impl Writer {
         if let Some(reader) = self.reader.take() {
             reader.stop();
         }
-        // a trim that was told to be saved holds at the next opening
+        // a trim that was reported as saved holds at the next opening
         while self.file.has_trims() && self.delete_leftovers().is_ok() {}
         let _whole = ForkGuard::new();
         let is_complete = self.gauges.lost.load(Ordering::Relaxed) == 0;
@@ -189,7 +189,7 @@ impl Writer {
                 .iter()
                 .take(self.together)
                 .take_while(|entry| entry.weight < most);
-            // what somebody waits for is to outlive a power failure
+            // a change with a completion has to outlive a power failure
             let (count, is_durable) = together.fold((0, false), |(count, is_durable), entry| {
                 (count + 1, is_durable || entry.committed.is_some())
             });
@@ -237,9 +237,9 @@ impl Writer {
         }
     }
 
-    /// The file has no room for this message alone: it waits, unless somebody waits for it, who is told.
+    /// The file has no room for this message alone: the message waits; if it has a completion, it fails.
     fn pass_over(&mut self, at: &mut BacklogPosition, problem: &str) {
-        // before anybody is told
+        // before any completion
         self.degrade(problem);
         let error = self.error(problem);
         let Some(batch) = self.backlog.get_mut(at.batch) else {
@@ -398,7 +398,7 @@ impl Writer {
     }
 }
 
-/// Tells whoever may ask later under its key that it will not be saved.
+/// Marks the idempotency key of a change that will not be saved, for later callers with the key.
 fn lose(entry: &Entry) {
     if let Some(used) = entry.item.used_key() {
         used.lost_flag.lose();

@@ -24,7 +24,7 @@ pub enum Refused {
     Unanswered,
 }
 
-/// Why a connection is not admitted, as the client is told.
+/// Why a connection is not admitted: status and text of the response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Denial {
     status: DenialStatus,
