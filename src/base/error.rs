@@ -1,4 +1,4 @@
-//! What can go wrong, as closed sets: a refused command (`ErrorCode`), a closed connection (`Disconnect`)
+//! All errors, as closed sets: a refused command (`ErrorCode`), a closed connection (`Disconnect`)
 //! and a refused call (`Error`).
 
 use std::fmt;
@@ -92,7 +92,7 @@ pub enum Disconnect {
 }
 
 impl Disconnect {
-    /// Those that this side decides on, in the order of the documented table.
+    /// The reasons that the server decides on, in the order of the documented table.
     pub const OURS: [Disconnect; 10] = [
         Disconnect::Shutdown,
         Disconnect::ProtocolError,
@@ -196,12 +196,12 @@ pub enum Error {
     Bind {
         address: String,
         source: std::io::Error,
-        /// What the system's error does not say.
+        /// A hint that the error of the system does not give.
         hint: Option<String>,
     },
     /// A thread could not be started, or ended before it served.
     Start(String),
-    /// What was waited for did not come in the time given.
+    /// The operation did not end within the given time.
     TimedOut(String),
     /// The storage cannot be opened or has failed.
     Storage(String),

@@ -13,7 +13,7 @@ pub enum Rank {
     Database,
     /// The number of the last emergency.
     Emergencies,
-    /// What is known of one client.
+    /// The state of one client.
     Client,
     /// The results of idempotency keys.
     Idempotency,

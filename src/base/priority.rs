@@ -11,7 +11,7 @@ pub enum Priority {
 }
 
 impl Priority {
-    /// What a caller may say, in words.
+    /// The values that a caller may give, in words.
     pub const TAKES: &'static str = "\"low\", \"normal\", \"high\" or \"emergency\"";
 
     const NAMES: [(&'static str, Priority); 4] = [
@@ -40,7 +40,7 @@ pub enum SlowConsumer {
 }
 
 impl SlowConsumer {
-    /// What a setting may say, in words.
+    /// The values that a setting may have, in words.
     pub const TAKES: &'static str = "\"disconnect\", \"drop_oldest\" or \"latest\"";
 
     const NAMES: [(&'static str, SlowConsumer); 3] = [

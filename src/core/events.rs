@@ -37,7 +37,7 @@ pub enum Detail {
         reason: &'static str,
         code: u16,
     },
-    /// What a client broadcast: JSON.
+    /// The data of a client's publication: JSON.
     Data(Box<[u8]>),
     /// A frame whose action is the application's own: a JSON object.
     Frame(Box<[u8]>),
@@ -95,7 +95,7 @@ pub struct EventQueue {
     pauses: AtomicU64,
 }
 
-/// What an event takes besides its payload, roughly.
+/// The approximate memory of an event besides its payload.
 const EVENT_OVERHEAD: usize = 160;
 
 /// Bytes after which a batch is full: as Python objects, events take many times the bytes of their JSON.

@@ -1,4 +1,4 @@
-//! What is kept of one channel: its last publications, each at its offset.
+//! The kept publications of one channel, each at its offset.
 
 use crate::base::clock::SteadyTime;
 use crate::wire::frame::EncodedFrame;
@@ -78,7 +78,7 @@ pub struct History {
     in_log: usize,
     /// Bytes of the messages in memory.
     in_memory_bytes: usize,
-    /// What the kept publications are charged, wherever their messages are.
+    /// The bytes that the kept publications are charged, wherever their messages are.
     bytes: Bytes,
     /// Publications up to this offset are not all kept, if there were any.
     gone: u64,
@@ -106,13 +106,13 @@ impl Bytes {
 /// Why a client cannot be given what it missed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unrecovered {
-    /// It was on another incarnation of the stream.
+    /// The position of the client is of another incarnation of the stream.
     Epoch,
-    /// It claims to have seen what was never published.
+    /// The position of the client is ahead of the stream.
     OffsetAhead,
     /// Some of it is kept no longer.
     Expired,
-    /// It is more than goes into one reply.
+    /// The missed publications are too large for one reply.
     TooLarge,
 }
 
@@ -267,7 +267,7 @@ impl History {
         }
     }
 
-    /// What was published behind `offset` and up to `through`, if all of that is kept and has at most `max_bytes`.
+    /// The publications behind `offset` and up to `through`, if all of them are kept and have at most `max_bytes`.
     pub fn since(
         &self,
         epoch: Option<u64>,

@@ -112,7 +112,7 @@ pub struct Ticket {
     pub lost_flag: LostFlag,
 }
 
-/// What is known of a key.
+/// The result of looking up a key.
 pub enum Lookup<T> {
     /// The key was free. The caller does the work, and reports with this ticket: `done`, or `saving` and then `ended`.
     Free(Ticket),

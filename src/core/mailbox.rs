@@ -1,4 +1,4 @@
-//! What is kept for one client until it has it: messages in the order in which they were sent.
+//! Messages that are kept for one client until the client has received them, in the order of sending.
 
 use crate::base::clock::SteadyTime;
 use crate::wire::frame::EncodedFrame;
@@ -188,7 +188,7 @@ impl Mailbox {
     }
 }
 
-/// What a mailbox has.
+/// The content of a mailbox.
 #[derive(Clone, Copy)]
 struct Kept {
     count: usize,

@@ -1,4 +1,4 @@
-//! What is kept in memory: history, mailboxes, queues, rosters. No I/O.
+//! State in memory: history, mailboxes, queues, rosters. No I/O.
 
 pub mod events;
 pub mod history;

@@ -1,4 +1,4 @@
-//! What waits for one client: encoded frames in lanes, bounded in bytes by its owner.
+//! The queue of one connection: encoded frames in lanes. Its owner bounds the bytes.
 //!
 //! Whatever leaves a connection leaves through here. Inside a lane the order queued is the order on the wire; what is
 //! in a higher lane goes first, from the next frame boundary on.
@@ -73,12 +73,12 @@ impl Chunk {
         }
     }
 
-    /// What has to leave before anything else may, urgent frames included. It need not be a frame.
+    /// Bytes that leave before everything else, urgent frames included; not always a frame.
     pub fn first_words(bytes: Bytes) -> Self {
         Self::new(bytes, Lane::FirstWords)
     }
 
-    /// What has to leave behind everything else. It need not be a frame.
+    /// Bytes that leave behind everything else; not always a frame.
     pub fn last_words(bytes: Bytes) -> Self {
         Self::new(bytes, Lane::LastWords)
     }
@@ -364,7 +364,7 @@ impl Outbound {
     }
 }
 
-/// What a chunk takes besides its bytes: its place in the queue, and what shares the bytes.
+/// The memory of a chunk besides its bytes: its entry in the queue, and the header of the shared bytes.
 const CHUNK_OVERHEAD: usize = size_of::<Chunk>() + 32;
 
 /// Capacity that an emptied queue keeps, so that a lone frame costs no allocation.

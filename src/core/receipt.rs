@@ -1,4 +1,4 @@
-//! What became of messages that were sent: counts that everyone who handles one keeps up to date.
+//! Receipts: how far each sent message has come. Every part that handles a message updates its receipt.
 
 use crate::base::sync::Mutex;
 use std::collections::{HashMap, VecDeque};
@@ -14,7 +14,7 @@ pub struct Receipt {
     /// Its last byte was taken by the socket.
     pub written: AtomicU32,
     pub acknowledged: AtomicU32,
-    /// It is kept for so many.
+    /// The number of clients for which the message is kept.
     pub waiting: AtomicU32,
 }
 

@@ -1,4 +1,4 @@
-//! Who is on a channel, in the order in which they came.
+//! The subscribers of a channel, in the order in which they came.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;

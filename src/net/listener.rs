@@ -133,7 +133,7 @@ pub struct Listeners {
     sockets: Vec<ListeningSocket>,
 }
 
-/// What must be undone when the sockets are closed: descriptors that a forked child closes, and the files of Unix
+/// To be undone when the sockets are closed: descriptors that a forked child closes, and the files of Unix
 /// sockets. Drop the value before the sockets.
 #[derive(Default)]
 pub struct Claims {

@@ -185,7 +185,7 @@ fn notice_interval(subscribers: usize) -> Duration {
     NOTICE_INTERVAL.max(NOTICE_INTERVAL_EACH.saturating_mul(subscribers))
 }
 
-/// What to do with a join or leave.
+/// The decision about the notice of a join or leave.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Tell {
     /// A notice now, that stands for this many clients (`None`: a notice for each, as below the limit).
@@ -229,7 +229,7 @@ impl Pending {
         Some((latest, std::mem::take(&mut self.count)))
     }
 
-    /// What is due by now: the latest client, and how many it stands for.
+    /// Takes the notice that is due: the latest client, and the number of clients that it stands for.
     pub fn take_due(&mut self, subscribers: usize, now: SteadyTime) -> Option<(Arc<str>, usize)> {
         if !self.is_due(subscribers, now) {
             return None;

@@ -1,4 +1,4 @@
-//! What is counted; every drop and every refusal is.
+//! Counters. Every drop and every refusal is counted.
 
 use crate::base::error::Disconnect;
 use crate::base::sync::Mutex;

@@ -1,4 +1,4 @@
-//! What a shard's inbox takes, and where a connection is.
+//! The deliveries that the inbox of a shard takes, and the ids of connections.
 
 use super::adoption::Adoption;
 use super::channel::InFlight;

@@ -24,7 +24,7 @@ use std::sync::Arc;
 /// A channel that a client has joined, and the number of its subscribers, to be announced to the channel.
 pub(super) type NewMember = (Arc<Channel>, usize);
 
-/// What became of entering a channel.
+/// The outcome of entering a channel.
 enum Entered {
     /// The client is a new subscriber; the number of subscribers.
     Joined(usize),

@@ -126,7 +126,7 @@ impl Gate {
 }
 
 impl OpenGate<'_> {
-    /// What came behind a position, oldest first.
+    /// The messages that came behind a position, oldest first.
     ///
     /// Errors: the gate has not kept all of it; the newest missing position, if a publication is missing.
     pub fn behind(

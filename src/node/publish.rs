@@ -248,7 +248,7 @@ impl Node {
     }
 }
 
-/// What a publication that has failed has given.
+/// The receipt of a publication that has failed.
 const NOTHING_DONE: Receipt = Receipt {
     position: None,
     recipients: 0,

@@ -1,4 +1,4 @@
-//! What a client is given of a channel's past: what it missed, when it joins, and pages of history.
+//! The past of a channel for its clients: missed publications for a client that joins, and pages of history.
 
 use super::client::Joined;
 use super::encode::encode;
@@ -16,7 +16,7 @@ use crate::wire::frame::EncodedFrame;
 use crate::wire::messages;
 use std::sync::Arc;
 
-/// What the reply to a join tells.
+/// The content of the reply to a join.
 pub(super) struct JoinReply<'a> {
     pub view: &'a View,
     /// The last offset that is part of what was missed.

@@ -1,4 +1,4 @@
-//! What the node tells about itself.
+//! Reports of the node about its channels, connections and queues.
 
 use super::client::Client;
 use super::wiring::Node;

@@ -43,7 +43,7 @@ impl Session {
         }
     }
 
-    /// What is to be saved: the root, the number of the latest rotation, and of the one before that is still good.
+    /// The state to save: the root, the number of the latest rotation, and of the one before that is still good.
     pub fn saved(&self) -> ([u8; SECRET], u64, Option<u64>) {
         (self.root, self.rotation, self.previous)
     }

@@ -65,7 +65,7 @@ pub trait Broker: Send + Sync {
     /// Ordering: any. Errors: none. Blocking: no.
     fn forget_keys(&self, client: &Arc<str>);
 
-    /// What the histories and keys take in this process.
+    /// The memory of histories and keys in this process.
     ///
     /// Ordering: any. Errors: none. Blocking: no.
     fn size(&self) -> BrokerSize;
@@ -205,7 +205,7 @@ pub struct Receipt {
     pub is_duplicate: bool,
 }
 
-/// What of a stream is read.
+/// The part of a stream to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Query {
     /// Only its position.
@@ -223,7 +223,7 @@ pub enum Query {
     Page { page: Page, max_bytes: usize },
 }
 
-/// What was read of a stream.
+/// The result of reading a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct View {
     /// The position of the newest publication; offset 0 before the first.
@@ -261,7 +261,7 @@ pub enum Failure {
     Unknown(String),
 }
 
-/// What the histories and keys of all channels take in this process.
+/// The memory of the histories and keys of all channels in this process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BrokerSize {
     pub messages: usize,

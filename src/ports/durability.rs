@@ -1,4 +1,4 @@
-//! What the log of streams and the saved sessions have in common, because one file holds both.
+//! The common part of the log of streams and the saved sessions, because one file holds both.
 
 use crate::base::clock::WallTime;
 use crate::base::completion::{Abandoned, Completion};
@@ -51,7 +51,7 @@ pub fn complete_when_saved<T: Send + 'static, E: Abandoned + From<StoreError> + 
 /// Completes when a change is saved, or saving has failed. The receiver must not block the store's thread.
 pub type Committed = Completion<(), StoreError>;
 
-/// What is wrong, in words that name the store.
+/// A problem of the store, in words that name the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoreError(pub String);
 
@@ -110,7 +110,7 @@ pub enum KeyResult {
 pub struct Health {
     pub kind: &'static str,
     pub path: Option<String>,
-    /// What is to be saved cannot be, for the time being.
+    /// Changes cannot be saved at present.
     pub is_degraded: bool,
     /// The last thing that was wrong.
     pub error: Option<String>,

@@ -1,4 +1,4 @@
-//! What a process saves to outlive it: the log of streams and the saved sessions in one file, with one order of commits.
+//! The state that outlives the process: the log of streams and the saved sessions in one file, with one order of commits.
 
 use super::durability::{StoreError, UsedKey};
 use super::saved_sessions::{SavedClient, SavedMail, SavedSessions};

@@ -5,7 +5,7 @@ use crate::base::priority::SlowConsumer;
 use serde_json::{Map, Value};
 use std::time::Duration;
 
-/// What holds for one channel.
+/// The settings of one channel.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ChannelSettings {
     /// Publications kept; 0 keeps none.
@@ -95,7 +95,7 @@ impl ChannelRules {
         }
     }
 
-    /// What holds for a channel, where `general` holds for every one.
+    /// The settings of a channel, where `general` are the settings of every channel.
     pub fn of(&self, channel: &str, general: ChannelSettings) -> ChannelSettings {
         let found = self
             .rules

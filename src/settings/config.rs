@@ -180,7 +180,7 @@ impl Config {
         Ok(config)
     }
 
-    /// What holds for a channel.
+    /// The settings of a channel.
     pub fn of_channel(&self, name: &str) -> ChannelSettings {
         self.channel_settings.of(name, self.every_channel(name))
     }

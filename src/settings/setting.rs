@@ -123,7 +123,7 @@ impl<C> Setting<C> {
         Ok(())
     }
 
-    /// What it takes, in words.
+    /// The values that the setting takes, in words.
     pub fn takes(&self) -> String {
         match self.access {
             Access::Integer { low, high, .. } => format!("a whole number from {low} to {high}"),

@@ -17,7 +17,7 @@ pub struct SocketLimits {
 const RESERVED: usize = 64;
 
 impl SocketLimits {
-    /// What the settings ask for.
+    /// The limits that the settings ask for.
     pub fn of_settings(config: &Config) -> Self {
         Self {
             connections: config.max_connections,

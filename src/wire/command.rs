@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::fmt;
 
-/// What a client asks for, and what it calls its question.
+/// A command of a client, and the reference for its reply.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Request<'a> {
     pub command: Command<'a>,

@@ -66,7 +66,7 @@ impl EncodedFrame {
         &self.0
     }
 
-    /// What is behind the header.
+    /// The payload behind the header.
     pub fn payload(&self) -> &[u8] {
         // a server's frame has no mask (RFC 6455 section 5.2)
         let header = match self.0.get(1) {

@@ -1,4 +1,4 @@
-//! What one client sends, decoded: frames to messages, without I/O (RFC 6455 sections 5.4 to 5.6 and 7).
+//! Decodes the frames of one client to messages, without I/O (RFC 6455 sections 5.4 to 5.6 and 7).
 
 use crate::base::error::Disconnect;
 use crate::wire::frame::{self, ReceivedHeader};
@@ -10,7 +10,7 @@ const SKIP_FACTOR: u64 = 16;
 /// Longest payload of a control frame (RFC 6455 section 5.5).
 const MAX_CONTROL: u64 = 125;
 
-/// What a client sent, borrowed from the buffer that it was read into.
+/// A message of a client, borrowed from the read buffer.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Received<'a> {
     Text(&'a str),

@@ -21,7 +21,7 @@ const BUILT_IN_EVENTS: &[&str] = &[
     "gap",
 ];
 
-/// What every message carries: its id and when it was made.
+/// The id and the time of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp {
     /// Shown as `msg_` and 16 hexadecimal digits.
@@ -110,7 +110,7 @@ pub struct OwnFields {
     pub ack: bool,
 }
 
-/// What `send` sends.
+/// The body of a message to one client.
 #[derive(Clone, Copy, Debug)]
 pub enum Body<'a> {
     /// A JSON string, to go under `message`.
@@ -173,18 +173,18 @@ pub fn write_direct(
     }
 }
 
-/// What a welcome says besides the client's id.
+/// The fields of a welcome besides the id of the client.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct WelcomeFields<'a> {
-    /// With what to come back, and for how many seconds.
+    /// The resume token, and for how many seconds it is good.
     pub resume: Option<(&'a str, f64)>,
     pub heartbeat_interval: f64,
-    /// What it is on without having joined it, or again.
+    /// The channels that the client is on without a join, or again.
     pub channels: &'a [std::sync::Arc<str>],
     pub outcome: Option<ResumeOutcome<'a>>,
 }
 
-/// What became of the wish to come back.
+/// The outcome of resuming.
 #[derive(Clone, Copy, Debug)]
 pub enum ResumeOutcome<'a> {
     Resumed {

@@ -17,11 +17,11 @@ pub struct BrokerLimits {
     pub keys: KeyLimits,
 }
 
-/// What the histories of all channels take.
+/// The memory of the histories of all channels.
 pub(super) struct Budget {
     pub limits: BrokerLimits,
     evictable: AtomicUsize,
-    /// With what is reserved for publications that are not in a history yet.
+    /// Includes the bytes that are reserved for publications that are not in a history yet.
     durable: AtomicUsize,
 }
 
@@ -106,7 +106,7 @@ impl Drop for Reserved {
     }
 }
 
-/// What a channel is charged: nothing while it keeps nothing.
+/// The bytes that a channel is charged; none while the channel keeps nothing.
 pub(super) fn charge(history: &History) -> Bytes {
     let mut charged = history.bytes();
     if charged.durable > 0 {

@@ -184,7 +184,7 @@ impl Keys {
     }
 }
 
-/// What a caller gets whose key is known.
+/// The answer to a caller whose key is known or in use.
 pub(super) enum Repeat {
     Known(Receipt),
     /// The completion receives the outcome; the receipt, if it is known.

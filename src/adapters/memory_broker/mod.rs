@@ -33,11 +33,11 @@ use stream::{Common, InStore, MemoryStream, Neighbours, restored};
 
 pub struct MemoryBroker {
     shared: Arc<Shared>,
-    /// What was saved of channels whose streams are not open.
+    /// The saved streams of channels that are not attached.
     saved: Mutex<HashMap<Arc<str>, SavedStream>>,
 }
 
-/// What the streams have in common.
+/// The state that all streams share.
 struct Shared {
     streams: Mutex<HashMap<Arc<str>, Arc<MemoryStream>>>,
     epochs: Epochs,

@@ -1,4 +1,4 @@
-//! What a query selects from a history, and the messages of the selection that are read from the log.
+//! The publications that a query selects from a history, and those of them that are read from the log.
 
 use crate::base::completion::{Abandoned, Completion, Later, Progress};
 use crate::core::history::{History, Kept, Message, StreamPosition, Unrecovered};

@@ -65,7 +65,7 @@ pub(super) struct Common {
     pub neighbours: Weak<dyn Neighbours>,
 }
 
-/// What the store has of a stream.
+/// What the log has saved of a stream.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum InStore {
     Nothing,

@@ -417,7 +417,7 @@ pub(super) fn is_of_the_file(error: &rusqlite::Error) -> bool {
     )
 }
 
-/// What goes over the wire is UTF-8; anything else would be stored as it is.
+/// Messages on the wire are UTF-8; other bytes would be stored unchanged.
 fn text(bytes: &[u8]) -> rusqlite::types::ToSqlOutput<'_> {
     use rusqlite::types::{ToSqlOutput, ValueRef};
     ToSqlOutput::Borrowed(ValueRef::Text(bytes))

@@ -18,7 +18,7 @@ pub(super) struct CommitsFile {
     file: File,
 }
 
-/// What the file says.
+/// The record in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Record {
     /// Which start of the machine this is from.

@@ -44,7 +44,7 @@ pub(super) fn put_first(backlog: &mut VecDeque<Batch>) -> Option<(usize, usize)>
     Some((count, weight))
 }
 
-/// What the deletions after some change delete.
+/// The rows that the deletions behind a change delete.
 #[derive(Default)]
 struct Deleted {
     streams: HashSet<StreamKey>,

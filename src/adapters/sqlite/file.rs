@@ -43,14 +43,14 @@ pub(super) struct DatabaseFile {
     /// Pages that additions may fill; those above are reserved for deletions.
     open_pages: u64,
     commits: Arc<CommitsFile>,
-    /// What `commits` says.
+    /// The record in the commits file.
     record: Record,
     is_synchronous: Option<bool>,
     /// The file and its log, as they were when they were opened.
     identities: [Option<Identity>; 2],
 }
 
-/// What tells a file from another of the same name.
+/// The identity of a file, which another file of the same name does not have.
 #[cfg(unix)]
 type Identity = (u64, u64);
 #[cfg(not(unix))]

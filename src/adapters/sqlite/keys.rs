@@ -85,7 +85,7 @@ impl DatabaseFile {
         Ok(has_more)
     }
 
-    /// Those that have not expired, the oldest of each kind first.
+    /// The keys that have not expired, the oldest of each kind first.
     pub(super) fn read_keys(&mut self) -> rusqlite::Result<Vec<UsedKey>> {
         // what was used when they were known for longer would outlive what is used now
         let latest = WallTime::now() + self.key_ttl;

@@ -1,4 +1,4 @@
-//! What a file has saved.
+//! Reads the saved state from a file.
 
 use super::file::DatabaseFile;
 use crate::base::clock::WallTime;

@@ -1,4 +1,4 @@
-//! Who may use a database: one Tantor at a time.
+//! The lock of a database: one Tantor at a time uses it.
 
 use crate::base::fork::ClosedInChild;
 use crate::ports::durability::StoreError;

@@ -59,7 +59,7 @@ pub struct SqliteStore {
     commits: Mutex<Option<Arc<CommitsFile>>>,
 }
 
-/// What there is while the file is open.
+/// The state while the file is open.
 struct Open {
     ended: flume::Receiver<()>,
     /// The threads that complete changes and reads.

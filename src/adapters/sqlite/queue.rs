@@ -36,9 +36,9 @@ struct State {
 enum WriterState {
     #[default]
     Busy,
-    /// It waits for the first entry.
+    /// The writer waits for the first entry.
     Idle,
-    /// It waits a moment for more, until so many of them are waited for.
+    /// The writer waits a moment for more entries, until this many have completions.
     Gathering(usize),
 }
 
@@ -52,7 +52,7 @@ pub(super) enum Gather {
     For(usize, Duration),
 }
 
-/// What the writer was given.
+/// The answer to a writer that asks for entries.
 pub(super) enum Taken {
     Batch(Batch),
     Nothing,

@@ -82,7 +82,7 @@ CREATE TABLE clients (
 ) WITHOUT ROWID;
 ";
 
-/// What Flask-TSK's tools read: the columns of its `elephant_services.sql`.
+/// Views for the tools of Flask-TSK: the columns of its `elephant_services.sql`.
 const VIEWS: &str = "
 CREATE VIEW tantor_messages AS
 SELECT

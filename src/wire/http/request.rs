@@ -1,10 +1,10 @@
-//! What a request head asks for: a WebSocket, a page, or something that is refused.
+//! The meaning of a request head: a WebSocket, a page, or a refusal.
 
 use super::head::{HeadError, RequestHead};
 use super::pages::Refused;
 use super::upgrade::{Upgrade, is_upgrade};
 
-/// What a request head asks for.
+/// The meaning of a request head.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Request<'a> {
     /// A WebSocket.
