@@ -26,7 +26,8 @@ before(async () => {
   await python.run(
     `
 from flask import Flask, render_template_string, request
-from support import Script, Site
+from processes import Script
+from support import Site
 from tantor.flask import js_blueprint
 import tempfile
 server = serve(port=free_port(), leave_delay=30)
