@@ -358,15 +358,15 @@ fn write_id(out: &mut Vec<u8>, stamp: Stamp) {
 }
 
 fn write_timestamp(out: &mut Vec<u8>, stamp: Stamp) {
-    use std::io::Write;
+    const SECOND: u64 = 1_000_000;
     let micros = stamp.at.as_micros();
-    // writing to a Vec does not fail
-    let _ = write!(
-        out,
-        "\"timestamp\":{}.{:06}",
-        micros / 1_000_000,
-        micros % 1_000_000
-    );
+    let mut digits = itoa::Buffer::new();
+    out.extend_from_slice(b"\"timestamp\":");
+    out.extend_from_slice(digits.format(micros / SECOND).as_bytes());
+    out.push(b'.');
+    // the leading digit keeps the zeros behind it, and is left out
+    let fraction = digits.format(SECOND + micros % SECOND).as_bytes();
+    out.extend_from_slice(&fraction[1..]);
 }
 
 /// Errors: an event of the server's own, besides what `check_event_name` finds.
