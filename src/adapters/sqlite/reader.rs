@@ -38,7 +38,9 @@ struct Read {
 /// The thread that reads. It ends before the writer closes the file.
 pub(super) struct Reader {
     reads: Arc<Reads>,
-    thread: thread::JoinHandle<()>,
+    thread_id: thread::ThreadId,
+    /// `None` once the thread was joined.
+    thread: Option<thread::JoinHandle<()>>,
 }
 
 /// The number of reads that may wait; more are refused.
@@ -123,18 +125,24 @@ impl Reader {
         let _ = is_running.recv();
         Ok(Self {
             reads: Arc::clone(reads),
-            thread,
+            thread_id: thread.thread().id(),
+            thread: Some(thread),
         })
     }
 
     pub fn thread_id(&self) -> thread::ThreadId {
-        self.thread.thread().id()
+        self.thread_id
     }
+}
 
-    /// Refuses new reads, fails the waiting ones, and waits until the connection is closed.
-    pub fn stop(self) {
+impl Drop for Reader {
+    /// Refuses new reads, fails the waiting ones, and waits until the connection is closed. Also where the writer could not
+    /// be started.
+    fn drop(&mut self) {
         self.reads.close();
-        let _ = self.thread.join();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
     }
 }
 

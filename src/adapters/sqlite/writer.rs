@@ -16,9 +16,9 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 pub(super) struct Writer {
-    file: DatabaseFile,
-    /// Stopped before the file is closed.
+    /// Stopped before the file is closed, also where the writer is dropped without having run: fields drop in this order.
     reader: Option<Reader>,
+    file: DatabaseFile,
     // released after the file is closed
     _lock: FileLock,
     queue: Arc<Queue>,
@@ -151,9 +151,7 @@ impl Writer {
             self.measure();
             self.forget_old_keys();
         }
-        if let Some(reader) = self.reader.take() {
-            reader.stop();
-        }
+        drop(self.reader.take());
         // a trim that was reported as saved holds at the next opening
         while self.file.has_trims() && self.delete_leftovers().is_ok() {}
         let _whole = ForkGuard::new();
