@@ -104,9 +104,10 @@ pub struct Waiting<T, E: Abandoned> {
     pub needs_saved: bool,
 }
 
-/// Says which use of a key a report belongs to.
+/// The use of a key that was free. Reports name it.
 #[derive(Debug)]
 pub struct Ticket {
+    key: Key,
     number: u64,
     /// Set when a result that no caller waits for could not be saved.
     pub lost_flag: LostFlag,
@@ -123,6 +124,19 @@ pub enum Lookup<T> {
     Unsaved(T, LostFlag),
     /// The completion receives the outcome of the first caller. The result, if it is known.
     Queued(Option<T>),
+}
+
+impl Ticket {
+    pub fn scope(&self) -> Scope<'_> {
+        Scope {
+            client: self.key.0.as_deref(),
+            target: &self.key.1,
+        }
+    }
+
+    pub fn key(&self) -> &str {
+        &self.key.2
+    }
 }
 
 impl<T, E: Abandoned> Default for Results<T, E> {
@@ -191,9 +205,13 @@ impl<T: Copy, E: Abandoned> Idempotency<T, E> {
                 None => State::Begun(Vec::new()),
                 Some(result) => State::Saving(result, Vec::new()),
             };
-            results.insert(key, now, lost_flag.clone(), state)
+            results.insert(Arc::clone(&key), now, lost_flag.clone(), state)
         };
-        Lookup::Free(Ticket { number, lost_flag })
+        Lookup::Free(Ticket {
+            key,
+            number,
+            lost_flag,
+        })
     }
 
     /// Adds a key that was saved, and is known for the time `left`; a key that is known already stays as it is.
@@ -213,15 +231,9 @@ impl<T: Copy, E: Abandoned> Idempotency<T, E> {
 
     /// Reports a result that no caller waits to be saved. Returns the callers that waited for the result, for the caller
     /// to complete without locks held; those that need the result saved wait until the store has saved it.
-    pub fn done(
-        &self,
-        scope: Scope<'_>,
-        key: &str,
-        ticket: &Ticket,
-        result: T,
-    ) -> Vec<Waiting<T, E>> {
+    pub fn done(&self, ticket: &Ticket, result: T) -> Vec<Waiting<T, E>> {
         let mut results = self.results.lock();
-        let Some(entry) = results.entry(&scope.key(key), ticket.number) else {
+        let Some(entry) = results.entry(ticket) else {
             return Vec::new();
         };
         match std::mem::replace(&mut entry.state, State::Done(result)) {
@@ -232,15 +244,9 @@ impl<T: Copy, E: Abandoned> Idempotency<T, E> {
 
     /// Reports a result that is being saved. Returns the callers that waited for the result alone, for the caller to
     /// complete without locks held.
-    pub fn saving(
-        &self,
-        scope: Scope<'_>,
-        key: &str,
-        ticket: &Ticket,
-        result: T,
-    ) -> Vec<Waiting<T, E>> {
+    pub fn saving(&self, ticket: &Ticket, result: T) -> Vec<Waiting<T, E>> {
         let mut results = self.results.lock();
-        let Some(entry) = results.entry(&scope.key(key), ticket.number) else {
+        let Some(entry) = results.entry(ticket) else {
             return Vec::new();
         };
         let State::Begun(waiting) = &mut entry.state else {
@@ -256,16 +262,9 @@ impl<T: Copy, E: Abandoned> Idempotency<T, E> {
 
     /// Reports that a result is saved, or that the work has failed, and the key is free again. Returns the callers that
     /// wait, for the caller to complete without locks held.
-    pub fn ended(
-        &self,
-        scope: Scope<'_>,
-        key: &str,
-        ticket: &Ticket,
-        result: Option<T>,
-    ) -> Vec<Waiting<T, E>> {
-        let key = scope.key(key);
+    pub fn ended(&self, ticket: &Ticket, result: Option<T>) -> Vec<Waiting<T, E>> {
         let mut results = self.results.lock();
-        let Some(entry) = results.entry(&key, ticket.number) else {
+        let Some(entry) = results.entry(ticket) else {
             return Vec::new();
         };
         let waiting = match &mut entry.state {
@@ -274,7 +273,7 @@ impl<T: Copy, E: Abandoned> Idempotency<T, E> {
         };
         match result {
             Some(result) => entry.state = State::Saved(result),
-            None => drop(results.by_key.remove(&key)),
+            None => drop(results.by_key.remove(&ticket.key)),
         }
         waiting
     }
@@ -309,10 +308,11 @@ impl Scope<'_> {
 }
 
 impl<T, E: Abandoned> Results<T, E> {
-    fn entry(&mut self, key: &Key, number: u64) -> Option<&mut Entry<T, E>> {
+    /// The entry of a use; `None` once the key was forgotten, or is in use anew.
+    fn entry(&mut self, ticket: &Ticket) -> Option<&mut Entry<T, E>> {
         self.by_key
-            .get_mut(key)
-            .filter(|entry| entry.number == number)
+            .get_mut(&ticket.key)
+            .filter(|entry| entry.number == ticket.number)
     }
 
     fn take_number(&mut self) -> u64 {

@@ -42,9 +42,8 @@ pub(super) const LEFT: &str = "the client has left the channel";
 impl Node {
     /// Puts a client on a channel. Returns the channel and its number of subscribers if the client is a new subscriber; the
     /// caller then announces the join. Returns `None` if the client is on the channel already, or the broker has not
-    /// answered yet. The question is answered before the connection gets anything that is
-    /// published on the channel from then on; without a question the server wants the subscription, and asks a broker
-    /// that has failed again. The caller saves the membership.
+    /// answered yet. The question is answered before the connection gets anything that is published on the channel from
+    /// then on. Without a question, the server wants the subscription, and asks a broker that has failed again. The caller saves the membership.
     pub(super) fn add_subscription(
         self: &Arc<Self>,
         client: &Arc<Client>,
@@ -288,7 +287,7 @@ impl Node {
         self.failed_enterings.lock().push(failed);
     }
 
-    fn refuse_question(&self, question: &Question<'_>, channel: &str, problem: &str) {
+    pub(super) fn refuse_question(&self, question: &Question<'_>, channel: &str, problem: &str) {
         let refusal = Refusal::new(ErrorCode::NotRead, format!("{channel:?}: {problem}"));
         self.refuse_command(question.connection_id, question.reference(), &refusal);
     }

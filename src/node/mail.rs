@@ -31,13 +31,6 @@ struct Message<'a> {
     options: &'a PublishOptions<'a>,
 }
 
-/// An idempotency key in use: its message is being sent.
-struct SentKey {
-    client_id: Box<str>,
-    key: Box<str>,
-    ticket: Ticket,
-}
-
 impl Node {
     /// Sends to one client. A message to a client that is not connected is kept, and handed over when the client returns.
     /// A durable message that is kept ends when it is saved.
@@ -95,14 +88,7 @@ impl Node {
             &mut repeat_later,
         );
         match known {
-            Lookup::Free(ticket) => {
-                let used = SentKey {
-                    client_id: client_id.into(),
-                    key: key.into(),
-                    ticket,
-                };
-                self.send_now(&message, Some(&Arc::new(used)), later)
-            }
+            Lookup::Free(ticket) => self.send_now(&message, Some(&Arc::new(ticket)), later),
             Lookup::Known(stamp) if options.durable => {
                 repeat_later().complete(Ok(stamp));
                 Progress::Begun(Some(repeated(stamp)))
@@ -212,7 +198,7 @@ impl Node {
     fn send_now(
         self: &Arc<Self>,
         message: &Message<'_>,
-        used: Option<&Arc<SentKey>>,
+        used: Option<&Arc<Ticket>>,
         later: &mut Later<'_, Sent>,
     ) -> Progress<Sent> {
         let Message {
@@ -310,7 +296,7 @@ impl Node {
     fn when_sent(
         self: &Arc<Self>,
         sent: Sent,
-        used: Option<Arc<SentKey>>,
+        used: Option<Arc<Ticket>>,
         completion: Completion<Sent>,
     ) -> Committed {
         let node = Arc::clone(self);
@@ -318,8 +304,7 @@ impl Node {
             let outcome = outcome.map_err(Failure::from);
             if let Some(used) = used {
                 let stamp = outcome.as_ref().ok().map(|()| sent.stamp);
-                let scope = sent_scope(&used.client_id);
-                for waiting in node.sent_once.ended(scope, &used.key, &used.ticket, stamp) {
+                for waiting in node.sent_once.ended(&used, stamp) {
                     let outcome = outcome.clone().map(|()| sent.stamp);
                     waiting.completion.complete(outcome);
                 }
@@ -329,28 +314,19 @@ impl Node {
     }
 
     /// Completes the repeats of a message that no caller waits to be saved.
-    fn complete_repeats(&self, used: &SentKey, stamp: Stamp) {
-        let scope = sent_scope(&used.client_id);
-        for waiting in self.sent_once.done(scope, &used.key, &used.ticket, stamp) {
-            let lost_flag = used.ticket.lost_flag.clone();
+    fn complete_repeats(&self, used: &Ticket, stamp: Stamp) {
+        for waiting in self.sent_once.done(used, stamp) {
+            let lost_flag = used.lost_flag.clone();
             complete_when_saved(self.store.port(), (stamp, lost_flag), waiting.completion);
         }
     }
 
     /// The key, to be saved with its message; `None` where nothing is saved.
-    fn key_to_save(&self, used: &SentKey, stamp: Stamp) -> Option<Box<UsedKey>> {
+    fn key_to_save(&self, used: &Ticket, stamp: Stamp) -> Option<Box<UsedKey>> {
         let ttl = self.config.idempotency_ttl;
         let is_known = !ttl.is_zero() && self.config.max_idempotency_keys > 0;
-        (is_known && self.store.is_durable()).then(|| {
-            Box::new(UsedKey {
-                client: None,
-                target: used.client_id.clone(),
-                key: used.key.clone(),
-                expires: WallTime::now() + ttl,
-                result: KeyResult::Sent(stamp),
-                lost_flag: used.ticket.lost_flag.clone(),
-            })
-        })
+        (is_known && self.store.is_durable())
+            .then(|| UsedKey::of(used, WallTime::now() + ttl, KeyResult::Sent(stamp)))
     }
 
     /// Takes in keys of messages that were saved.

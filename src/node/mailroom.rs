@@ -266,7 +266,7 @@ impl Mailroom {
         self.drop_mail(id, &released, "mailboxes_full");
     }
 
-    /// Has the mailbox of a client be part of the rounds.
+    /// Adds a client to the rounds through the mailboxes.
     pub fn add_to_round(&self, client: &Arc<Client>, state: &mut ClientState) {
         if !std::mem::replace(&mut state.is_in_round, true) {
             self.mailed.lock().clients.push_back(Arc::clone(client));

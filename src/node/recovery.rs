@@ -7,7 +7,7 @@ use super::gate::{OpenGate, Place};
 use super::question::Question;
 use super::wiring::Node;
 use crate::base::completion::{Completion, Later, Progress};
-use crate::base::error::{Error, ErrorCode, Refusal, argument};
+use crate::base::error::{Error, argument};
 use crate::base::names;
 use crate::core::history::{Page, StreamPosition, Unrecovered};
 use crate::ports::broker::{Failure, Found, Query, Reading, View};
@@ -111,9 +111,7 @@ impl Node {
         let mut view = match outcome {
             Ok(view) => view,
             Err(failure) => {
-                let message = format!("{:?}: {failure}", &*channel.name);
-                let refusal = Refusal::new(ErrorCode::NotRead, message);
-                self.refuse_command(question.connection_id, question.reference(), &refusal);
+                self.refuse_question(question, &channel.name, &failure.to_string());
                 return;
             }
         };

@@ -112,7 +112,7 @@ impl Node {
         self.enterings.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// True if a publication on the channel is delivered only after it is saved.
+    /// True if a publication on the channel ends only when it is saved.
     pub(super) fn waits_for_saving(&self, channel: &Channel) -> bool {
         channel.settings.durable && self.store.is_durable()
     }

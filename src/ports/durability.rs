@@ -3,7 +3,7 @@
 use crate::base::clock::WallTime;
 use crate::base::completion::{Abandoned, Completion};
 use crate::core::history::StreamPosition;
-use crate::core::idempotency::LostFlag;
+use crate::core::idempotency::{LostFlag, Ticket};
 use crate::wire::messages::Stamp;
 use std::fmt;
 
@@ -93,6 +93,21 @@ pub struct UsedKey {
     pub expires: WallTime,
     pub result: KeyResult,
     pub lost_flag: LostFlag,
+}
+
+impl UsedKey {
+    /// The key of a use, to be saved with its result.
+    pub fn of(ticket: &Ticket, expires: WallTime, result: KeyResult) -> Box<Self> {
+        let scope = ticket.scope();
+        Box::new(Self {
+            client: scope.client.map(Into::into),
+            target: scope.target.into(),
+            key: ticket.key().into(),
+            expires,
+            result,
+            lost_flag: ticket.lost_flag.clone(),
+        })
+    }
 }
 
 /// The result that the publisher got.

@@ -166,7 +166,7 @@ proptest! {
             match (known, model.iter().find(|(known, ..)| *known == key)) {
                 (Lookup::Known(result), Some((_, _, first))) => prop_assert_eq!(result, *first),
                 (Lookup::Free(ticket), None) => {
-                    keys.done(SCOPE, &name, &ticket, number);
+                    keys.done(&ticket, number);
                     if model.len() == limit {
                         model.remove(0);
                     }

@@ -31,9 +31,6 @@ pub(super) struct Keys {
 pub(super) struct KeyInUse {
     keys: Arc<Keys>,
     is_reported: AtomicBool,
-    client: Option<Box<str>>,
-    channel: Box<str>,
-    key: Box<str>,
     ticket: Ticket,
     expires: Option<WallTime>,
 }
@@ -69,9 +66,6 @@ impl Keys {
             Lookup::Free(ticket) => Ok(KeyInUse {
                 keys: Arc::clone(self),
                 is_reported: AtomicBool::new(false),
-                client: key.client.map(Into::into),
-                channel: key.channel.into(),
-                key: key.key.into(),
                 ticket,
                 expires: self.saves().then(|| WallTime::now() + self.limits.ttl),
             }),
@@ -88,9 +82,7 @@ impl Keys {
     /// Reports a receipt that no caller waits to be saved.
     pub fn done(&self, used: &KeyInUse, receipt: Receipt) {
         used.is_reported.store(true, Ordering::Release);
-        let waiting = self
-            .table(used)
-            .done(used.scope(), &used.key, &used.ticket, receipt);
+        let waiting = self.table(used).done(&used.ticket, receipt);
         for Waiting {
             completion,
             needs_saved,
@@ -108,9 +100,7 @@ impl Keys {
 
     /// Reports the receipt of a publication that is being saved.
     pub fn saving(&self, used: &KeyInUse, receipt: Receipt) {
-        let waiting = self
-            .table(used)
-            .saving(used.scope(), &used.key, &used.ticket, receipt);
+        let waiting = self.table(used).saving(&used.ticket, receipt);
         for Waiting { completion, .. } in waiting {
             completion.complete(Ok(duplicate(receipt)));
         }
@@ -120,9 +110,7 @@ impl Keys {
     pub fn ended(&self, used: &KeyInUse, outcome: &Result<Receipt, Failure>) {
         used.is_reported.store(true, Ordering::Release);
         let result = outcome.as_ref().ok().copied();
-        let waiting = self
-            .table(used)
-            .ended(used.scope(), &used.key, &used.ticket, result);
+        let waiting = self.table(used).ended(&used.ticket, result);
         for Waiting { completion, .. } in waiting {
             completion.complete(outcome.clone().map(duplicate));
         }
@@ -173,7 +161,7 @@ impl Keys {
     }
 
     fn table(&self, used: &KeyInUse) -> &Idempotency<Receipt, Failure> {
-        self.of(used.client.as_deref())
+        self.of(used.ticket.scope().client)
     }
 
     fn of(&self, client: Option<&str>) -> &Idempotency<Receipt, Failure> {
@@ -194,21 +182,11 @@ pub(super) enum Repeat {
 impl KeyInUse {
     /// The key, to be saved with its publication; `None` where nothing is saved.
     pub fn to_save(&self, receipt: Receipt) -> Option<Box<UsedKey>> {
-        Some(Box::new(UsedKey {
-            client: self.client.clone(),
-            target: self.channel.clone(),
-            key: self.key.clone(),
-            expires: self.expires?,
-            result: KeyResult::Published {
-                position: receipt.position?,
-                recipients: receipt.recipients,
-            },
-            lost_flag: self.ticket.lost_flag.clone(),
-        }))
-    }
-
-    fn scope(&self) -> Scope<'_> {
-        scope_of(self.client.as_deref(), &self.channel)
+        let result = KeyResult::Published {
+            position: receipt.position?,
+            recipients: receipt.recipients,
+        };
+        Some(UsedKey::of(&self.ticket, self.expires?, result))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Publishing on a stream in memory: at once, or once the publication is saved.
 
-use super::keys::{KeyInUse, Repeat};
+use super::keys::{KeyInUse, Keys, Repeat};
 use super::stream::{MemoryStream, StreamState};
 use crate::base::clock::{SteadyTime, WallTime};
 use crate::base::completion::{Later, Progress};
@@ -191,7 +191,7 @@ impl MemoryStream {
                     Err(error.into())
                 }
             };
-            stream.complete(saved_key.as_deref(), outcome, completion);
+            complete(&stream.keys, saved_key.as_deref(), outcome, completion);
         });
         self.begin_saving();
         let saved = self.save(
@@ -252,23 +252,8 @@ impl MemoryStream {
         let keys = Arc::clone(&self.keys);
         Committed::new(move |outcome: Result<(), StoreError>| {
             let outcome = outcome.map(|()| receipt).map_err(Failure::from);
-            if let Some(used) = &used {
-                keys.ended(used, &outcome);
-            }
-            completion.complete(outcome);
+            complete(&keys, used.as_deref(), outcome, completion);
         })
-    }
-
-    fn complete(
-        &self,
-        used: Option<&KeyInUse>,
-        outcome: Result<Receipt, Failure>,
-        completion: Publishing,
-    ) {
-        if let Some(used) = used {
-            self.keys.ended(used, &outcome);
-        }
-        completion.complete(outcome);
     }
 
     fn save(
@@ -292,4 +277,17 @@ impl MemoryStream {
         };
         self.log.append(change, committed)
     }
+}
+
+/// Reports the outcome of a publication to the callers with its key, and to its own caller.
+fn complete(
+    keys: &Keys,
+    used: Option<&KeyInUse>,
+    outcome: Result<Receipt, Failure>,
+    completion: Publishing,
+) {
+    if let Some(used) = used {
+        keys.ended(used, &outcome);
+    }
+    completion.complete(outcome);
 }

@@ -152,7 +152,7 @@ impl Queue {
         }
         let (enough, most) = match gather {
             Gather::No => (0, Duration::ZERO),
-            // more than the last time: callers that came meanwhile still wait
+            // more than after the last commit: the callers that came meanwhile still wait
             Gather::For(enough, most) if state.urgent > 0 => (enough + state.urgent, most),
             Gather::For(..) | Gather::Usually => (1, GATHER),
         };

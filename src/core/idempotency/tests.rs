@@ -46,7 +46,7 @@ fn nobody_waits() -> Completion<u32, Failed> {
 fn is_new(keys: &Keys, scope: Scope<'_>, key: &str, now: u64) -> bool {
     match keys.begin(scope, key, at(now), None, false, &mut nobody_waits) {
         Lookup::Free(ticket) => {
-            assert!(keys.done(scope, key, &ticket, 1).is_empty());
+            assert!(keys.done(&ticket, 1).is_empty());
             true
         }
         Lookup::Known(_) => false,
@@ -84,7 +84,7 @@ fn complete(waiting: Vec<Waiting<u32, Failed>>, outcome: &Result<u32, Failed>) {
 fn a_repeat_gets_the_first_result_until_the_key_is_old() {
     let keys = Keys::new(TTL, LIMITS);
     let ticket = begin(&keys, "a", 0).expect("free");
-    keys.done(SCOPE, "a", &ticket, 7);
+    keys.done(&ticket, 7);
     assert_eq!(begin(&keys, "a", 99).unwrap_err(), 7);
     let elsewhere = Scope {
         client: None,
@@ -164,7 +164,7 @@ fn callers_with_a_key_that_is_in_use_wait_for_the_first() {
             let known = wait(&keys, needs_saved, &outcomes);
             assert!(matches!(known, Lookup::Queued(None)));
         }
-        complete(keys.saving(SCOPE, "a", &ticket, 7), &Ok(7));
+        complete(keys.saving(&ticket, 7), &Ok(7));
         assert_eq!(*outcomes.lock(), [Ok(7)], "the second waits for saving");
         assert!(matches!(wait(&keys, false, &outcomes), Lookup::Known(7)));
         assert!(matches!(
@@ -172,7 +172,7 @@ fn callers_with_a_key_that_is_in_use_wait_for_the_first() {
             Lookup::Queued(Some(7))
         ));
         let result = outcome.as_ref().ok().copied();
-        complete(keys.ended(SCOPE, "a", &ticket, result), &outcome);
+        complete(keys.ended(&ticket, result), &outcome);
         let told = outcome.map_err(|error| error.0);
         let all = [Ok(7), told.clone(), told];
         assert_eq!(*outcomes.lock(), all);
@@ -191,7 +191,7 @@ fn a_result_that_nobody_waits_for_is_not_known_to_be_saved() {
             Lookup::Queued(None)
         ));
     }
-    let waiting = keys.done(SCOPE, "a", &ticket, 1);
+    let waiting = keys.done(&ticket, 1);
     let needs: Vec<bool> = waiting.iter().map(|waiting| waiting.needs_saved).collect();
     assert_eq!(needs, [false, true]);
     complete(waiting, &Ok(1));
@@ -208,10 +208,7 @@ fn a_result_that_nobody_waits_for_is_not_known_to_be_saved() {
 #[test]
 fn what_is_taken_in_grows_old_as_it_would_have() {
     let keys = Keys::new(TTL, LIMITS);
-    assert!(
-        begin(&keys, "used", 1000)
-            .is_ok_and(|ticket| { keys.done(SCOPE, "used", &ticket, 1).is_empty() })
-    );
+    assert!(begin(&keys, "used", 1000).is_ok_and(|ticket| { keys.done(&ticket, 1).is_empty() }));
     keys.restore(SCOPE, "b", at(1000), Duration::from_micros(60), 3);
     keys.restore(SCOPE, "a", at(1000), Duration::from_micros(50), 2);
     keys.restore(SCOPE, "used", at(1000), Duration::from_micros(40), 9);
@@ -225,8 +222,8 @@ fn what_is_taken_in_grows_old_as_it_would_have() {
 fn saved_may_come_before_saving() {
     let keys = Keys::new(TTL, LIMITS);
     let ticket = begin(&keys, "a", 0).expect("free");
-    assert!(keys.ended(SCOPE, "a", &ticket, Some(1)).is_empty());
-    assert!(keys.saving(SCOPE, "a", &ticket, 1).is_empty());
+    assert!(keys.ended(&ticket, Some(1)).is_empty());
+    assert!(keys.saving(&ticket, 1).is_empty());
     let known = keys.begin(SCOPE, "a", at(1), None, true, &mut nobody_waits);
     assert!(matches!(known, Lookup::Known(1)));
 }

@@ -194,7 +194,7 @@ pub struct HeadReader {
 #[derive(Debug)]
 pub struct ReadHead {
     pub head: RequestHead,
-    /// How many of the bytes that were read last belong to the head.
+    /// The number of bytes of the last read that belong to the head.
     pub used: usize,
 }
 

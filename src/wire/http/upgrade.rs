@@ -79,7 +79,7 @@ impl<'a> Upgrade<'a> {
     }
 }
 
-/// 16 bytes in base64 are 22 digits and two signs of padding.
+/// Base64 of 16 bytes has 22 digits and two padding characters.
 fn is_key(key: &[u8]) -> bool {
     key.len() == 24
         && key.ends_with(b"==")
