@@ -11,7 +11,7 @@ use crate::base::fork::{ForkGuard, ForkSensitive, OwningProcess};
 use crate::base::sync::{Condvar, Mutex, Rank};
 use crate::core::events::{EventQueue, LogLevel};
 use crate::net::listener::{self, Endpoint, Listeners};
-use crate::node::{Delivery, Node, NodeCalls, ShardHandle};
+use crate::node::{Delivery, Node, NodeCalls, Ports, ShardHandle};
 use crate::ports::auth::Auth;
 use crate::ports::calls::Calls;
 use crate::ports::store::Store;
@@ -97,8 +97,11 @@ impl Server {
                 of_one_client: config.max_client_keys,
             },
         };
-        let broker = MemoryBroker::new(store.clone(), limits);
-        let node = Arc::new(Node::new(Arc::new(config), Arc::new(broker), store));
+        let ports = Ports {
+            broker: Arc::new(MemoryBroker::new(store.clone(), limits)),
+            store,
+        };
+        let node = Arc::new(Node::new(Arc::new(config), ports));
         Arc::new(Self {
             node,
             auth,

@@ -9,6 +9,7 @@ use crate::base::sync::{Mutex, Rank};
 use crate::core::mailbox::Mailbox;
 use crate::net::peer::Peer;
 use crate::ports::broker::CHANNEL_SIZE;
+use crate::ports::claim::ClaimNumber;
 use bytes::Bytes;
 use smallvec::SmallVec;
 use std::sync::Arc;
@@ -39,6 +40,8 @@ pub struct Client {
 pub struct ClientState {
     /// `None` while the client is not connected.
     pub connection_id: Option<ConnectionId>,
+    /// The claim of the latest connection; `None` for a client that was never connected.
+    pub claim: Option<ClaimNumber>,
     pub channels: SmallVec<[Joined; 1]>,
     /// Channels that the client is entering.
     pub entering: Vec<Entering>,
@@ -87,10 +90,10 @@ pub struct Away {
 
 impl Client {
     pub fn new(id: Arc<str>, now: WallTime, connection_id: Option<ConnectionId>) -> Self {
-        let state = ClientState {
-            connection_id,
-            ..ClientState::default()
-        };
+        let mut state = ClientState::default();
+        if let Some(connection_id) = connection_id {
+            state.claim(connection_id);
+        }
         Self {
             id,
             joined: now,
@@ -179,6 +182,12 @@ impl Client {
 }
 
 impl ClientState {
+    /// Begins a connection of the client; returns the connection that it displaces.
+    pub fn claim(&mut self, connection_id: ConnectionId) -> Option<ConnectionId> {
+        self.claim = Some(self.claim.map_or(ClaimNumber::FIRST, ClaimNumber::next));
+        self.connection_id.replace(connection_id)
+    }
+
     /// Stops entering a channel; returns the entering, if there was one.
     pub fn stop_entering(&mut self, channel: &str) -> Option<Entering> {
         let mut entering = self.entering.iter();

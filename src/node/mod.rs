@@ -54,4 +54,4 @@ pub use counters::Counters;
 pub use delivery::{ConnectionId, Delivery, DeliveryOptions, ShardHandle};
 pub use session::{ConnectRequest, Connected};
 pub use shards::{Incoming, Shards};
-pub use wiring::Node;
+pub use wiring::{Node, Ports};

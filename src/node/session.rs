@@ -241,7 +241,7 @@ impl Node {
         session.rotate(used);
         client.begin_connection(true, request.peer);
         client.ping(WallTime::now());
-        let displaced = state.connection_id.replace(connection_id);
+        let displaced = state.claim(connection_id);
         state.acknowledges = request.acknowledges;
         let mut names = state.channel_names();
         let mut remembered = self.away.remove(state);

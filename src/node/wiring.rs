@@ -49,8 +49,15 @@ pub struct Node {
     enterings: AtomicU64,
 }
 
+/// The implementations of the ports that a node works on.
+pub struct Ports {
+    pub broker: Arc<dyn Broker>,
+    pub store: Arc<dyn Store>,
+}
+
 impl Node {
-    pub fn new(config: Arc<Config>, broker: Arc<dyn Broker>, store: Arc<dyn Store>) -> Self {
+    pub fn new(config: Arc<Config>, ports: Ports) -> Self {
+        let Ports { broker, store } = ports;
         let events = Arc::new(EventQueue::new(config.event_queue_bytes));
         let counters = Arc::new(Counters::default());
         let store = Arc::new(Storage::new(store, config.resume_ttl));

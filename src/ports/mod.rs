@@ -3,6 +3,7 @@
 pub mod auth;
 pub mod broker;
 pub mod calls;
+pub mod claim;
 pub mod durability;
 pub mod saved_sessions;
 pub mod stats;

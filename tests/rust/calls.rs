@@ -1,6 +1,6 @@
 //! Every call, through the trait alone: no Python, no socket.
 
-use crate::peer::history_limits;
+use crate::peer::{history_limits, ports_on};
 use crate::shards::node_with_shards;
 use _tantor::adapters::memory_broker::MemoryBroker;
 use _tantor::adapters::memory_store::MemoryStore;
@@ -19,7 +19,8 @@ use std::time::Duration;
 
 fn calls_over(store: Arc<dyn Store>) -> Box<dyn Calls> {
     let broker = MemoryBroker::new(store.clone(), history_limits(1 << 20));
-    let node = Node::new(Arc::new(Config::default()), Arc::new(broker), store);
+    let ports = ports_on(Arc::new(broker), store);
+    let node = Node::new(Arc::new(Config::default()), ports);
     Box::new(NodeCalls::new(Arc::new(node)))
 }
 

@@ -1,6 +1,6 @@
 //! What the fan-out must not do more often than once.
 
-use crate::peer::{broadcast, history_limits};
+use crate::peer::{broadcast, history_limits, ports_on};
 use _tantor::adapters::memory_broker::MemoryBroker;
 use _tantor::adapters::memory_store::MemoryStore;
 use _tantor::node::{ConnectRequest, ConnectionId, Delivery, Node, ShardHandle};
@@ -11,11 +11,8 @@ use std::sync::Arc;
 /// A node that keeps no history and saves nothing.
 fn node(config: Config) -> Arc<Node> {
     let broker = MemoryBroker::new(Arc::new(MemoryStore), history_limits(0));
-    Arc::new(Node::new(
-        Arc::new(config),
-        Arc::new(broker),
-        Arc::new(MemoryStore),
-    ))
+    let ports = ports_on(Arc::new(broker), Arc::new(MemoryStore));
+    Arc::new(Node::new(Arc::new(config), ports))
 }
 
 #[test]
@@ -101,7 +98,8 @@ fn channels_made_and_deleted_within_one_tick_count_as_freed() {
     const COUNT: usize = 1000;
     let config = Arc::new(Config::default());
     let broker = MemoryBroker::new(Arc::new(MemoryStore), history_limits(1 << 30));
-    let node = Arc::new(Node::new(config, Arc::new(broker), Arc::new(MemoryStore)));
+    let ports = ports_on(Arc::new(broker), Arc::new(MemoryStore));
+    let node = Arc::new(Node::new(config, ports));
     node.tick();
     for number in 0..COUNT {
         broadcast(&node, &format!("channel {number}"), "tick", b"{\"n\":1}");

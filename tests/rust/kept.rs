@@ -1,6 +1,6 @@
 //! Mailboxes and idempotency keys against models, and what the node keeps of messages to one client.
 
-use crate::peer::{emergency, ended, history_limits, not_later};
+use crate::peer::{emergency, ended, history_limits, not_later, ports_on};
 use crate::stores::WaitedFor;
 use _tantor::adapters::memory_broker::MemoryBroker;
 use _tantor::adapters::memory_store::MemoryStore;
@@ -204,7 +204,8 @@ fn settle(held: &Held, outcome: &Result<(), StoreError>) {
 
 fn node_over(store: Arc<dyn Store>, config: Config) -> Arc<Node> {
     let broker = MemoryBroker::new(store.clone(), history_limits(config.history_bytes));
-    Arc::new(Node::new(Arc::new(config), Arc::new(broker), store))
+    let ports = ports_on(Arc::new(broker), store);
+    Arc::new(Node::new(Arc::new(config), ports))
 }
 
 const BODY: Body<'static> = Body::Message(b"\"hello\"");

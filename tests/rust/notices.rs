@@ -1,6 +1,6 @@
 //! The order of notices when a client returns while its leave is being told.
 
-use crate::peer::{PATIENCE, eventually, history_limits};
+use crate::peer::{PATIENCE, eventually, history_limits, ports_on};
 use _tantor::adapters::memory_broker::MemoryBroker;
 use _tantor::adapters::memory_store::MemoryStore;
 use _tantor::base::error::Disconnect;
@@ -53,7 +53,8 @@ fn a_client_cannot_return_while_its_leave_is_being_told() {
     // the first sink of a channel stays
     let sink = Arc::clone(&held) as Arc<dyn Sink>;
     broker.attach(&Arc::from(channel), ChannelKind::Public, settings, &sink);
-    let node = Arc::new(Node::new(Arc::new(config), broker, Arc::new(MemoryStore)));
+    let ports = ports_on(broker, Arc::new(MemoryStore));
+    let node = Arc::new(Node::new(Arc::new(config), ports));
     node.shards
         .attach(vec![Arc::new(ShardHandle::new(usize::MAX))]);
     let connection_id = ConnectionId {

@@ -4,9 +4,11 @@ use _tantor::adapters::admit_all::AdmitAll;
 use _tantor::adapters::memory_broker::{BrokerLimits, KeyLimits};
 use _tantor::base::completion::{Abandoned, Completion, Progress};
 use _tantor::host::server::Server;
-use _tantor::node::Node;
+use _tantor::node::{Node, Ports};
 use _tantor::ports::auth::Auth;
+use _tantor::ports::broker::Broker;
 use _tantor::ports::calls::PublishOptions;
+use _tantor::ports::store::Store;
 use _tantor::settings::config::{Config, Value};
 use serde_json::Value as Json;
 use std::io::{Read, Write};
@@ -28,6 +30,11 @@ pub fn history_limits(history_bytes: usize) -> BrokerLimits {
             of_one_client: 1000,
         },
     }
+}
+
+/// The ports of a node on top of a broker and a store, with the implementations in memory of all others.
+pub fn ports_on(broker: Arc<dyn Broker>, store: Arc<dyn Store>) -> Ports {
+    Ports { broker, store }
 }
 
 /// Publishes as the application does, without waiting for any disk; returns to how many.

@@ -1,6 +1,6 @@
 //! Shards without sockets: the node's deliveries, carried out in the order of the inbox, end in a list per connection.
 
-use crate::peer::history_limits;
+use crate::peer::{history_limits, ports_on};
 use _tantor::adapters::memory_broker::MemoryBroker;
 use _tantor::adapters::memory_store::MemoryStore;
 use _tantor::base::error::Disconnect;
@@ -27,7 +27,7 @@ pub fn node_on(
     store: Arc<dyn Store>,
     shards: usize,
 ) -> (Arc<Node>, Vec<Arc<ShardHandle>>) {
-    let node = Arc::new(Node::new(Arc::new(config), broker, store));
+    let node = Arc::new(Node::new(Arc::new(config), ports_on(broker, store)));
     let shards: Vec<_> = (0..shards)
         .map(|_| Arc::new(ShardHandle::new(usize::MAX)))
         .collect();
