@@ -1,4 +1,4 @@
-//! Nothing is saved: what the process knows ends with it.
+//! The store that saves nothing: the state of the process ends with the process.
 
 use crate::base::completion::{Later, Progress};
 use crate::ports::durability::{Committed, Durability, Health, NotTaken, StoreError};

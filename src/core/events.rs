@@ -21,14 +21,14 @@ pub struct Event {
     pub detail: Detail,
 }
 
-/// The fields of an event that not every one has.
+/// The fields that only some kinds of events have.
 #[derive(Clone, Debug)]
 pub enum Detail {
     None,
     Message(String),
     TotalUsers(usize),
     Emergency {
-        /// The message's.
+        /// The id of the message.
         id: String,
         message: String,
         recipients: usize,
@@ -47,12 +47,12 @@ pub enum Detail {
 #[derive(Clone, Debug)]
 pub struct LogRecord {
     pub level: LogLevel,
-    /// Below `tantor`, as in "server".
+    /// The logger's name below `tantor`, as in "server".
     pub logger: &'static str,
     pub message: String,
 }
 
-/// The numbers of Python's `logging`.
+/// The level of a log line, with the number of Python's `logging`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum LogLevel {
@@ -70,18 +70,18 @@ pub enum Told {
     End,
 }
 
-/// The queue. It takes nothing until it is opened.
+/// The queue of events. It refuses events until it is opened.
 ///
-/// Ordering: what one thread tells is taken in that order. While it is full, shards read no further from clients
-/// whose frames become events; what cannot be held back is still taken, up to four times the bound, and counted
-/// as dropped beyond.
+/// Ordering: the events of one thread are taken in the order in which the thread queued them. While the queue is full,
+/// shards do not read clients whose frames become events. Other events are queued up to four times the bound; beyond it
+/// they are dropped and counted.
 #[derive(Debug)]
 pub struct EventQueue {
     sender: flume::Sender<Told>,
     receiver: flume::Receiver<Told>,
-    /// Of what waits, and of the batch that was taken last.
+    /// Bytes of the events that wait, and of the batch that was taken last.
     bytes: AtomicUsize,
-    /// Of the batch that was taken last.
+    /// Bytes of the batch that was taken last.
     taken_bytes: AtomicUsize,
     max_bytes: usize,
     wanted: ArcSwap<HashSet<Arc<str>>>,
@@ -90,7 +90,7 @@ pub struct EventQueue {
     /// The places in the code that called `log_once`.
     logged_once: Mutex<HashSet<&'static Location<'static>>>,
     open: AtomicBool,
-    held_back: AtomicBool,
+    has_paused: AtomicBool,
     dropped: AtomicU64,
     pauses: AtomicU64,
 }
@@ -98,10 +98,11 @@ pub struct EventQueue {
 /// The approximate memory of an event besides its payload.
 const EVENT_OVERHEAD: usize = 160;
 
-/// Bytes after which a batch is full: as Python objects, events take many times the bytes of their JSON.
+/// A batch is full at so many bytes. The bound is small, because an event takes many times the bytes of its JSON once it
+/// is a Python object.
 const BATCH_BYTES: usize = 1 << 20;
 
-/// How far over its bound the queue goes for events that cannot be held back.
+/// The factor by which the queue may exceed its bound for events that no backpressure can delay.
 const OVERFLOW_FACTOR: usize = 4;
 
 impl EventQueue {
@@ -118,13 +119,13 @@ impl EventQueue {
             throttle: LogThrottle::default(),
             logged_once: Mutex::default(),
             open: AtomicBool::new(false),
-            held_back: AtomicBool::new(false),
+            has_paused: AtomicBool::new(false),
             dropped: AtomicU64::new(0),
             pauses: AtomicU64::new(0),
         }
     }
 
-    /// Queue events of this name from now on, or stop to.
+    /// Sets whether events of this name are queued from now on.
     pub fn want(&self, name: &str, wanted: bool) {
         self.wanted.rcu(|names| {
             let mut names = HashSet::clone(names);
@@ -137,7 +138,7 @@ impl EventQueue {
         });
     }
 
-    /// The shared name of an event that has a handler; `None` for an event without one, which need not be made.
+    /// Returns the shared name of an event that has a handler; `None` for an event without a handler, which nobody needs.
     pub fn wanted(&self, name: &str) -> Option<Arc<str>> {
         if !self.open.load(Ordering::Relaxed) {
             return None;
@@ -145,7 +146,7 @@ impl EventQueue {
         self.wanted.load().get(name).cloned()
     }
 
-    /// Log lines below this level are not made.
+    /// Sets the level below which log lines are not made.
     pub fn set_log_level(&self, level: u8) {
         self.log_level.store(level, Ordering::Relaxed);
     }
@@ -154,7 +155,8 @@ impl EventQueue {
         level as u8 >= self.log_level.load(Ordering::Relaxed) && self.open.load(Ordering::Relaxed)
     }
 
-    /// Logs a line, unless its level is too low, or the same place in the code has logged too many above DEBUG lately.
+    /// Logs a line. Omits the line if its level is too low, or if the same place in the code has logged too many lines above
+    /// DEBUG in this period.
     #[track_caller]
     pub fn log(&self, level: LogLevel, logger: &'static str, message: impl FnOnce() -> String) {
         let location = Location::caller();
@@ -169,7 +171,7 @@ impl EventQueue {
         }
     }
 
-    /// As `log`, but only the first time that the same place in the code logs.
+    /// Logs a line as `log` does, but only once for each place in the code.
     #[track_caller]
     pub fn log_once(
         &self,
@@ -201,7 +203,8 @@ impl EventQueue {
         self.tell(Told::Event(event));
     }
 
-    /// Queues an event, which happens now, if a handler wants events of this name; true then. Calls `detail` only then.
+    /// Queues an event that happens now, if a handler wants events of this name; true then. `detail` is called only in this
+    /// case.
     pub fn emit(
         &self,
         name: &str,
@@ -222,36 +225,36 @@ impl EventQueue {
         true
     }
 
-    /// True while clients whose frames become events are to be read no further. Whoever heeds it is woken by the
-    /// taker, who learns of it through `take_held_back`.
-    pub fn must_hold_back(&self) -> bool {
+    /// True while shards must not read clients whose frames become events. A shard that gets true is paused: the thread
+    /// that takes events wakes the shard once `take_resumed` returns true.
+    pub fn must_pause(&self) -> bool {
         if self.bytes.load(Ordering::Relaxed) <= self.max_bytes {
             return false;
         }
-        if !self.held_back.swap(true, Ordering::AcqRel) {
+        if !self.has_paused.swap(true, Ordering::AcqRel) {
             self.pauses.fetch_add(1, Ordering::Relaxed);
         }
-        // the thread that takes events may have made room between the two checks; then nothing would wake the shard
+        // the thread that takes events may have made room between the two checks; nothing would wake the shard then
         self.bytes.load(Ordering::Acquire) > self.max_bytes
     }
 
-    /// Stops counting the batch that was taken last: its events were handled.
+    /// Subtracts the bytes of the batch that was taken last, because its events were handled.
     pub fn settle(&self) {
         let handled = self.taken_bytes.swap(0, Ordering::AcqRel);
         self.bytes.fetch_sub(handled, Ordering::AcqRel);
     }
 
-    /// True once there is room again after a shard had paused.
-    pub fn take_held_back(&self) -> bool {
+    /// True once after a shard was paused, when the queue has room again.
+    pub fn take_resumed(&self) -> bool {
         self.bytes.load(Ordering::Acquire) <= self.max_bytes / 2
-            && self.held_back.swap(false, Ordering::AcqRel)
+            && self.has_paused.swap(false, Ordering::AcqRel)
     }
 
     pub fn open(&self) {
         self.open.store(true, Ordering::Release);
     }
 
-    /// Refuses further events, and drops those that are queued, because no thread takes them any more.
+    /// Refuses further events and drops those that are queued, because no thread takes events any more.
     pub fn abandon(&self) {
         self.open.store(false, Ordering::Release);
         while let Ok(told) = self.receiver.try_recv() {
@@ -259,15 +262,15 @@ impl EventQueue {
         }
     }
 
-    /// Takes nothing more, and ends the taking after what is queued.
+    /// Refuses further events. The thread that takes events gets those that are queued, and then the end.
     pub fn close(&self) {
         if self.open.swap(false, Ordering::AcqRel) {
             let _ = self.sender.send(Told::End);
         }
     }
 
-    /// Blocks for the next event, then takes up to `most` events, or a mebibyte of them, into `batch`. Takes nothing if
-    /// none comes within `patience`. The bytes of the batch count until `settle`.
+    /// Blocks for the next event, then moves up to `most` events, of at most a mebibyte, into `batch`. Leaves `batch` empty
+    /// if no event comes within `patience`. The bytes of the batch count until `settle`.
     pub fn take(&self, most: usize, patience: Duration, batch: &mut Vec<Told>) {
         let Ok(first) = self.receiver.recv_timeout(patience) else {
             return;
@@ -285,7 +288,7 @@ impl EventQueue {
         self.taken_bytes.fetch_add(bytes, Ordering::AcqRel);
     }
 
-    /// Events that wait.
+    /// The number of events that wait.
     pub fn len(&self) -> usize {
         self.receiver.len()
     }
@@ -294,22 +297,22 @@ impl EventQueue {
         self.receiver.is_empty()
     }
 
-    /// Bytes of the events that wait, and of those that are being handled.
+    /// Bytes of the events that wait, and of those that handlers have now.
     pub fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// Counts an event that no handler gets.
+    /// Counts an event as dropped.
     pub fn count_dropped(&self) {
         self.dropped.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Events lost: the queue was far over its bound, or Python could not read the event.
+    /// The number of dropped events: the queue was far over its bound, or Python could not read the event.
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
 
-    /// How often the queue ran full and clients were held back.
+    /// How often the queue became full and shards were paused.
     pub fn pauses(&self) -> u64 {
         self.pauses.load(Ordering::Relaxed)
     }
@@ -329,7 +332,7 @@ impl EventQueue {
 }
 
 impl Told {
-    /// Bytes that this takes of the queue's bound.
+    /// Bytes that the event takes of the queue's bound.
     pub fn weight(&self) -> usize {
         match self {
             Told::Event(event) => {
@@ -378,9 +381,9 @@ mod tests {
     fn a_full_queue_holds_back_then_drops_and_counts() {
         let queue = EventQueue::new(1000);
         queue.open();
-        assert!(!queue.must_hold_back());
+        assert!(!queue.must_pause());
         queue.event(event(1000));
-        assert!(queue.must_hold_back() && !queue.take_held_back());
+        assert!(queue.must_pause() && !queue.take_resumed());
         for _ in 0..10 {
             queue.event(event(1000));
         }
@@ -391,9 +394,9 @@ mod tests {
         queue.take(100, Duration::ZERO, &mut batch);
         assert_eq!(batch.len(), taken);
         // what is being handled counts
-        assert!(!queue.take_held_back() && queue.bytes() > 1000);
+        assert!(!queue.take_resumed() && queue.bytes() > 1000);
         queue.settle();
-        assert!(queue.take_held_back() && !queue.take_held_back());
+        assert!(queue.take_resumed() && !queue.take_resumed());
         assert_eq!((queue.pauses(), queue.bytes()), (1, 0));
     }
 

@@ -4,10 +4,10 @@ use crate::base::clock::SteadyTime;
 use crate::wire::frame::EncodedFrame;
 use std::collections::VecDeque;
 
-/// A place in a channel's stream: offsets count publications within one epoch.
+/// A position in the stream of a channel. Offsets count the publications of one epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StreamPosition {
-    /// This incarnation of the stream; another one means that offsets began anew, or that some were lost.
+    /// The incarnation of the stream. In another epoch offsets began anew, or publications were lost.
     pub epoch: u64,
     /// 1 for the first publication.
     pub offset: u64,
@@ -19,7 +19,8 @@ pub struct Kept {
     pub offset: u64,
     /// When it was published.
     pub at: SteadyTime,
-    /// The publication is reported as saved, or will be: only the channel's own size and age limits remove it.
+    /// The caller was told that the publication is saved, or will be told. Only the size and age limits of the channel
+    /// remove the publication.
     pub is_durable: bool,
     pub message: Message,
 }
@@ -28,7 +29,7 @@ pub struct Kept {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
     InMemory(EncodedFrame),
-    /// The log of streams alone has the frame, which has this length.
+    /// Only the log of streams has the frame, which has this length.
     InLog(usize),
 }
 
@@ -69,27 +70,27 @@ impl Window {
 /// A channel's kept publications, oldest first, and its position.
 #[derive(Clone, Debug)]
 pub struct History {
-    /// This incarnation of the stream.
+    /// The incarnation of the stream.
     pub epoch: u64,
     /// The offset of the last publication that was handed over; 0 before the first.
     pub top: u64,
     kept: VecDeque<Kept>,
-    /// The messages of the oldest so many publications are in the log alone.
+    /// The number of the oldest publications whose messages only the log has.
     in_log: usize,
     /// Bytes of the messages in memory.
     in_memory_bytes: usize,
-    /// The bytes that the kept publications are charged, wherever their messages are.
+    /// The bytes that are charged for the kept publications, wherever their messages are.
     bytes: Bytes,
-    /// Publications up to this offset are not all kept, if there were any.
+    /// Some publications up to this offset are not kept any more, or never were.
     gone: u64,
 }
 
-/// Approximate bytes that kept publications take, in memory or in the log.
+/// The approximate bytes of kept publications, in memory or in the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Bytes {
-    /// Of publications that may be evicted to make room.
+    /// Bytes of publications that may be evicted to make room.
     pub evictable: usize,
-    /// Of durable publications.
+    /// Bytes of durable publications.
     pub durable: usize,
 }
 
@@ -103,21 +104,21 @@ impl Bytes {
     }
 }
 
-/// Why a client cannot be given what it missed.
+/// Why a client cannot recover the publications that it missed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unrecovered {
     /// The position of the client is of another incarnation of the stream.
     Epoch,
     /// The position of the client is ahead of the stream.
     OffsetAhead,
-    /// Some of it is kept no longer.
+    /// Some of the missed publications are not kept any more.
     Expired,
     /// The missed publications are too large for one reply.
     TooLarge,
 }
 
 impl Unrecovered {
-    /// The word on the wire.
+    /// The reason as it is written on the wire.
     pub fn reason(self) -> &'static str {
         match self {
             Unrecovered::Epoch => "epoch",
@@ -128,27 +129,27 @@ impl Unrecovered {
     }
 }
 
-/// Which publications are asked for.
+/// A page of the history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Page {
-    /// At most so many.
+    /// The most publications of the page.
     pub limit: usize,
-    /// Only those behind this offset; the oldest of them.
+    /// Only publications behind this offset, the oldest first.
     pub after: Option<u64>,
-    /// Only those before this offset.
+    /// Only publications before this offset.
     pub before: Option<u64>,
 }
 
-/// Bytes that a kept publication takes besides its frame.
+/// The bytes of a kept publication besides its frame.
 const KEPT_OVERHEAD: usize = size_of::<Kept>() + 32;
 
-/// Approximate bytes that a kept publication with a frame of this length takes.
+/// The approximate bytes of a kept publication with a frame of this length.
 pub fn weight(frame_len: usize) -> usize {
     frame_len + KEPT_OVERHEAD
 }
 
 impl History {
-    /// Nothing is kept yet; publications up to `top` are gone.
+    /// Creates a history that keeps nothing. The publications up to `top` are gone.
     pub fn new(epoch: u64, top: u64) -> Self {
         Self {
             epoch,
@@ -161,8 +162,8 @@ impl History {
         }
     }
 
-    /// As it was saved: `kept` oldest first, those in the log before those in memory, none above `top`, and not all up to
-    /// `broken_through`.
+    /// Restores a history. `kept` are the publications, oldest first, none above `top`; those that only the log has come
+    /// before those in memory. Some publications up to `broken_through` are missing.
     pub fn restored(
         epoch: u64,
         top: u64,
@@ -192,7 +193,7 @@ impl History {
         }
     }
 
-    /// Adds the next publication, above the top.
+    /// Adds the next publication, whose offset is above the top.
     pub fn push(&mut self, kept: Kept) {
         self.top = kept.offset;
         *self.bytes.of(&kept) += weight(kept.message.frame_len());
@@ -214,18 +215,18 @@ impl History {
         }
     }
 
-    /// Publications whose messages are in the log alone.
+    /// The number of publications whose messages only the log has.
     pub fn in_log(&self) -> usize {
         self.in_log
     }
 
-    /// A publication that is not kept.
+    /// Counts a publication that is not kept.
     pub fn pass(&mut self, offset: u64) {
         self.top = offset;
         self.gone = offset;
     }
 
-    /// Lets go of the oldest beyond `size`, and of what was published before `oldest`.
+    /// Removes the oldest publications beyond `size`, and those that were published before `oldest`.
     pub fn trim(&mut self, size: usize, oldest: SteadyTime) {
         while self
             .kept
@@ -260,7 +261,7 @@ impl History {
         before - self.kept.len()
     }
 
-    /// Removes everything that is kept.
+    /// Removes all publications.
     pub fn clear(&mut self) {
         while !self.kept.is_empty() {
             self.drop_first();
@@ -295,7 +296,8 @@ impl History {
         Ok(missed())
     }
 
-    /// One page, oldest first, of at most `max_bytes` but at least one publication; true when bytes cut it short.
+    /// Returns one page, oldest first, of at most `max_bytes` but at least one publication; true if `max_bytes` has cut the
+    /// page short.
     pub fn page(&self, page: Page, max_bytes: usize) -> (Vec<&Kept>, bool) {
         let from = page.after.map_or(0, |after| self.position(after));
         let to = page.before.map_or(self.kept.len(), |before| {
@@ -329,7 +331,7 @@ impl History {
         (publications, is_cut)
     }
 
-    /// Publications kept.
+    /// The number of kept publications.
     pub fn len(&self) -> usize {
         self.kept.len()
     }
@@ -342,7 +344,8 @@ impl History {
         self.bytes
     }
 
-    /// Durable bytes that leave with the next publication, where `size` are kept and `coming` others come before.
+    /// The durable bytes that the next publication removes, where `size` publications are kept and `coming` others come
+    /// before the next.
     pub fn displaced(&self, size: usize, coming: usize) -> usize {
         let index = (self.kept.len() + coming).checked_sub(size);
         let displaced = index.and_then(|index| self.kept.get(index));
@@ -351,12 +354,13 @@ impl History {
             .map_or(0, |kept| weight(kept.message.frame_len()))
     }
 
-    /// Publications up to this offset are not all kept.
+    /// The offset up to which some publications are missing.
     pub fn gone(&self) -> u64 {
         self.gone
     }
 
-    /// Nothing is kept up to this offset. `gone` may be higher: durable publications stay where others were evicted.
+    /// The offset up to which no publication is kept. `gone` may be higher, because durable publications stay where others
+    /// were evicted.
     pub fn emptied_through(&self) -> u64 {
         self.kept
             .front()

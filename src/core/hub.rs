@@ -1,4 +1,4 @@
-//! Which of a shard's connections are on which channel, both ways.
+//! The subscriptions of a shard: the connections of each channel, and the channels of each connection.
 
 use crate::base::capacity::shrink_map;
 use smallvec::SmallVec;
@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A channel's number in this process; never used again. An `Option` of it takes no more room.
+/// The number of a channel in this process. A number is never used again. `Option<ChannelKey>` has the same size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ChannelKey(NonZeroU64);
 
@@ -17,7 +17,7 @@ impl ChannelKey {
     }
 }
 
-/// Gives out the keys of a process, in order.
+/// Allots the channel keys of a process, in order.
 #[derive(Debug, Default)]
 pub struct ChannelKeys(AtomicU64);
 
@@ -27,14 +27,14 @@ impl ChannelKeys {
     }
 }
 
-/// A connection's place in its shard.
+/// The index of a connection in its shard.
 pub type Slot = u32;
 
-/// The local subscribers of every channel that has one here.
+/// The local subscribers of every channel that has subscribers on this shard.
 #[derive(Debug, Default)]
 pub struct Hub {
     channels: HashMap<ChannelKey, Vec<Slot>>,
-    /// By slot: each channel it is on, with its place in that channel's list.
+    /// By slot: the channels of the connection, each with the index of the connection in the channel's list.
     places: Vec<SmallVec<[(ChannelKey, u32); 2]>>,
 }
 
@@ -44,7 +44,7 @@ impl Hub {
         self.channels.get(&channel).map_or(&[], Vec::as_slice)
     }
 
-    /// Puts a connection on a channel; nothing happens when it is on it.
+    /// Subscribes a connection to a channel. Does nothing for a connection that is subscribed.
     pub fn subscribe(&mut self, slot: Slot, channel: ChannelKey) {
         let index = slot as usize;
         if self.places.len() <= index {
@@ -59,7 +59,7 @@ impl Hub {
         subscribers.push(slot);
     }
 
-    /// Takes a connection off a channel; nothing happens when it is not on it.
+    /// Unsubscribes a connection from a channel. Does nothing for a connection without the subscription.
     pub fn unsubscribe(&mut self, slot: Slot, channel: ChannelKey) {
         let Some(places) = self.places.get_mut(slot as usize) else {
             return;
@@ -70,7 +70,7 @@ impl Hub {
         }
     }
 
-    /// Takes a connection off every channel.
+    /// Unsubscribes a connection from every channel.
     pub fn remove(&mut self, slot: Slot) {
         let Some(places) = self.places.get_mut(slot as usize) else {
             return;

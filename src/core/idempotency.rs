@@ -1,4 +1,4 @@
-//! Results of work by the idempotency key that its caller gave it, so that a repeat does nothing.
+//! The results of calls by their idempotency keys. A repeated call gets the result of the first and does nothing.
 
 use crate::base::clock::SteadyTime;
 use crate::base::completion::{Abandoned, Completion, Later};
@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// Where a key counts. The same key elsewhere is another key.
+/// The scope of a key. The same key in another scope is another key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scope<'a> {
     /// The client that publishes; `None` for the application.
@@ -17,7 +17,7 @@ pub struct Scope<'a> {
     pub target: &'a str,
 }
 
-/// Set when a result that no caller waits for could not be saved. Shared by the store and later callers.
+/// A flag that is set when a result that no caller waits for could not be saved. The store and later callers share it.
 #[derive(Clone, Debug, Default)]
 pub struct LostFlag(Arc<AtomicBool>);
 
@@ -31,7 +31,7 @@ impl LostFlag {
     }
 }
 
-/// The flag is no part of what is saved.
+/// The flag is not saved, so it does not count in comparisons.
 impl PartialEq for LostFlag {
     fn eq(&self, _: &Self) -> bool {
         true
@@ -68,7 +68,7 @@ struct Results<T, E: Abandoned> {
     /// The owners of `owners` by how many keys each has.
     by_count: BTreeSet<(usize, Owner)>,
     next_number: u64,
-    /// Keys that had to make room before their time.
+    /// The number of keys that were forgotten before their time, to make room.
     displaced: u64,
 }
 
@@ -214,7 +214,7 @@ impl<T: Copy, E: Abandoned> Idempotency<T, E> {
         })
     }
 
-    /// Adds a key that was saved, and is known for the time `left`; a key that is known already stays as it is.
+    /// Adds a key that was saved and is known for the time `left`. A key that is known already stays as it is.
     pub fn restore(&self, scope: Scope<'_>, key: &str, now: SteadyTime, left: Duration, result: T) {
         if self.limits.total == 0 {
             return;
@@ -278,7 +278,7 @@ impl<T: Copy, E: Abandoned> Idempotency<T, E> {
         waiting
     }
 
-    /// Forgets the keys of a client that will not be back, but for keys in use.
+    /// Forgets the keys of a client that does not return, but for keys in use.
     pub fn forget_client(&self, client: &Arc<str>) {
         let owner = Some(Arc::clone(client));
         let mut results = self.results.lock();

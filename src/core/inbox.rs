@@ -6,14 +6,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-/// Something that takes memory while it waits.
+/// An item whose memory is counted while the item waits.
 pub trait Weigh {
-    /// Bytes.
+    /// The weight in bytes.
     fn weight(&self) -> usize;
 }
 
-/// Ordering: what one thread pushes is taken in that order; pushes under a common lock are taken in the lock's
-/// order. The owner is woken only when the queue was empty.
+/// Ordering: the items of one thread are taken in the order of its pushes; items that are pushed under a common lock are
+/// taken in the order in which that lock was held. A push wakes the owner only if the queue was empty.
 #[derive(Debug)]
 pub struct Inbox<T> {
     items: Mutex<Items<T>>,
@@ -48,13 +48,13 @@ impl<T: Weigh> Inbox<T> {
         }
     }
 
-    /// Queues an item; after `close` it is dropped, and false.
+    /// Queues an item; true. After `close` the item is dropped, and the result is false.
     pub fn push(&self, item: T) -> bool {
         let weight = item.weight();
         self.add(weight, |queue| queue.push(item))
     }
 
-    /// Queues items together; after `close` they are dropped.
+    /// Queues items under one lock. After `close` the items are dropped.
     pub fn push_all(&self, new: Vec<T>) {
         if new.is_empty() {
             return;
@@ -63,8 +63,8 @@ impl<T: Weigh> Inbox<T> {
         self.add(weight, |queue| queue.extend(new));
     }
 
-    /// Lets `add` put items of this weight into the queue, and wakes the shard if the queue was empty. False, with
-    /// nothing done, after `close`.
+    /// Calls `add`, which puts items of this weight into the queue, and wakes the shard if the queue was empty. Returns
+    /// false after `close`, without the call.
     fn add(&self, weight: usize, add: impl FnOnce(&mut Vec<T>)) -> bool {
         let mut items = self.items.lock();
         if items.closed {
@@ -80,7 +80,7 @@ impl<T: Weigh> Inbox<T> {
         true
     }
 
-    /// Moves all that waits into `taken`, which must be empty. The bytes count until `settle`.
+    /// Moves all items into `taken`, which must be empty. The bytes of the items count until `settle`.
     pub fn take(&self, taken: &mut Vec<T>) {
         std::mem::swap(&mut self.items.lock().queue, taken);
     }
@@ -108,7 +108,7 @@ impl<T: Weigh> Inbox<T> {
         self.waker.take();
     }
 
-    /// Wakes the owner though nothing was pushed.
+    /// Wakes the owner without a push.
     pub fn wake(&self) {
         self.waker.wake();
     }
@@ -117,22 +117,22 @@ impl<T: Weigh> Inbox<T> {
         self.items.lock().queue.is_empty()
     }
 
-    /// Items that wait.
+    /// The number of items that wait.
     pub fn len(&self) -> usize {
         self.items.lock().queue.len()
     }
 
-    /// Bytes that wait, taken or not.
+    /// The bytes of the items that wait, and of those that were taken and are not settled.
     pub fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// True while the queue is over its limit: publishers should pause.
+    /// True while the queue is over its limit, and publishers should wait.
     pub fn is_full(&self) -> bool {
         self.bytes() > self.max_bytes
     }
 
-    /// Blocks while the queue is full; false when it was still full after `most`.
+    /// Blocks while the queue is full, for at most `most`; false if the queue is still full then.
     pub fn wait_for_room(&self, most: Duration) -> bool {
         if !self.is_full() {
             return true;
@@ -151,14 +151,14 @@ impl<T: Weigh> Inbox<T> {
         true
     }
 
-    /// Takes nothing more, drops the items that wait, and wakes the threads that wait for room.
+    /// Refuses further items, drops those that wait, and wakes the threads that wait for room.
     pub fn close(&self) {
         let mut items = self.items.lock();
         items.closed = true;
         let waiting = std::mem::take(&mut items.queue);
         drop(items);
         self.room.notify_all();
-        // without the lock: dropping an item may tell others
+        // without the lock, because dropping an item may complete a call
         drop(waiting);
     }
 }

@@ -1,4 +1,4 @@
-//! The number of subscribers of a channel on each shard: the shards that a publication goes to.
+//! The number of subscribers of a channel on each shard. A publication goes to the shards that have subscribers.
 
 use smallvec::SmallVec;
 
@@ -24,12 +24,12 @@ impl Interest {
         }
     }
 
-    /// Connected subscribers of all shards.
+    /// The number of connected subscribers on all shards.
     pub fn total(&self) -> usize {
         self.total
     }
 
-    /// The shards that have a subscriber.
+    /// The indexes of the shards that have a subscriber.
     pub fn shards(&self) -> impl Iterator<Item = usize> {
         self.by_shard
             .iter()

@@ -1,5 +1,5 @@
-//! Keeps a line that is repeated without pause from flooding the log: one place in the code logs so many lines a second,
-//! and the others are counted.
+//! Limits the lines that one place in the code logs in a period, so that a line that is repeated without pause does not
+//! flood the log. Lines beyond the limit are counted.
 
 use crate::base::clock::SteadyTime;
 use crate::base::sync::Mutex;
@@ -7,12 +7,12 @@ use std::collections::HashMap;
 use std::panic::Location;
 use std::time::Duration;
 
-/// Lines of one place in the code that are logged in one period.
+/// The most lines of one place in the code that are logged in one period.
 const LINES: u32 = 20;
 
 const PERIOD: Duration = Duration::from_secs(1);
 
-/// The lines of each place that logged lately.
+/// The lines of each place in the code that has logged in the present period.
 #[derive(Debug, Default)]
 pub struct LogThrottle {
     places: Mutex<HashMap<&'static Location<'static>, Lines>>,
@@ -37,7 +37,7 @@ impl LogThrottle {
         lines.count <= LINES
     }
 
-    /// Ends the periods that are over. Returns how many lines of each place were not logged, where there are any.
+    /// Ends the periods that are over. Returns each place with lines that were not logged, and their number.
     pub fn end_periods(&self, now: SteadyTime) -> Vec<(&'static Location<'static>, u32)> {
         let mut places = self.places.lock();
         let mut withheld = Vec::new();

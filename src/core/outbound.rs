@@ -1,7 +1,7 @@
 //! The queue of one connection: encoded frames in lanes. Its owner bounds the bytes.
 //!
-//! Whatever leaves a connection leaves through here. Inside a lane the order queued is the order on the wire; what is
-//! in a higher lane goes first, from the next frame boundary on.
+//! All bytes of a connection leave through its queue. Chunks of one lane leave in the order in which they were queued. A
+//! chunk of a higher lane leaves before those of lower lanes, from the next frame boundary on.
 
 use crate::base::priority::{Priority, SlowConsumer};
 use crate::core::hub::ChannelKey;
@@ -13,7 +13,7 @@ use std::io::IoSlice;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
-/// Where in the order a chunk goes; the highest first.
+/// The lane of a chunk. The highest lane leaves first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Lane {
     LastWords,
@@ -21,17 +21,17 @@ enum Lane {
     FirstWords,
 }
 
-/// Whole frames that are queued and counted together.
+/// Whole frames that are queued, counted and dropped together.
 #[derive(Clone, Debug)]
 pub struct Chunk {
     pub bytes: Bytes,
     pub frames: u32,
     lane: Lane,
-    /// The policy when more waits for the connection than `max_pending_bytes`.
+    /// The policy when more than `max_pending_bytes` wait for the connection.
     policy: SlowConsumer,
-    /// The channel it was published on.
+    /// The channel that the frames were published on.
     channel: Option<ChannelKey>,
-    /// Its offset there, if it is kept: of a run, the last.
+    /// The offset of the last frame that the history keeps, if it keeps any.
     offset: Option<NonZeroU64>,
     receipt: Option<Arc<Receipt>>,
 }
@@ -65,7 +65,7 @@ impl Chunk {
         }
     }
 
-    /// A frame to one connection.
+    /// Creates a chunk of one frame to one connection.
     pub fn direct(frame: &EncodedFrame, priority: Priority, receipt: Option<Arc<Receipt>>) -> Self {
         Self {
             receipt,
@@ -73,12 +73,12 @@ impl Chunk {
         }
     }
 
-    /// Bytes that leave before everything else, urgent frames included; not always a frame.
+    /// Creates a chunk that leaves before everything else, urgent frames included. The bytes need not be a frame.
     pub fn first_words(bytes: Bytes) -> Self {
         Self::new(bytes, Lane::FirstWords)
     }
 
-    /// Bytes that leave behind everything else; not always a frame.
+    /// Creates a chunk that leaves after everything else. The bytes need not be a frame.
     pub fn last_words(bytes: Bytes) -> Self {
         Self::new(bytes, Lane::LastWords)
     }
@@ -101,27 +101,27 @@ pub struct Dropped {
     pub policy: SlowConsumer,
 }
 
-/// An emergency that a connection had not taken whole.
+/// An emergency that a socket had not taken in full.
 #[derive(Debug)]
 pub struct Unwritten {
-    /// The message's id.
+    /// The id of the message.
     pub message: u64,
     pub frame: EncodedFrame,
 }
 
 #[derive(Debug, Default)]
 pub struct Outbound {
-    /// The highest lane first, but for a first chunk that is half written.
+    /// By lane, the highest first; a first chunk that is half written stays first, whatever its lane.
     chunks: VecDeque<Chunk>,
-    /// How much of the first chunk is written already.
+    /// The bytes of the first chunk that are written already.
     written: usize,
     bytes: usize,
     frames: usize,
 }
 
 impl Outbound {
-    /// Queues behind what waits in its lane and in higher ones, and behind a frame that is half written. Returns by
-    /// how much that has changed `frames`: a run that is half written may be counted anew, without what has left.
+    /// Queues a chunk behind the chunks of its lane and of higher lanes, and behind a frame that is half written. Returns
+    /// the change of `frames`: a run that is half written may be counted anew, without the frames that have left.
     pub fn push(&mut self, chunk: Chunk) -> isize {
         let frames = self.frames;
         self.bytes += chunk.bytes.len();
@@ -140,21 +140,21 @@ impl Outbound {
         self.frames.wrapping_sub(frames).cast_signed()
     }
 
-    /// Drops all that waits but emergencies and the frame that is half written; returns what was dropped, by channel.
+    /// Drops all chunks but emergencies and the frame that is half written. Returns the dropped frames by channel.
     pub fn clear_waiting(&mut self) -> Vec<Dropped> {
         self.split_first();
         self.drop_waiting(|_| true)
     }
 
-    /// Drops publications of channels with `DropOldest`, until what waits behind the first weighs `limit` or less: the
-    /// oldest of the lowest lane first. Of those with `Latest` there is no more than the newest (see `conflate`).
+    /// Drops publications of channels with the policy `DropOldest`, the oldest of the lowest lane first, until the chunks
+    /// behind the first weigh `limit` or less. Of a channel with `Latest` only the newest is queued (see `conflate`).
     pub fn drop_oldest(&mut self, limit: usize) -> Vec<Dropped> {
         self.split_first();
         let mut dropped = Vec::new();
         for priority in [Priority::Low, Priority::Normal, Priority::High] {
             let lane = Lane::Waiting(priority);
             let mut at = self.first_below(|other| other > lane);
-            // each is near the front or has only a lower lane behind it, so that taking it out moves little
+            // a chunk to drop is near the front, or only lower lanes are behind it: its removal moves few chunks
             while self.weight_behind() > limit
                 && let Some(chunk) = self.chunks.get(at).filter(|chunk| chunk.lane == lane)
             {
@@ -171,7 +171,7 @@ impl Outbound {
         dropped
     }
 
-    /// Drops what waits of a channel, for something newer.
+    /// Drops the publications of a channel that wait, because a newer publication replaces them.
     pub fn conflate(&mut self, channel: ChannelKey) -> Vec<Dropped> {
         self.split_first();
         self.drop_waiting(|chunk| {
@@ -179,7 +179,7 @@ impl Outbound {
         })
     }
 
-    /// True when something waits that `conflate` would drop.
+    /// True if `conflate` would drop a publication.
     pub fn has_older(&self, channel: ChannelKey) -> bool {
         let begun = usize::from(self.written > 0);
         self.chunks
@@ -188,7 +188,7 @@ impl Outbound {
             .any(|chunk| chunk.channel == Some(channel) && chunk.policy == SlowConsumer::Latest)
     }
 
-    /// Emergencies that were not written whole.
+    /// The emergencies that were not written in full.
     pub fn unwritten_emergencies(&self) -> Vec<Unwritten> {
         let is_emergency = |chunk: &&Chunk| chunk.lane == Lane::Waiting(Priority::Emergency);
         let to_one = |chunk: &Chunk| {
@@ -205,8 +205,8 @@ impl Outbound {
             .collect()
     }
 
-    /// Drops the chunks that `is_dropped` says, in their order; never emergencies, nor the first or the last words, nor
-    /// the frame that is half written.
+    /// Drops the chunks for which `is_dropped` returns true, in their order. Emergencies, the first and last words, and the
+    /// frame that is half written stay.
     fn drop_waiting(&mut self, mut is_dropped: impl FnMut(&Chunk) -> bool) -> Vec<Dropped> {
         let mut dropped: Vec<Dropped> = Vec::new();
         let begun = usize::from(self.written > 0);
@@ -229,7 +229,7 @@ impl Outbound {
         dropped
     }
 
-    /// Drops everything but emergencies, for a socket that takes nothing any more: their client may be back for them.
+    /// Drops all chunks but emergencies, because the socket takes no more bytes. Emergencies stay for a client that returns.
     pub fn discard(&mut self) {
         let is_emergency = |chunk: &Chunk| chunk.lane == Lane::Waiting(Priority::Emergency);
         if !self.chunks.front().is_some_and(is_emergency) {
@@ -248,7 +248,7 @@ impl Outbound {
         }
     }
 
-    /// Fills `slices` with what is to be written next; returns how many.
+    /// Fills `slices` with the bytes to write next; returns the number of slices.
     pub fn fill<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
         let mut filled = 0;
         for (slice, chunk) in slices.iter_mut().zip(&self.chunks) {
@@ -259,7 +259,7 @@ impl Outbound {
         filled
     }
 
-    /// Takes off what the socket took.
+    /// Removes the bytes that the socket has taken.
     pub fn advance(&mut self, mut count: usize) {
         self.bytes -= count;
         while let Some(first) = self.chunks.front() {
@@ -285,17 +285,17 @@ impl Outbound {
         self.chunks.is_empty()
     }
 
-    /// Bytes that wait to be written.
+    /// The bytes that wait to be written.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Bytes of memory that the queue takes, roughly: small frames take more than they are long.
+    /// The approximate memory of the queue in bytes. A small frame takes more memory than its length.
     pub fn weight(&self) -> usize {
         self.bytes + self.chunks.len() * CHUNK_OVERHEAD
     }
 
-    /// The weight of what waits behind the first chunk, which may be larger than any bound.
+    /// The weight of the chunks behind the first. The first chunk does not count, because one message may exceed any bound.
     pub fn weight_behind(&self) -> usize {
         match self.chunks.front() {
             Some(first) => self.weight() - (first.bytes.len() - self.written + CHUNK_OVERHEAD),
@@ -303,7 +303,7 @@ impl Outbound {
         }
     }
 
-    /// Frames that wait, the half-written one included.
+    /// The number of frames that wait, a half-written frame included.
     pub fn frames(&self) -> usize {
         self.frames
     }
@@ -320,7 +320,7 @@ impl Outbound {
             .map_or(&[], |chunk| &chunk.bytes[self.written..])
     }
 
-    /// The index of the first chunk that is not half written and whose lane `is_above` says no to.
+    /// The index of the first chunk that is not half written and for whose lane `is_above` returns false.
     fn first_below(&self, is_above: impl Fn(Lane) -> bool) -> usize {
         let (mut low, mut high) = (usize::from(self.written > 0), self.chunks.len());
         while low < high {
@@ -334,7 +334,7 @@ impl Outbound {
         low
     }
 
-    /// Cuts a half-written first chunk at the end of the frame that was begun, so that frames fit in between.
+    /// Cuts a half-written first chunk at the end of the frame that was begun, so that other frames can go between.
     fn split_first(&mut self) {
         if self.written == 0 {
             return;
@@ -350,7 +350,7 @@ impl Outbound {
             bytes: rest,
             ..first.clone()
         };
-        // frames of the run that have left whole are no longer waiting
+        // the frames of the run that have left do not wait any more
         self.frames = self.frames + begun as usize + rest.frames as usize - first.frames as usize;
         first.bytes.truncate(end);
         first.frames = begun;
@@ -364,13 +364,13 @@ impl Outbound {
     }
 }
 
-/// The memory of a chunk besides its bytes: its entry in the queue, and the header of the shared bytes.
+/// The memory of a chunk besides its bytes: its entry in the queue and the header of the shared bytes.
 const CHUNK_OVERHEAD: usize = size_of::<Chunk>() + 32;
 
-/// Capacity that an emptied queue keeps, so that a lone frame costs no allocation.
+/// The capacity that an empty queue keeps, so that a single frame costs no allocation.
 const KEPT_CAPACITY: usize = 4;
 
-/// Notes that a chunk is dropped.
+/// Adds the frames of a dropped chunk to `dropped`.
 fn note(dropped: &mut Vec<Dropped>, chunk: &Chunk) {
     match dropped
         .iter_mut()

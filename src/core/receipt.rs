@@ -5,13 +5,13 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Of one message; each is a number of connections or clients.
+/// The receipt of one message. Each field but the id is a number of connections or clients.
 #[derive(Debug, Default)]
 pub struct Receipt {
-    /// The message's id.
+    /// The id of the message.
     pub message: u64,
     pub handed_over: AtomicU32,
-    /// Its last byte was taken by the socket.
+    /// Connections whose socket has taken the last byte of the message.
     pub written: AtomicU32,
     pub acknowledged: AtomicU32,
     /// The number of clients for which the message is kept.
@@ -37,7 +37,7 @@ struct Known {
 }
 
 impl Receipts {
-    /// At most `bound` are known; the oldest are forgotten.
+    /// Holds at most `bound` receipts. The oldest receipts are forgotten first.
     pub fn new(bound: usize) -> Self {
         Self {
             known: Mutex::default(),
@@ -45,7 +45,7 @@ impl Receipts {
         }
     }
 
-    /// A new one, for a message that was handed over to so many connections.
+    /// Adds the receipt of a message that was handed over to so many connections.
     pub fn open(&self, id: u64, handed_over: usize) -> Arc<Receipt> {
         let receipt = Arc::new(Receipt {
             message: id,

@@ -1,8 +1,8 @@
-//! A timer wheel: one per shard instead of a timer per connection. Time is counted in ticks, given by the owner.
+//! A timer wheel: one for each shard instead of a timer for each connection. The owner counts time in ticks.
 
-/// Entries by the tick at which they are to be looked at.
+/// Entries by the tick at which each is due.
 ///
-/// An entry that is due farther away than the wheel reaches comes early; its owner looks and puts it back.
+/// An entry that is due later than the wheel reaches comes early. Its owner checks the time and adds the entry again.
 #[derive(Debug)]
 pub struct Wheel<T> {
     buckets: Vec<Vec<T>>,
@@ -11,7 +11,7 @@ pub struct Wheel<T> {
 }
 
 impl<T> Wheel<T> {
-    /// A wheel that reaches `reach` ticks ahead, at tick 0.
+    /// Creates a wheel at tick 0 that reaches `reach` ticks ahead.
     pub fn new(reach: usize) -> Self {
         Self {
             buckets: (0..reach.max(2)).map(|_| Vec::new()).collect(),
@@ -28,7 +28,7 @@ impl<T> Wheel<T> {
         self.len == 0
     }
 
-    /// Puts an entry at `tick`, or as near to it as the wheel reaches; never at the present tick or before.
+    /// Adds an entry at `tick`: not before the next tick, and not later than the wheel reaches.
     pub fn insert(&mut self, tick: u64, entry: T) {
         let ahead = tick
             .saturating_sub(self.now)
@@ -38,9 +38,9 @@ impl<T> Wheel<T> {
         self.len += 1;
     }
 
-    /// Goes on to `tick` and hands over the entries that were due by then.
+    /// Advances to `tick`. Hands over the entries that are due by then.
     pub fn advance(&mut self, tick: u64, due: &mut Vec<T>) {
-        // after a whole turn every bucket was seen
+        // a whole turn has visited every bucket
         let turn = self.now + self.buckets.len() as u64;
         let last = tick.min(turn);
         while self.now < last {
@@ -56,7 +56,7 @@ impl<T> Wheel<T> {
     }
 }
 
-/// Capacity that an emptied bucket keeps.
+/// The capacity that an empty bucket keeps.
 const KEPT_CAPACITY: usize = 64;
 
 #[cfg(test)]

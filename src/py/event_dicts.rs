@@ -26,7 +26,7 @@ pub fn next_events<'py>(
 ) -> Option<Vec<EventDict<'py>>> {
     let queue = server.events();
     queue.settle();
-    if queue.take_held_back() {
+    if queue.take_resumed() {
         server.wake_shards();
     }
     if has_ended.swap(false, Ordering::Relaxed) {

@@ -1,4 +1,4 @@
-//! The kind of a channel: a label that the application sees, and that authorisation is to follow.
+//! The kind of a channel: a label that the application sees.
 
 /// The kind of a channel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

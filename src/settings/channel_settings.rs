@@ -24,7 +24,7 @@ impl ChannelSettings {
     }
 }
 
-/// The values of one rule; what it does not name is as for every channel.
+/// The values of one rule. A setting without a value is as for every channel.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Overrides {
     history_size: Option<usize>,
@@ -45,7 +45,7 @@ struct Rule {
 /// the first that fits counts.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ChannelRules {
-    /// In the order in which they are tried.
+    /// The rules, in the order in which they are tried.
     rules: Vec<Rule>,
     text: String,
 }
@@ -59,7 +59,7 @@ pub const MAX_TTL: f64 = 365.0 * 86_400.0;
 impl ChannelRules {
     /// Reads JSON: `{"chat:*": {"history_size": 1000, "message_ttl": 60}}`.
     ///
-    /// Errors: what is wrong, with the pattern and the key where it stood.
+    /// Errors: the problem, with its pattern and key, as text.
     pub fn parse(text: &str) -> Result<Self, String> {
         let value: Value =
             serde_json::from_str(text).map_err(|error| format!("no JSON: {error}"))?;
@@ -182,7 +182,7 @@ fn read_overrides(table: &Map<String, Value>) -> Result<Overrides, String> {
     Ok(overrides)
 }
 
-/// Why no channel's name can be like this.
+/// The reason for which no name of a channel can match a pattern; `None` if one can.
 fn unmatchable(pattern: &str) -> Option<String> {
     let fixed = pattern.len() - pattern.matches('*').count();
     if pattern.is_empty() {
@@ -202,7 +202,7 @@ fn unmatchable(pattern: &str) -> Option<String> {
     }
 }
 
-/// Whether a name is like a pattern, in which `*` stands for any number of characters.
+/// True if a name matches a pattern, in which `*` stands for any number of characters.
 fn matches(pattern: &str, name: &str) -> bool {
     let mut parts = pattern.split('*');
     let Some(mut rest) = name.strip_prefix(parts.next().unwrap_or_default()) else {

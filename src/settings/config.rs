@@ -13,7 +13,7 @@ use crate::settings::hosts::Hosts;
 use crate::settings::subprotocols::Subprotocols;
 use std::time::Duration;
 
-/// The values in force. Sizes are bytes, times are seconds where not a `Duration`.
+/// The validated values of all settings. Sizes are in bytes; times that are no `Duration` are in seconds.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     pub port: u16,
@@ -35,7 +35,7 @@ pub struct Config {
     pub max_depth: usize,
     pub max_digits: usize,
     pub max_header_size: usize,
-    /// Empty, or a path that begins with a slash and does not end with one.
+    /// Empty, or a path that begins with a slash and does not end with a slash.
     pub http_prefix: String,
     pub subprotocols: Subprotocols,
     pub handshake_timeout: Duration,
@@ -63,7 +63,7 @@ pub struct Config {
     pub database_bytes: u64,
     pub database_queue_bytes: usize,
     pub durable: bool,
-    /// For the Python layer alone.
+    /// Only the Python layer reads this.
     pub app_context: bool,
     pub inbox_bytes: usize,
     pub event_queue_bytes: usize,
@@ -71,7 +71,7 @@ pub struct Config {
     pub empty_channel_ttl: Duration,
     pub max_empty_channels: usize,
     pub drain_timeout: Duration,
-    /// Read by the Python layer.
+    /// Only the Python layer reads this.
     pub handle_sigterm: bool,
     pub reconnect_window: Duration,
     pub shards: usize,
@@ -148,7 +148,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// The defaults with these values over them.
+    /// Returns the defaults, overridden by these values.
     ///
     /// Errors: a name that is not in the table; a value that its row does not take; values that contradict
     /// each other.
@@ -211,7 +211,7 @@ impl Config {
         contradiction.map_or(Ok(()), |problem| Err(Error::Setting(problem)))
     }
 
-    /// Two values that cannot both hold.
+    /// The first contradiction between two values, as text.
     fn contradiction(&self) -> Option<String> {
         if self.heartbeat_timeout <= self.heartbeat_interval {
             return Some(format!(
@@ -259,7 +259,7 @@ impl Config {
         None
     }
 
-    /// A durable channel that cannot be saved.
+    /// The first setting that makes a channel durable although nothing can be saved, as text.
     fn unsavable(&self) -> Option<String> {
         let general = self.every_channel("");
         let rules = self.channel_settings.all(general);
@@ -290,7 +290,7 @@ macro_rules! access {
         Access::Integer {
             low: $low,
             high: $high,
-            // the range was checked, and no row's exceeds its field's type
+            // the range was checked, and no range exceeds the type of its field
             #[allow(clippy::cast_sign_loss)]
             set: |config, value| config.$field = value as _,
             #[allow(clippy::cast_possible_wrap, clippy::cast_lossless)]

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-/// Before the path of a Unix socket.
+/// The prefix of the path of a Unix socket.
 const UNIX: &str = "unix:";
 
 /// Every host of the setting `host`.
@@ -33,7 +33,9 @@ impl Default for Hosts {
 impl Hosts {
     pub const TAKES: &str = "addresses, names, or unix: and the absolute path of a Unix socket, with commas between them";
 
-    /// Reads a list that commas separate. Errors: a text that says what is wrong with one of them.
+    /// Parses a list with commas between its hosts.
+    ///
+    /// Errors: the first wrong host and its problem, as text.
     pub fn parse(text: &str) -> Result<Self, String> {
         let list = text.split(',').map(|host| parse_host(host.trim()));
         Ok(Self {
@@ -51,7 +53,7 @@ impl Hosts {
         &self.list
     }
 
-    /// Whether a TCP port is listened on.
+    /// True if at least one host needs a TCP port.
     pub fn has_tcp(&self) -> bool {
         self.list.iter().any(|host| matches!(host, Host::Tcp(_)))
     }
@@ -65,7 +67,7 @@ fn parse_host(host: &str) -> Result<Host, String> {
     }
 }
 
-/// How a Unix socket is shown: as the setting names it.
+/// Formats a Unix socket as the setting writes it.
 pub fn show_unix(path: &Path) -> String {
     format!("{UNIX}{}", path.display())
 }
@@ -92,7 +94,7 @@ fn check_path(path: &str) -> Result<Host, String> {
     Ok(Host::Unix(path.into()))
 }
 
-/// The path and its NUL have to fit into the system's address.
+/// The longest path. The path and its NUL must fit into the address structure of the system.
 #[cfg(unix)]
 const MAX_PATH: usize =
     size_of::<libc::sockaddr_un>() - std::mem::offset_of!(libc::sockaddr_un, sun_path) - 1;

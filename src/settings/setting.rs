@@ -35,7 +35,7 @@ pub(super) enum Access<C> {
         set: fn(&mut C, String),
         get: fn(&C) -> String,
     },
-    /// Text that is read further; the error says what is wrong with it.
+    /// Text that a function of the row parses. The function's error says what is wrong with the text.
     Read {
         kind: &'static str,
         takes: &'static str,
@@ -85,7 +85,9 @@ impl<C> Setting<C> {
         }
     }
 
-    /// Writes the value, if the row takes it; else says why not.
+    /// Writes the value.
+    ///
+    /// Errors: the row does not take the value; the error says what the row takes.
     pub(super) fn set(&self, config: &mut C, value: &Value) -> Result<(), String> {
         match (self.access, value) {
             (Access::Integer { low, high, set, .. }, Value::Integer(given))

@@ -1,4 +1,4 @@
-//! How many connections this process has room for: the settings, and what the limit of open files leaves of them.
+//! The number of connections that this process has room for, by the settings and by the limit of open files.
 
 use crate::settings::config::Config;
 
@@ -13,7 +13,7 @@ pub struct SocketLimits {
     pub limited_by: Option<usize>,
 }
 
-/// Descriptors that stay free for the application: files, databases, sockets of its own.
+/// Descriptors that stay free for the application: its files, databases and sockets.
 const RESERVED: usize = 64;
 
 impl SocketLimits {
@@ -69,7 +69,7 @@ fn raise_limit(_needed: usize) -> Option<usize> {
     None
 }
 
-/// The descriptors that are open now; 0 where the system does not tell.
+/// The number of open descriptors; 0 where the system does not tell.
 fn open_descriptors() -> usize {
     std::fs::read_dir("/dev/fd").map_or(0, Iterator::count)
 }

@@ -10,9 +10,9 @@ pub struct Subprotocols {
 const ANY: &str = "*";
 
 impl Subprotocols {
-    /// Reads names with commas between; no text is no name.
+    /// Parses names with commas between. An empty text has no names.
     ///
-    /// Errors: what is wrong with a name.
+    /// Errors: the first wrong name and its problem, as text.
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut names = Vec::new();
         for name in text.split(',').map(str::trim) {
@@ -49,7 +49,7 @@ impl Subprotocols {
 /// The subprotocols that a handshake's `Sec-WebSocket-Protocol` fields offer, in the client's order of preference: lists
 /// of tokens (RFC 6455 sections 4.3 and 11.3.4), whose empty elements do not count (RFC 9110 section 5.6.1).
 ///
-/// None for a field with anything else.
+/// Empty if a field has anything else.
 pub fn read_offered<'a>(fields: impl Iterator<Item = &'a [u8]>) -> Option<Vec<String>> {
     fields
         .flat_map(|field| field.split(|byte| *byte == b','))

@@ -164,7 +164,7 @@ impl Shard {
         if self.paused.is_empty() {
             return;
         }
-        let events = self.node.events.must_hold_back();
+        let events = self.node.events.must_pause();
         let inbox = self.node.shards.is_congested();
         let backlog = self.has_backlog() || self.node.shards.has_backlog();
         let waits_for_room = !self.config.publisher_hold.is_zero();

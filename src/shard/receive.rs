@@ -348,7 +348,7 @@ impl Shard {
             let must_wait = fan_out.recipients > 0 && self.node.is_full(&fan_out.channel);
             must_wait.then(|| Pause::Subscribers(Arc::clone(&fan_out.channel)))
         };
-        if backpressure.told && self.node.events.must_hold_back() {
+        if backpressure.told && self.node.events.must_pause() {
             Some(Pause::Events)
         } else if backpressure.published && self.node.shards.is_congested() {
             Some(Pause::Inbox)

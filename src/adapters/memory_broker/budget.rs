@@ -1,4 +1,4 @@
-//! How much memory the histories of all channels take, and how much they may take.
+//! The budget of the histories of all channels: the bytes in use, and their bounds.
 
 use super::keys::KeyLimits;
 use crate::core::history::{Bytes, History};
@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// The settings that bound the histories of all channels together, and their idempotency keys.
 #[derive(Clone, Copy, Debug)]
 pub struct BrokerLimits {
-    /// Bytes of publications that are not durable: beyond it, some are evicted.
+    /// The bound on the bytes of publications that are not durable. Beyond the bound, publications are evicted.
     pub history_bytes: usize,
-    /// Bytes of durable publications: beyond it, new ones are refused.
+    /// The bound on the bytes of durable publications. Beyond the bound, new publications are refused.
     pub durable_bytes: usize,
     pub keys: KeyLimits,
 }
@@ -25,7 +25,7 @@ pub(super) struct Budget {
     durable: AtomicUsize,
 }
 
-/// The part of `history_bytes` that stays in use once it was exceeded, so that not every publication has to evict.
+/// The part of `history_bytes` that stays in use after an eviction, so that not every publication has to evict.
 const KEPT_PERCENT: usize = 90;
 
 impl Budget {
@@ -57,10 +57,10 @@ impl Budget {
         }
     }
 
-    /// Counts a durable publication of `bytes` that is not in its history yet; once there, it removes `displaced` bytes of
-    /// its own channel.
+    /// Counts a durable publication of `bytes` before it is in its history, where it will remove `displaced` bytes of its
+    /// own channel.
     ///
-    /// Errors: `durable_bytes` leaves no room for it.
+    /// Errors: `durable_bytes` has no room for the publication.
     pub fn reserve(
         self: &Arc<Self>,
         bytes: usize,
@@ -83,7 +83,7 @@ impl Budget {
             })
     }
 
-    /// Bytes to evict; 0 while `history_bytes` is not exceeded.
+    /// The bytes to evict; 0 while `history_bytes` is not exceeded.
     pub fn excess(&self) -> usize {
         let (used, limit) = (self.used().evictable, self.limits.history_bytes);
         if used > limit {

@@ -1,5 +1,5 @@
-//! Epochs of streams, known before a stream is opened: a client may ask for the history of a channel that does not
-//! exist yet, and recover from that answer once it does.
+//! The epochs that streams get when they are opened. They are known before: a client may ask for the history of a
+//! channel that does not exist, and recover from the answer once the channel exists.
 
 use crate::base::random::random_u64;
 use std::hash::{BuildHasher, RandomState};
@@ -10,7 +10,7 @@ const GENERATIONS: usize = 4096;
 
 pub(super) struct Epochs {
     hasher: RandomState,
-    /// A forked child draws another one, where its hasher may be its parent's.
+    /// A forked child draws another number, because its hasher may be that of its parent.
     seed: u64,
     generations: Box<[AtomicU64]>,
 }
@@ -24,13 +24,13 @@ impl Epochs {
         }
     }
 
-    /// The epoch that the stream of this channel gets when it is opened next.
+    /// Returns the epoch that the stream of this channel gets when it is opened next.
     pub fn next(&self, channel: &str) -> u64 {
         let generation = self.generation(channel).load(Ordering::Acquire);
         self.hasher.hash_one((self.seed, generation, channel))
     }
 
-    /// The stream of this channel has ended: its successor gets another epoch.
+    /// Ends the stream of a channel. Its successor gets another epoch.
     pub fn end(&self, channel: &str) {
         self.generation(channel).fetch_add(1, Ordering::AcqRel);
     }

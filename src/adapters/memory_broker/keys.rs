@@ -1,4 +1,4 @@
-//! Idempotency keys of publications: a repeat gets the receipt of the first publication, and publishes nothing.
+//! Idempotency keys of publications. A repeat gets the receipt of the first publication, and publishes nothing.
 
 use crate::base::clock::{SteadyTime, WallTime};
 use crate::base::completion::Later;
@@ -23,7 +23,7 @@ pub(super) struct Keys {
     limits: KeyLimits,
     log: Arc<dyn StreamLog>,
     application: Idempotency<Receipt, Failure>,
-    /// Apart, so that clients cannot have the keys of the application forgotten.
+    /// In a map of their own, so that the keys of clients cannot displace those of the application.
     clients: Idempotency<Receipt, Failure>,
 }
 
@@ -150,7 +150,7 @@ impl Keys {
         self.clients.forget_client(client);
     }
 
-    /// How many keys are known, and how many were forgotten before their time.
+    /// Returns the number of known keys, and of those that were forgotten before their time.
     pub fn size(&self) -> (usize, u64) {
         let (application, clients) = (self.application.size(), self.clients.size());
         (application.0 + clients.0, application.1 + clients.1)

@@ -1,4 +1,4 @@
-//! The broker of a single process: a stream per channel, and one budget for what all of them keep.
+//! The broker of a single process: a stream for each channel, and one budget for all histories.
 
 mod budget;
 mod epochs;
@@ -45,7 +45,7 @@ struct Shared {
     log: Arc<dyn StreamLog>,
     budget: Arc<Budget>,
     keys: Arc<Keys>,
-    /// Held by the thread that evicts.
+    /// The thread that evicts holds this lock.
     evicting: Mutex<()>,
     /// Evicted publications by channel, until `take_evicted`.
     evicted: Mutex<HashMap<Arc<str>, usize>>,
@@ -159,7 +159,7 @@ impl Broker for MemoryBroker {
     fn expire(&self) {
         self.shared.keys.expire();
         let now = SteadyTime::now();
-        // a store without room needs to know of everything that is gone
+        // a store without room needs to know of every deletion
         let is_degraded = self.shared.log.health().is_degraded;
         for stream in self.shared.all() {
             let mut state = stream.state.lock();
@@ -211,7 +211,7 @@ impl Shared {
     }
 
     /// Ends the stream of a channel and removes its history. False, with nothing done, where the history is not empty and
-    /// is not to be removed.
+    /// must stay.
     fn end(
         &self,
         channel: &str,
@@ -230,7 +230,7 @@ impl Shared {
         }
         streams.remove(channel);
         shrink_map(&mut streams);
-        // a stream that gave out no position may go on with its epoch
+        // the successor of a stream that gave out no position may have the same epoch
         if state.assigned > 0 || removes_history {
             self.epochs.end(channel);
         }
@@ -241,7 +241,7 @@ impl Shared {
                 stream: stream.key,
                 channel: Arc::clone(&stream.channel),
             };
-            // a store never refuses a deletion while it is open, and forgets nothing else when it is closed
+            // an open store never refuses a deletion, and a closed store takes no changes at all
             let _ = self.log.append(change, None);
         }
         true
@@ -419,7 +419,7 @@ mod tests {
             broken_through: 0,
             publications: vec![publication(1, HOUR * 2), publication(2, HOUR / 2)],
         };
-        // of a clock that was ahead when it was saved
+        // the clock was ahead when the publication was saved
         set_clock(7200);
         saved.publications.push(publication(3, Duration::ZERO));
         set_clock(0);

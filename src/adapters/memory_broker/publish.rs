@@ -1,4 +1,4 @@
-//! Publishing on a stream in memory: at once, or once the publication is saved.
+//! Publishing on a stream in memory: the publication is handed over at once, or after it is saved.
 
 use super::keys::{KeyInUse, Keys, Repeat};
 use super::stream::{MemoryStream, StreamState};
@@ -27,7 +27,7 @@ impl MemoryStream {
         match self.keys.begin(key, needs_saved, later) {
             Ok(used) => self.publish_new(publication, Some(&Arc::new(used)), later),
             Err(Repeat::Known(receipt)) => Progress::Ended(Ok(receipt)),
-            // a caller that waits for saving gets what the first publication will give, as far as it is known
+            // a caller that waits for saving gets the receipt of the first publication, if it is known
             Err(Repeat::Queued(None)) if needs_saved => Progress::Begun(Some(Receipt {
                 position: None,
                 recipients: self.subscribers(),
@@ -55,7 +55,7 @@ impl MemoryStream {
         }
     }
 
-    /// Hands the publication over, and keeps and saves it.
+    /// Hands a publication over, keeps it, and saves it.
     fn publish_now(
         &self,
         mut state: MutexGuard<'_, StreamState>,
@@ -125,7 +125,7 @@ impl MemoryStream {
         self.ended(used, receipt)
     }
 
-    /// Saves the publication, then hands it over and keeps it.
+    /// Saves a publication, then hands it over and keeps it.
     fn publish_saved(
         &self,
         mut state: MutexGuard<'_, StreamState>,

@@ -11,12 +11,12 @@ use std::sync::Arc;
 
 /// A view of a stream whose oldest messages may still have to be read from the log.
 pub(super) struct Selected {
-    /// With the messages that are in memory.
+    /// The view, with the messages that are in memory.
     view: View,
     in_log: Option<InLog>,
 }
 
-/// The selected publications whose messages are in the log alone. They are older than those in memory.
+/// The selected publications whose messages only the log has. They are older than those in memory.
 struct InLog {
     offsets: RangeInclusive<u64>,
     count: usize,
@@ -94,7 +94,7 @@ impl Selected {
     }
 }
 
-/// The messages in memory; notes those in the log.
+/// Returns the messages in memory, and notes those that only the log has.
 fn split(kept: &[&Kept], in_log: &mut Option<InLog>) -> Vec<EncodedFrame> {
     let mut frames = Vec::with_capacity(kept.len());
     for kept in kept {

@@ -1,4 +1,4 @@
-//! One channel's stream in memory: a lock, a counter and a ring.
+//! The stream of one channel in memory: a lock, a counter and a ring.
 
 use super::budget::{Budget, Reserved, charge};
 use super::keys::Keys;
@@ -21,7 +21,7 @@ use crate::wire::frame::{EncodedFrame, Unsealed};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
-/// Least number of removed publications that are reported to the store in one change.
+/// The least number of removed publications that are reported to the store in one change.
 const TRIMMED_TOGETHER: u64 = 64;
 
 /// The other streams of the broker, with which a stream shares the budget.
@@ -29,13 +29,13 @@ pub(super) trait Neighbours: Send + Sync {
     /// Evicts publications until the budget has room again. Not to be called with a stream's lock held.
     fn make_room(&self);
 
-    /// Notes that the history of a channel is empty.
+    /// Records that the history of a channel is empty.
     fn note_emptied(&self, channel: &Arc<str>);
 }
 
 pub(super) struct MemoryStream {
     pub channel: Arc<str>,
-    /// Stands for this stream in the store.
+    /// The key of this stream in the store.
     pub key: StreamKey,
     kind: ChannelKind,
     pub settings: ChannelSettings,
@@ -46,7 +46,7 @@ pub(super) struct MemoryStream {
     /// Publications are handed to the sink once they are saved.
     pub saves_first: bool,
     pub state: Mutex<StreamState>,
-    /// Publications that are handed over when they are saved, and are not yet.
+    /// The number of publications that wait to be saved before they are handed over.
     saving: AtomicUsize,
     pub log: Arc<dyn StreamLog>,
     budget: Arc<Budget>,
@@ -57,7 +57,7 @@ pub(super) struct MemoryStream {
     pub me: Weak<MemoryStream>,
 }
 
-/// What all streams of a broker share.
+/// The state that all streams of a broker share.
 pub(super) struct Common {
     pub log: Arc<dyn StreamLog>,
     pub budget: Arc<Budget>,
@@ -65,19 +65,19 @@ pub(super) struct Common {
     pub neighbours: Weak<dyn Neighbours>,
 }
 
-/// What the log has saved of a stream.
+/// What the log knows of a stream.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum InStore {
     Nothing,
     /// Perhaps rows from before the store was opened, but no announcement since.
     Earlier,
-    /// The store took the announcement of the stream since the store was opened.
+    /// The store has taken the announcement of the stream since the store was opened.
     Announced,
 }
 
 pub(super) struct StreamState {
     pub history: History,
-    /// The last offset that was given; above `history.top` while publications are being saved.
+    /// The last offset that was allotted; above `history.top` while publications are being saved.
     pub assigned: u64,
     /// The log was asked to remove publications up to this offset.
     trimmed: u64,
@@ -147,7 +147,7 @@ impl Stream for MemoryStream {
 }
 
 impl MemoryStream {
-    /// `was_durable` says whether the saved state calls the stream durable.
+    /// `was_durable`: the saved state calls the stream durable.
     pub fn new(
         common: Common,
         channel: &Arc<str>,
@@ -189,7 +189,7 @@ impl MemoryStream {
         })
     }
 
-    /// Counts the history that was saved.
+    /// Charges the budget for the history that was restored.
     pub fn begin(&self) {
         let mut state = self.state.lock();
         self.leave_to_log(&mut state.history);
@@ -198,7 +198,7 @@ impl MemoryStream {
         self.trim(&mut state, SteadyTime::now());
     }
 
-    /// Notes, once, that publications may be lost with the process.
+    /// Tells the store, once, that publications may be lost with the process.
     pub fn note_published(&self, state: &mut StreamState) {
         if !state.is_noted {
             state.is_noted = self.log.note_published(&self.channel, state.was_durable);
@@ -209,18 +209,19 @@ impl MemoryStream {
         self.sink.subscribers()
     }
 
-    /// Nothing is kept, nor about to be.
+    /// True if the history is empty and no publication is on its way to the history.
     pub fn is_empty(&self, state: &StreamState) -> bool {
         state.history.is_empty() && self.saving.load(Ordering::Acquire) == 0
     }
 
-    /// The channel has ended: nothing is published any more, nor kept.
+    /// Ends the stream: nothing is published or kept any more.
     pub fn end(&self, state: &mut StreamState) {
         state.is_closed = true;
         self.change(state, History::clear);
     }
 
-    /// The store was closed and opened again; another process may have used it meanwhile, so what it says counts.
+    /// Takes the saved state over the state in memory: the store was closed and opened again, and another process may have
+    /// used it meanwhile.
     pub fn restore(&self, mut saved: SavedStream) {
         let mut state = self.state.lock();
         state.in_store = InStore::Earlier;
@@ -243,7 +244,7 @@ impl MemoryStream {
         self.trim(&mut state, SteadyTime::now());
     }
 
-    /// Removes what the channel's own settings keep no longer.
+    /// Removes the publications that the settings of the channel do not keep any more.
     pub fn trim(&self, state: &mut StreamState, now: SteadyTime) {
         let (size, oldest) = self.bounds(now);
         self.change(state, |history| history.trim(size, oldest));
@@ -253,7 +254,8 @@ impl MemoryStream {
         );
     }
 
-    /// Removes publications that are not durable until `bytes` less are kept; returns how many, and their bytes.
+    /// Removes publications that are not durable until `bytes` less are kept. Returns the number and the bytes of the removed
+    /// publications.
     pub fn evict(&self, state: &mut StreamState, bytes: usize) -> (usize, usize) {
         let before = charge(&state.history).evictable;
         let count = self.change(state, |history| history.evict(bytes));
@@ -261,7 +263,7 @@ impl MemoryStream {
         (count, before - charge(&state.history).evictable)
     }
 
-    /// Has room made if more is kept than may be. Not to be called with a stream's lock held.
+    /// Evicts publications of all channels if the budget is exceeded. Must not be called with the lock of a stream held.
     pub fn make_room(&self) {
         if self.budget.excess() > 0
             && let Some(neighbours) = self.neighbours.upgrade()
@@ -301,14 +303,14 @@ impl MemoryStream {
         );
     }
 
-    /// Leaves older messages to the log, if every kept publication is saved.
+    /// Removes older messages from memory, if every kept publication is saved.
     fn leave_to_log(&self, history: &mut History) {
         if self.saves_first {
             history.leave_to_log(WINDOW);
         }
     }
 
-    /// How many publications are kept, and from when on.
+    /// Returns the number of kept publications, and the time of the oldest.
     fn bounds(&self, now: SteadyTime) -> (usize, SteadyTime) {
         let size = if self.keeps {
             self.settings.history_size
@@ -318,7 +320,7 @@ impl MemoryStream {
         (size, now - self.settings.message_ttl)
     }
 
-    /// Changes the history, and counts what that changes in the budget.
+    /// Changes the history, and updates its charge in the budget.
     fn change<T>(&self, state: &mut StreamState, change: impl FnOnce(&mut History) -> T) -> T {
         let before = charge(&state.history);
         let result = change(&mut state.history);
@@ -348,13 +350,13 @@ impl MemoryStream {
         self.budget
             .reserve(bytes, displaced(&state.history))
             .or_else(|_| {
-                // what has expired may still be counted
+                // expired publications may still be charged
                 self.trim(state, now);
                 self.budget.reserve(bytes, displaced(&state.history))
             })
     }
 
-    /// Tells the store of this stream, once; false when the store has no room for that now.
+    /// Announces this stream to the store, once. False if the store has no room for the announcement.
     pub fn announce(&self, state: &mut StreamState) -> bool {
         if state.in_store == InStore::Announced {
             return true;
@@ -373,25 +375,25 @@ impl MemoryStream {
         is_taken
     }
 
-    /// Tells the store which publications are gone, once there are `together` or more.
+    /// Reports removed publications to the store, if they are `together` or more.
     pub fn tell_trimmed(&self, state: &mut StreamState, together: u64) {
         let through = state.history.emptied_through();
         let is_due = through.saturating_sub(state.trimmed) >= together;
-        // of a stream that the store never took there is nothing to remove
+        // the store has nothing of a stream that it never took
         if self.saves && is_due && state.in_store != InStore::Nothing && self.announce(state) {
             state.trimmed = through;
             let change = StreamChange::Trimmed {
                 stream: self.key,
                 through,
             };
-            // a store never refuses a deletion while it is open, and is asked for nothing when it is closed
+            // an open store never refuses a deletion, and a closed store takes no changes at all
             let _ = self.log.append(change, None);
         }
     }
 }
 
 impl StreamState {
-    /// The position of the next publication.
+    /// Returns the position of the next publication.
     pub fn next(&self) -> StreamPosition {
         StreamPosition {
             epoch: self.history.epoch,
@@ -400,13 +402,13 @@ impl StreamState {
     }
 }
 
-/// The history that was saved; `is_durable` says whether the channel is durable now.
+/// Returns the history that was saved. `is_durable`: the channel is durable now.
 pub(super) fn restored(saved: SavedStream, is_durable: bool) -> History {
     let (now, steady_now) = (WallTime::now(), SteadyTime::now());
     let is_durable = is_durable || saved.durable;
     let kept = saved.publications.into_iter().map(|publication| Kept {
         offset: publication.offset,
-        // only here does the wall clock say how old a publication is
+        // the saved times are of the wall clock: here they become ages
         at: steady_now - now.since(publication.at),
         is_durable: is_durable || publication.is_durable,
         message: publication.message,

@@ -1,4 +1,4 @@
-//! A copy of a database while it is in use, and a copy back in its place.
+//! Copies of a database: made while the database is in use, and put back in its place.
 
 use super::beside::beside;
 use super::commits::CommitsFile;
@@ -10,10 +10,9 @@ use rusqlite::{Connection, OpenFlags};
 use std::fs::{self, File};
 use std::path::Path;
 
-/// Copies a database, also while a server uses it, to a file that there is not yet. The copy is as the database was at
-/// one moment.
+/// Copies a database to a new file, also while a server uses the database. The copy shows the database at one moment.
 ///
-/// Errors: what is wrong with either.
+/// Errors: the problem of the database or of the new file.
 pub fn back_up(database: &Path, target: &Path) -> Result<(), StoreError> {
     let _whole = ForkGuard::new();
     if target.exists() {
@@ -25,9 +24,9 @@ pub fn back_up(database: &Path, target: &Path) -> Result<(), StoreError> {
     copy(&open(database)?, target)
 }
 
-/// Puts a copy in a database's place. Every channel has another epoch then, so that clients notice it.
+/// Puts a copy in the place of a database. Every channel gets another epoch, so that clients notice the change.
 ///
-/// Errors: what is wrong with either; a server uses the database.
+/// Errors: the problem of the copy or of the database; a server uses the database.
 pub fn restore(backup: &Path, database: &Path) -> Result<(), StoreError> {
     let _whole = ForkGuard::new();
     let source = open(backup)?;
@@ -80,10 +79,10 @@ fn open(path: &Path) -> Result<Connection, StoreError> {
     Ok(connection)
 }
 
-/// Writes what a connection reads, at one moment, to another file, and waits until that is on the disk.
+/// Writes one snapshot of a database to another file, and waits until the file is on the disk.
 fn copy(source: &Connection, target: &Path) -> Result<(), StoreError> {
     let failed = |problem: &dyn std::fmt::Display| {
-        // only what this call has made
+        // only the file that this call has made
         let _ = remove(target);
         StoreError(format!("cannot write {}: {problem}", target.display()))
     };
@@ -120,7 +119,7 @@ fn sync_folder(path: &Path) -> std::io::Result<()> {
     File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
 }
 
-/// Elsewhere a folder cannot be opened.
+/// Other systems cannot open a folder as a file.
 #[cfg(not(unix))]
 #[expect(
     clippy::unnecessary_wraps,

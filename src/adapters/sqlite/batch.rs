@@ -1,11 +1,11 @@
-//! Changes as they wait to be saved: copies of what they need, with their messages in the bytes of a batch.
+//! Changes that wait to be saved. A batch has copies of the changes, and their messages in one run of bytes.
 
 use crate::ports::durability::{Committed, UsedKey};
 use crate::ports::saved_sessions::SessionChange;
 use crate::ports::stream_log::StreamChange;
 use crate::wire::frame::EncodedFrame;
 
-/// Changes in their order, and the bytes that they are about.
+/// Changes in their order, with the bytes of their messages.
 #[derive(Default)]
 pub(super) struct Batch {
     pub entries: Vec<Entry>,
@@ -15,7 +15,7 @@ pub(super) struct Batch {
 pub(super) struct Entry {
     pub item: Item,
     pub committed: Option<Committed>,
-    /// Bytes that it takes of the queue's limit.
+    /// The bytes that the change takes of the queue's limit.
     pub weight: usize,
 }
 
@@ -24,7 +24,7 @@ pub(super) struct Entry {
 pub(super) enum Item<F = Span> {
     Stream(StreamChange<F>),
     Session(SessionChange<F>),
-    /// An idempotency key alone: its publication or message was deleted before it was saved.
+    /// An idempotency key alone, because its publication or message was deleted before it was saved.
     KeyUsed {
         used_key: Box<UsedKey>,
     },
@@ -83,7 +83,7 @@ impl<F> Item<F> {
     }
 }
 
-/// A part of a batch's bytes.
+/// The place of a message in the bytes of a batch.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Span {
     start: usize,

@@ -1,4 +1,4 @@
-//! How changes get into the file.
+//! Changes as SQL.
 
 use super::batch::{Batch, Item};
 use super::file::DatabaseFile;
@@ -15,17 +15,17 @@ use std::ops::Range;
 pub(super) enum Failure {
     /// The file cannot be written.
     File(rusqlite::Error),
-    /// The file has no room for them.
+    /// The file has no room for the changes.
     NoRoom(rusqlite::Error),
-    /// The change at this place cannot be saved though the file can be written.
+    /// The change at this index cannot be saved, although the file can be written.
     Change(usize, rusqlite::Error),
 }
 
-/// Rows that one transaction deletes, at least as many as it may have put in.
+/// The most rows that one transaction deletes: at least as many as one transaction may insert.
 const DELETED_TOGETHER: usize = 1000;
 
 impl DatabaseFile {
-    /// Saves some changes of a batch in one transaction, all or none. With `is_durable` they outlive a power failure.
+    /// Saves some changes of a batch in one transaction. With `is_durable` the changes outlive a power failure.
     /// Deletions may use the pages that are reserved for them; a transaction that adds anything may not.
     ///
     /// Errors: the file cannot be written, or has no room, or one of the changes cannot be saved.
@@ -52,7 +52,7 @@ impl DatabaseFile {
         result.and_then(|()| self.check_identity().map_err(Failure::File))
     }
 
-    /// Writes something that takes room, and takes it back.
+    /// Writes to the file and rolls the transaction back, to try whether the file can be written.
     ///
     /// Errors: the file cannot be written, or has no room.
     pub fn probe(&mut self) -> rusqlite::Result<()> {
@@ -80,13 +80,13 @@ impl DatabaseFile {
         !self.trims.is_empty() || !self.orphans.is_empty()
     }
 
-    /// True while publications of known streams are still to be deleted. The next opening would find these; it deletes those
-    /// of forgotten streams itself.
+    /// True while publications of known streams are still to be deleted. The next opening would read these publications.
+    /// Those of forgotten streams the opening deletes itself.
     pub fn has_trims(&self) -> bool {
         !self.trims.is_empty()
     }
 
-    /// Tells a file without room from one that cannot be written.
+    /// Distinguishes a file without room from a file that cannot be written.
     fn file_failure(&self, error: rusqlite::Error, batch: &Batch, which: Range<usize>) -> Failure {
         if error.sqlite_error_code() != Some(ErrorCode::DiskFull) {
             return Failure::File(error);
@@ -101,7 +101,7 @@ impl DatabaseFile {
     fn apply_all(&mut self, batch: &Batch, which: Range<usize>) -> Result<(), Failure> {
         let entries = &batch.entries[which.clone()];
         let used_pages = self.used_pages().map_err(Failure::File)?;
-        // before the additions, so that those that are to go again are not put in
+        // before the additions, so that an addition that is deleted again is not inserted
         for entry in entries {
             if let Item::Stream(StreamChange::Trimmed { stream, through }) = &entry.item {
                 self.note_trim(*stream, *through);
@@ -126,8 +126,8 @@ impl DatabaseFile {
             .map_err(Failure::File)
     }
 
-    /// What is due once for all changes of a transaction, and its end. One that adds something is given how many pages
-    /// were used before.
+    /// Completes a transaction and commits it. `before`, for a transaction with additions, is the number of pages that were
+    /// used before.
     fn finish(
         &mut self,
         tops: &HashMap<i64, u64>,
@@ -156,7 +156,7 @@ impl DatabaseFile {
             self.early_trims.remove(stream);
         }
         for (stream, row) in std::mem::take(&mut self.forgotten) {
-            // the key may stand for a later stream already
+            // the key may be that of a later stream already
             if self.streams.get(&stream) == Some(&row) {
                 self.streams.remove(&stream);
             }
@@ -355,7 +355,7 @@ impl DatabaseFile {
         *trim = through.max(*trim);
     }
 
-    /// Deletes up to `budget` rows; returns which trims and which orphans are done with.
+    /// Deletes up to `budget` rows. Returns the trims and the orphans that are complete.
     fn delete_leftovers(&self, budget: usize) -> rusqlite::Result<(Vec<i64>, Vec<i64>)> {
         let mut left = budget;
         let (mut trims, mut orphans) = (Vec::new(), Vec::new());
@@ -374,7 +374,7 @@ impl DatabaseFile {
         Ok((trims, orphans))
     }
 
-    /// Deletes publications up to an offset, at most `left`; false when there are more.
+    /// Deletes at most `left` publications up to an offset; false if there are more.
     fn delete_publications(
         &self,
         stream: i64,
@@ -393,7 +393,7 @@ impl DatabaseFile {
                 |row| row.get(0),
             )
             .optional()?;
-        // the first that is too many stays
+        // the first row beyond the budget stays
         let end = last.map_or(through, |last| last - 1);
         let deleted = self
             .connection
@@ -404,7 +404,7 @@ impl DatabaseFile {
     }
 }
 
-/// True for what is wrong with the file or the disk, and not with what was to be saved.
+/// True if an error is about the file or the disk, and not about the change that was to be saved.
 pub(super) fn is_of_the_file(error: &rusqlite::Error) -> bool {
     !matches!(
         error.sqlite_error_code(),
@@ -417,7 +417,7 @@ pub(super) fn is_of_the_file(error: &rusqlite::Error) -> bool {
     )
 }
 
-/// Messages on the wire are UTF-8; other bytes would be stored unchanged.
+/// A message as a value of SQLite: text, because messages are UTF-8; other bytes are stored unchanged.
 fn text(bytes: &[u8]) -> rusqlite::types::ToSqlOutput<'_> {
     use rusqlite::types::{ToSqlOutput, ValueRef};
     ToSqlOutput::Borrowed(ValueRef::Text(bytes))

@@ -1,10 +1,10 @@
-//! A small file beside the database, by which an older copy that was put in the database's place is noticed: it has
-//! fewer commits than this file has counted, or is of another lineage.
+//! A small file beside the database that counts commits. It shows that an older copy was put in the place of the database:
+//! the copy has fewer commits than the file has counted, or another lineage.
 //!
-//! The count is written after each commit and outlives the process, but is not synced. A power failure may take commits
-//! from the database that this file has counted, so after it only the commits that were synced count.
+//! The count is written after each commit and outlives the process, but is not synced. A power failure may remove commits
+//! from the database that this file has counted. After a power failure only the commits that were synced count.
 //!
-//! Behind the count is a map of the channels that something was published on: on the others a kill has lost nothing.
+//! Behind the count is a map of the channels with publications. A kill has lost nothing on other channels.
 
 use super::lock::cannot_open;
 use crate::base::random::random_u64;
@@ -21,12 +21,12 @@ pub(super) struct CommitsFile {
 /// The record in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Record {
-    /// Which start of the machine this is from.
+    /// The boot of the machine in which the record was written.
     pub boot: [u8; 16],
-    /// A random number that the database has too, until an older copy takes its place.
+    /// A random number that the database has too. An older copy may have another number.
     pub lineage: u64,
     pub commits: u64,
-    /// The last commit that would outlive a power failure.
+    /// The last commit that outlives a power failure.
     pub synced: u64,
 }
 
@@ -38,7 +38,7 @@ const MAP_START: u64 = 4096;
 const MAP_SIZE: usize = 1 << 16;
 
 impl CommitsFile {
-    /// Opens the file, and makes it if there is none.
+    /// Opens the file, and creates it if there is none.
     ///
     /// Errors: the file cannot be opened.
     pub fn open(database: &Path) -> Result<Self, StoreError> {
@@ -58,14 +58,14 @@ impl CommitsFile {
         Ok(Self { file })
     }
 
-    /// The record; `None` when there is none, or it is not whole.
+    /// Reads the record; `None` if there is none, or if it is not complete.
     pub fn record(&self) -> Option<Record> {
         let mut bytes = [0; RECORD_SIZE];
         read_at(&self.file, &mut bytes, 0).ok()?;
         Record::from_bytes(&bytes)
     }
 
-    /// After a commit: one system call.
+    /// Writes a record after a commit, by one system call.
     ///
     /// Errors: the file cannot be written.
     pub fn write(&self, record: &Record) -> std::io::Result<()> {
@@ -80,7 +80,7 @@ impl CommitsFile {
         self.file.sync_all()
     }
 
-    /// The map of what was published since `begin`.
+    /// Reads the map of the channels with publications since `begin`.
     pub fn published(&self) -> PublishedMap {
         let mut map = vec![0; MAP_SIZE];
         let is_whole = read_at(&self.file, &mut map, MAP_START).is_ok();
@@ -96,8 +96,7 @@ impl CommitsFile {
         self.file.sync_all()
     }
 
-    /// Notes that something is about to be published on a channel, and whether the file may still call its stream
-    /// durable.
+    /// Marks a channel before a publication. The mark also tells whether the file may still call the stream durable.
     pub fn note_published(&self, channel: &str, was_durable: bool) {
         let at = MAP_START + slot(channel) as u64;
         let mut marks = [0];
@@ -111,7 +110,7 @@ impl CommitsFile {
         }
     }
 
-    /// No database has this lineage: what is opened next has other epochs.
+    /// Writes a lineage that no database has, so that the next opening renews all epochs.
     ///
     /// Errors: the file cannot be written.
     pub fn disown(&self) -> std::io::Result<()> {
@@ -124,13 +123,13 @@ impl CommitsFile {
     }
 }
 
-/// A mark of the map: something was published on a stream that is not durable.
+/// A mark of the map: a stream that is not durable has publications.
 const PUBLISHED: u8 = 1;
 
 /// A mark of the map: the row of this stream may still say that the stream is durable.
 const WAS_DURABLE: u8 = 2;
 
-/// Channels that something was published on, by their hash; `None` inside when that is not known.
+/// The channels with publications, by their hash; `None` inside if they are not known.
 pub(super) struct PublishedMap(Option<Vec<u8>>);
 
 impl PublishedMap {
@@ -177,7 +176,7 @@ impl Record {
         })
     }
 
-    /// True when a database with this lineage and so many commits has everything that it is to have.
+    /// True if a database with this lineage and so many commits is not older than the record.
     pub fn fits(&self, lineage: u64, commits: u64, boot: [u8; 16]) -> bool {
         let expected = if self.boot == boot {
             self.commits
@@ -188,7 +187,7 @@ impl Record {
     }
 }
 
-/// Identifies the boot of the machine; the same for all boots where the system does not say.
+/// Identifies the boot of the machine. The value is the same for all boots where the system does not tell.
 pub(super) fn boot() -> [u8; 16] {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let digest = Sha256::digest(text.trim());
@@ -209,7 +208,7 @@ fn checksum(bytes: &[u8]) -> [u8; 8] {
     checksum
 }
 
-/// Only while the database is opened, by one thread.
+/// To be called while the database is opened, by one thread.
 fn read_at(mut file: &File, bytes: &mut [u8], offset: u64) -> std::io::Result<()> {
     file.seek(SeekFrom::Start(offset))?;
     file.read_exact(bytes)

@@ -1,4 +1,4 @@
-//! Deletions that are saved before what was to be saved ahead of them: a file without room needs them first.
+//! Deletions that are saved before older changes, because a file without room needs the deletions first.
 
 use super::batch::{Batch, Entry, Item};
 use crate::ports::saved_sessions::SessionChange;
@@ -19,7 +19,7 @@ pub(super) fn put_first(backlog: &mut VecDeque<Batch>) -> Option<(usize, usize)>
     let mut deleted = Deleted::default();
     let mut first = Vec::new();
     let (mut count, mut weight) = (0, 0);
-    // from the newest on: a deletion is for what is older
+    // from the newest on, because a deletion is about older changes
     for batch in backlog.iter_mut().rev() {
         let kept = batch.entries.drain(..).rev().filter_map(|mut entry| {
             if entry.item.deletes() {
@@ -168,7 +168,7 @@ mod tests {
         ]
     }
 
-    /// The time of everything here: nothing looks at it.
+    /// The time of all changes in these tests; no test depends on it.
     const NOW: WallTime = WallTime::from_micros(1);
 
     fn name(number: u64) -> Arc<str> {
@@ -249,7 +249,7 @@ mod tests {
         }
     }
 
-    /// What a file has after these changes.
+    /// The content of a file after these changes.
     fn rows<'a>(entries: impl Iterator<Item = &'a Entry>) -> BTreeSet<(&'static str, String, u64)> {
         let mut rows = BTreeSet::new();
         for entry in entries {

@@ -1,4 +1,4 @@
-//! The file itself: how it is opened, brought up to date, and closed.
+//! The database file: opened, migrated, and closed.
 
 use super::beside::beside;
 use super::commits::{self, CommitsFile, PublishedMap, Record};
@@ -21,26 +21,26 @@ pub(super) struct DatabaseFile {
     path: PathBuf,
     /// The rows of streams that were opened.
     pub(super) streams: HashMap<StreamKey, i64>,
-    /// Streams that the transaction under way has opened.
+    /// Streams that the current transaction has opened.
     pub(super) opened: Vec<StreamKey>,
-    /// Streams that the transaction under way has deleted, and their rows.
+    /// Streams that the current transaction has deleted, and their rows.
     pub(super) forgotten: Vec<(StreamKey, i64)>,
-    /// By row: publications up to this offset are to go.
+    /// By row: the offset up to which publications are to be deleted.
     pub(super) trims: HashMap<i64, u64>,
-    /// The same of streams whose opening is still to be saved.
+    /// The same for streams whose opening is not saved yet.
     pub(super) early_trims: HashMap<StreamKey, u64>,
-    /// Streams whose publications are to go.
+    /// Streams whose publications are to be deleted.
     pub(super) orphans: BTreeSet<i64>,
-    /// Idempotency keys that there are.
+    /// The number of saved idempotency keys of each kind.
     pub(super) key_counts: KeyCounts,
-    /// Idempotency keys that are kept of one kind.
+    /// The most idempotency keys of one kind.
     pub(super) max_keys: usize,
-    /// Microseconds for which they are known.
+    /// How long an idempotency key is known.
     pub(super) key_ttl: Duration,
     /// `database_bytes`, for messages.
     max_bytes: u64,
     page_size: u64,
-    /// Pages that additions may fill; those above are reserved for deletions.
+    /// The pages that additions may fill. The pages above are reserved for deletions.
     open_pages: u64,
     commits: Arc<CommitsFile>,
     /// The record in the commits file.
@@ -68,18 +68,18 @@ const CHECKPOINT_PAGES: i64 = 4000;
 /// Bytes of the log that are kept when it was moved.
 const KEPT_LOG_BYTES: i64 = 16 << 20;
 
-/// Pages that are reserved for deletions: so many, or this part of all if that is more.
+/// The pages that are reserved for deletions: this number, or this part of all pages if that is more.
 const RESERVED_PAGES: u64 = 64;
 const RESERVED_PART: u64 = 64;
 
-/// Free pages that are given back to the system at a time.
+/// The most free pages that are given back to the system at once.
 const PAGES_GIVEN_BACK: u32 = 256;
 
 impl DatabaseFile {
-    /// Opens a file, makes it if there is none, and brings it up to date. After an unclean end, streams of which
-    /// publications may have been lost have another epoch; when an older copy was put in the file's place, all have.
+    /// Opens a file, creates it if there is none, and migrates it to the present schema. After an unclean end, streams that
+    /// may have lost publications get another epoch. If an older copy was put in the place of the file, all streams do.
     ///
-    /// Errors: what is wrong with the file.
+    /// Errors: the problem of the file.
     pub fn open(path: &Path, limits: Limits) -> Result<Self, StoreError> {
         let file = open_connection(path).map_err(|error| {
             let advice = match error.sqlite_error_code() {
@@ -124,7 +124,7 @@ impl DatabaseFile {
         Ok(file)
     }
 
-    /// Errors: what was committed went to a file, or a log, that is not there any more.
+    /// Errors: the file or its log was deleted or replaced, so commits went to a file that has no name any more.
     pub(super) fn check_identity(&self) -> rusqlite::Result<()> {
         if self.identify() == self.identities {
             return Ok(());
@@ -139,7 +139,7 @@ impl DatabaseFile {
         &self.path
     }
 
-    /// Bytes that the file and its log take.
+    /// The bytes of the file and its log.
     pub fn size(&self) -> u64 {
         let files = self.files();
         let sizes = files.iter().filter_map(|path| path.metadata().ok());
@@ -160,7 +160,7 @@ impl DatabaseFile {
         })
     }
 
-    /// Elsewhere a file that is open cannot be deleted.
+    /// Other systems do not let an open file be deleted.
     #[cfg(not(unix))]
     #[expect(
         clippy::unused_self,
@@ -170,7 +170,7 @@ impl DatabaseFile {
         [None; 2]
     }
 
-    /// Gives some of what was deleted back to the system.
+    /// Gives some free pages back to the system.
     pub fn shrink(&self) -> rusqlite::Result<()> {
         let _whole = ForkGuard::new();
         let free: i64 = self
@@ -186,7 +186,7 @@ impl DatabaseFile {
     /// Ends the use of the file: notes whether everything was saved, and moves the log to the file. Every commit then
     /// outlives a power failure, and the file beside the database says so: an older copy is noticed after a reboot too.
     pub fn end_use(&mut self, is_complete: bool) -> rusqlite::Result<()> {
-        // a commit that is synced takes every earlier one to the disk
+        // a synced commit writes every earlier commit to the disk
         self.synchronize(true)?;
         self.set_state("clean", i64::from(is_complete))?;
         self.connection
@@ -253,7 +253,8 @@ impl DatabaseFile {
             .execute_batch(&format!("PRAGMA max_page_count = {most}"))
     }
 
-    /// Errors: the transaction under way has taken pages that are reserved for deletions; `before` it, so many were used.
+    /// Errors: the current transaction has used pages that are reserved for deletions. `before` is the number of pages that
+    /// were used before the transaction.
     pub(super) fn check_room(&self, before: u64) -> rusqlite::Result<()> {
         if self.used_pages()? > self.open_pages.max(before) {
             return Err(self.no_room());
@@ -261,7 +262,7 @@ impl DatabaseFile {
         Ok(())
     }
 
-    /// True when so many bytes more would use pages that are reserved for deletions.
+    /// True if so many more bytes would use pages that are reserved for deletions.
     pub(super) fn would_be_full(&self, bytes: usize) -> bool {
         let pages = (bytes as u64).div_ceil(self.page_size);
         self.used_pages()
@@ -288,7 +289,7 @@ impl DatabaseFile {
             .map(i64::unsigned_abs)
     }
 
-    /// From here on the file says that it is in use, until `end_use`.
+    /// Marks the file as in use until `end_use`.
     fn begin_use(&mut self) -> rusqlite::Result<()> {
         self.synchronize(true)?;
         let is_unclean = self.state("clean")? == Some(0);
@@ -305,7 +306,7 @@ impl DatabaseFile {
         let commits = self.state("commits")?.unwrap_or(0).unsigned_abs();
         let found = self.commits.record();
         let is_expected = match (lineage, found) {
-            // new, or of a version that counted no commits
+            // the file is new, or of a version that counted no commits
             (None, None) => true,
             (Some(lineage), Some(found)) => found.fits(lineage, commits, self.record.boot),
             _ => false,
@@ -314,7 +315,7 @@ impl DatabaseFile {
         if !is_expected {
             self.renew_epochs(true, &PublishedMap::all())?;
         } else if is_unclean {
-            // a power failure may have taken the map's latest bytes
+            // a power failure may have removed the latest bytes of the map
             let is_same_boot = found.is_some_and(|found| found.boot == self.record.boot);
             let published = if is_same_boot {
                 self.commits.published()
@@ -339,8 +340,8 @@ impl DatabaseFile {
         self.connection.busy_timeout(BUSY_TIMEOUT)
     }
 
-    /// Gives streams another epoch: those of which publications may have been lost that were handed over before they were
-    /// saved, which are none of a durable channel, or `all`.
+    /// Gives streams another epoch: `all`, or those that may have lost publications which were handed over before they were
+    /// saved. A durable channel has no such publications.
     fn renew_epochs(&self, all: bool, published: &PublishedMap) -> rusqlite::Result<()> {
         let mut streams = self
             .connection
@@ -372,7 +373,7 @@ impl DatabaseFile {
         if self.is_synchronous == Some(true) {
             self.record.synced = self.record.commits;
         }
-        // a count that is too low costs nothing but that an older copy may not be noticed
+        // a count that is too low has one effect: an older copy may not be noticed
         let _ = self.commits.write(&self.record);
     }
 
@@ -407,12 +408,12 @@ impl DatabaseFile {
             self.streams.remove(&stream);
         }
         if !self.connection.is_autocommit() {
-            // what fails here leaves the transaction to the next one, which fails too, and is seen
+            // if this fails, the next transaction fails too, and reports the error
             let _ = self.connection.execute_batch("ROLLBACK");
         }
     }
 
-    /// A commit is written through to the disk, or left to the system, which a power failure may cut short.
+    /// Sets whether a commit waits for the disk. A commit that does not wait may be lost by a power failure.
     pub(super) fn synchronize(&mut self, is_synchronous: bool) -> rusqlite::Result<()> {
         if self.is_synchronous != Some(is_synchronous) {
             let mode = if is_synchronous { "FULL" } else { "NORMAL" };
@@ -435,7 +436,7 @@ fn open_connection(path: &Path) -> rusqlite::Result<Connection> {
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(OPEN_TIMEOUT)?;
     connection.set_prepared_statement_cache_capacity(32);
-    // of a new file, before anything is in it
+    // only a new file takes these, before it has any content
     connection.execute_batch("PRAGMA auto_vacuum = INCREMENTAL; PRAGMA temp_store = MEMORY")?;
     let mode: String = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
     if mode != "wal" {

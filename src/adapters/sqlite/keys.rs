@@ -1,4 +1,4 @@
-//! Idempotency keys, saved with what was published under them.
+//! Idempotency keys, saved in the transaction of their publication or message.
 
 use super::file::DatabaseFile;
 use super::load::unsigned;
@@ -23,7 +23,8 @@ const SURPLUS: usize = 32;
 const SEPARATOR: char = '\n';
 
 impl DatabaseFile {
-    /// Saves a key. Where there are too many of its kind, its own client's oldest go, then the oldest of the kind.
+    /// Saves a key. Where its kind has too many keys, the oldest keys of its own client are deleted first, then the oldest of
+    /// the kind.
     pub(super) fn save_key(&mut self, used: &UsedKey) -> rusqlite::Result<()> {
         let (kind, position, recipients, stamp) = match used.result {
             KeyResult::Published {
@@ -73,7 +74,7 @@ impl DatabaseFile {
         Ok(())
     }
 
-    /// Lets go of keys that have expired, of each kind at most `budget`. True while there may be more.
+    /// Deletes keys that have expired, at most `budget` of each kind; true while there may be more.
     pub(super) fn forget_old_keys(&mut self, budget: usize) -> rusqlite::Result<bool> {
         let mut has_more = false;
         for kind in 0..KEY_KINDS {
@@ -85,9 +86,9 @@ impl DatabaseFile {
         Ok(has_more)
     }
 
-    /// The keys that have not expired, the oldest of each kind first.
+    /// Reads the keys that have not expired, the oldest of each kind first.
     pub(super) fn read_keys(&mut self) -> rusqlite::Result<Vec<UsedKey>> {
-        // what was used when they were known for longer would outlive what is used now
+        // a key from a time with a longer `idempotency_ttl` would outlive the keys of today
         let latest = WallTime::now() + self.key_ttl;
         self.connection.execute(
             "UPDATE idempotency_keys SET expires = ?1 WHERE expires > ?1",
@@ -107,7 +108,7 @@ impl DatabaseFile {
             {
                 *count += 1;
                 let used = used_key(row)?;
-                // one of a version whose clients shared their keys
+                // the key is of a version whose clients shared their keys
                 let is_ownerless = kind == as_sql(PUBLISHED_BY_CLIENT) && used.client.is_none();
                 if !is_ownerless {
                     keys.push(used);
@@ -120,7 +121,7 @@ impl DatabaseFile {
         Ok(keys)
     }
 
-    /// A stream has another epoch: the positions that its keys tell are in that one now.
+    /// Moves the positions of a stream's keys to its new epoch.
     pub(super) fn move_keys(&self, stream: i64, epoch: u64) -> rusqlite::Result<()> {
         self.connection
             .prepare_cached(
@@ -190,7 +191,7 @@ fn as_sql(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
 
-/// The channel, the client that was sent to, or the client that published and the channel.
+/// The scope of a key as a column: the channel, the client that was sent to, or the publishing client and the channel.
 fn scope_of(used: &UsedKey) -> Cow<'_, str> {
     match &used.client {
         Some(client) => format!("{client}{SEPARATOR}{}", used.target).into(),

@@ -14,7 +14,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 impl DatabaseFile {
-    /// Reads everything that has not expired, and deletes the rest.
+    /// Reads all rows that have not expired, and deletes the others.
     ///
     /// Errors: the file cannot be read.
     pub fn load(&mut self) -> Result<Saved, StoreError> {
@@ -45,7 +45,7 @@ impl DatabaseFile {
                 params![now],
             )?;
         }
-        // of streams that were forgotten when the process ended
+        // publications of streams that were forgotten when the process ended
         self.connection.execute(
             "DELETE FROM publications WHERE stream NOT IN (SELECT id FROM streams)",
             [],
@@ -187,8 +187,9 @@ impl DatabaseFile {
     }
 }
 
-/// Of a stream whose publications were handed over before they were saved, a hole is a loss: only what is behind the
-/// last one is whole. Publications before the hole are kept, because a caller may have waited until they were saved.
+/// In a stream whose publications are handed over before they are saved, a hole is a loss: only the publications behind
+/// the last hole are complete. Publications before the hole are kept, because a caller may have waited until they were
+/// saved.
 fn broken_through(kept: &[SavedPublication], top: u64) -> u64 {
     if kept.last().is_none_or(|last| last.offset < top) {
         return top;

@@ -35,7 +35,7 @@ impl FileLock {
             Err(TryLockError::Error(error)) => return Err(failed(error)),
             Err(TryLockError::WouldBlock) => {
                 let mut holder = String::new();
-                // only for the message
+                // only the error text names the holder
                 let _ = file.read_to_string(&mut holder);
                 let holder = holder.trim();
                 let holder = if holder.is_empty() {
@@ -65,7 +65,7 @@ impl FileLock {
 
 impl Drop for FileLock {
     fn drop(&mut self) {
-        // not left to the closing: a fork may have the file open yet for a moment
+        // explicitly, because a forked child may have the file open for a moment longer
         let _ = self.file.unlock();
     }
 }

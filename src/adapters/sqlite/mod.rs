@@ -1,8 +1,8 @@
-//! One SQLite file: a writer thread of its own commits what it is given in groups, in the order in which it was given.
-//! A second thread reads pages of the log of streams meanwhile.
+//! The store in one SQLite file. One thread commits changes in groups, in the order in which they came. A second thread
+//! reads pages of the log of streams.
 //!
-//! Only a caller with a completion (`Committed`) waits for it. While the file cannot be written, what is to be durable
-//! fails at once, the rest waits in memory, bounded, and `health` says so; live delivery goes on.
+//! Only a caller with a completion (`Committed`) waits for a commit. While the file cannot be written, durable changes fail
+//! at once, and other changes wait in bounded memory. `health` tells this state. Live delivery goes on.
 
 mod backup;
 mod batch;
@@ -55,7 +55,7 @@ pub struct SqliteStore {
     queue: Arc<Queue>,
     reads: Arc<Reads>,
     gauges: Arc<Gauges>,
-    /// While the file is open.
+    /// `None` while the file is closed.
     commits: Mutex<Option<Arc<CommitsFile>>>,
 }
 
@@ -68,7 +68,7 @@ struct Open {
 }
 
 impl SqliteStore {
-    /// Opens nothing.
+    /// Creates a store without opening its file.
     pub fn new(path: &Path, limits: Limits) -> Self {
         Self {
             path: path.to_owned(),
@@ -159,7 +159,7 @@ impl Store for SqliteStore {
         if open.as_ref().is_some_and(|running| !running.is_here()) {
             std::mem::forget(open.take());
         }
-        // one that took longer than `close` could wait may have come to its end since
+        // a writer that took longer than `close` could wait may have ended since
         open.take_if(|running| running.ended.is_disconnected());
         if open.is_some() {
             return Err(StoreError(format!(
@@ -195,7 +195,7 @@ impl Store for SqliteStore {
             self.queue.close();
             StoreError(format!("cannot start a thread for the database: {error}"))
         })?;
-        // a fork would find a thread that has only begun
+        // a fork must not find a thread that has only begun
         let _ = is_running.recv();
         *open = Some(Open {
             ended,
@@ -229,7 +229,7 @@ impl Store for SqliteStore {
 }
 
 impl Open {
-    /// False in a child of the process that opened it.
+    /// False in a child of the process that opened the store.
     fn is_here(&self) -> bool {
         self.generation == fork::generation()
     }
@@ -253,7 +253,7 @@ impl SqliteStore {
         })
     }
 
-    /// Why the queue took nothing more.
+    /// The reason for which the queue refuses changes.
     fn refusal(&self) -> StoreError {
         let path = self.path.display();
         if self.queue.is_closed() {
@@ -275,7 +275,7 @@ impl Drop for SqliteStore {
     }
 }
 
-/// How long a store that is dropped without `close` waits for changes that are not saved yet.
+/// How long the drop of a store without `close` waits for changes that are not saved yet.
 const LAST_WAIT: Duration = Duration::from_secs(5);
 
 impl Gauges {

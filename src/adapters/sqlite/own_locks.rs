@@ -1,12 +1,13 @@
-//! Locks that hold against other copies of SQLite in this process too, as that of Python's `sqlite3`.
+//! File locks that also hold against other copies of SQLite in this process, such as that of Python's `sqlite3`.
 //!
-//! SQLite's locks are those of the process: a second copy of it does not see them, and drops them when it closes the
-//! same file, which can destroy it (sqlite.org, "How To Corrupt An SQLite Database File", section 2.2). Linux has locks of
-//! the open file instead (`F_OFD_SETLK`, fcntl(2)). They belong to one descriptor, so the writer's connection
-//! has them all: `FileLock` keeps other users away, and the reader's connection is opened later and closed earlier; SQLite
-//! then counts the reader and locks nothing. Forks must close the descriptors: what is opened here is noted for that.
+//! SQLite uses locks of the process. A second copy of SQLite in the process does not see these locks, and releases them
+//! when it closes the same file, which can destroy the file (sqlite.org, "How To Corrupt An SQLite Database File", section
+//! 2.2). Linux has locks of the open file instead (`F_OFD_SETLK`, fcntl(2)). They belong to one descriptor, so the
+//! connection of the writer has all of them: `FileLock` keeps other users away, and the connection of the reader is opened
+//! later and closed earlier, so SQLite counts the reader and takes no lock for it. A forked child must close the
+//! descriptors, so this module keeps a list of them.
 
-/// To be called before the first file is opened.
+/// Must be called before the first file is opened.
 pub(super) fn install() {
     #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
     linux::install();
@@ -17,7 +18,7 @@ mod linux {
     use crate::base::fork::{ForkGuard, close_in_child, keep_in_child};
     use rusqlite::ffi;
 
-    /// Has this copy of SQLite, which no other code uses, open, lock and close files by the functions below.
+    /// Makes this copy of SQLite, which no other code uses, open, lock and close files by the functions below.
     pub fn install() {
         static ONCE: std::sync::Once = std::sync::Once::new();
         ONCE.call_once(|| {
@@ -46,7 +47,7 @@ mod linux {
     type Call = unsafe extern "C" fn();
     type Fcntl = unsafe extern "C" fn(libc::c_int, libc::c_int, *mut libc::flock) -> libc::c_int;
 
-    /// `fcntl`, with locks of the open file in place of those of the process.
+    /// Calls `fcntl`, with locks of the open file in place of locks of the process.
     ///
     /// # Safety
     /// As for fcntl(2): with a command for locks, `argument` points to a `flock`.
@@ -59,7 +60,7 @@ mod linux {
             libc::F_GETLK => libc::F_OFD_GETLK,
             libc::F_SETLK => libc::F_OFD_SETLK,
             libc::F_SETLKW => libc::F_OFD_SETLKW,
-            // SAFETY: passed on as it came.
+            // SAFETY: the arguments are those of the caller, unchanged.
             _ => return unsafe { libc::fcntl(descriptor, command, argument) },
         };
         // SAFETY: the caller's flock is valid for these commands. Locks of the open file have no process (fcntl(2)).
@@ -81,9 +82,9 @@ mod linux {
         mode: libc::c_int,
     ) -> libc::c_int {
         let _whole = ForkGuard::new();
-        // SAFETY: passed on as it came.
+        // SAFETY: the arguments are those of the caller, unchanged.
         let descriptor = unsafe { libc::open(path, flags, mode.cast_unsigned()) };
-        // SQLite keeps off the standard streams, and only plugs such numbers
+        // SQLite does not use the numbers of the standard streams, and only fills them
         if descriptor > 2 {
             close_in_child(descriptor);
         }
@@ -97,7 +98,7 @@ mod linux {
     unsafe extern "C" fn close(descriptor: libc::c_int) -> libc::c_int {
         let _whole = ForkGuard::new();
         keep_in_child(descriptor);
-        // SAFETY: passed on as it came.
+        // SAFETY: the arguments are those of the caller, unchanged.
         unsafe { libc::close(descriptor) }
     }
 }

@@ -1,5 +1,5 @@
-//! What waits to be saved. Putting something in costs a short lock and a copy of its bytes, and a wake-up only for what
-//! is waited for: publications come from threads that have better things to do.
+//! The queue of changes that wait to be saved. A push costs a short lock and a copy of the bytes. A push wakes the writer
+//! only if a caller waits for the change, so that publishing threads seldom make a system call.
 
 use super::batch::{Batch, Entry, Item};
 use crate::base::sync::{Condvar, Mutex};
@@ -19,14 +19,14 @@ pub(super) struct Queue {
 #[derive(Default)]
 struct State {
     waiting: Batch,
-    /// An empty batch with room, for the next one.
+    /// An empty batch with capacity, to be used next.
     spare: Batch,
-    /// Of what waits here and of what the writer has taken and not yet saved.
+    /// Bytes of the changes that wait, and of those that the writer has taken and not saved yet.
     weight: usize,
     changes: usize,
     /// The number of entries with a completion.
     urgent: usize,
-    /// Where in `waiting` a client is saved.
+    /// By client: the index in `waiting` of the change that saves the client.
     clients: HashMap<Arc<str>, usize>,
     writer: WriterState,
     is_open: bool,
@@ -38,17 +38,17 @@ enum WriterState {
     Busy,
     /// The writer waits for the first entry.
     Idle,
-    /// The writer waits a moment for more entries, until this many have completions.
+    /// The writer waits a moment for more entries, until so many have completions.
     Gathering(usize),
 }
 
-/// How long the writer lets others join what is there.
+/// How the writer lets further changes join the first.
 #[derive(Clone, Copy)]
 pub(super) enum Gather {
     No,
-    /// For a moment, unless a completion waits.
+    /// Wait a moment, unless a completion waits.
     Usually,
-    /// For at most this time, until this many completions wait: the callers of the last commit are about to call again.
+    /// Wait for at most this time, until so many completions wait: the callers of the last commit are about to call again.
     For(usize, Duration),
 }
 
@@ -56,15 +56,15 @@ pub(super) enum Gather {
 pub(super) enum Taken {
     Batch(Batch),
     Nothing,
-    /// No more will come.
+    /// The queue is closed and empty.
     Closed,
 }
 
-/// How long the first entry waits for others to go with it, unless one is waited for.
+/// How long the first entry waits for others, unless one of them has a completion.
 const GATHER: Duration = Duration::from_millis(3);
 
-/// Bytes and entries of a batch whose room is kept for the next one, while there is something to do: room that is new
-/// costs the publisher more than the copy.
+/// The most bytes and entries for which the capacity of a batch is kept for the next batch, because an allocation would
+/// cost the publisher more than the copy.
 const KEPT_BYTES: usize = 16 << 20;
 const KEPT_ENTRIES: usize = 128 << 10;
 
@@ -81,7 +81,7 @@ impl Queue {
         self.state.lock().is_open = true;
     }
 
-    /// Nothing more is taken in; the writer gets what is there.
+    /// Refuses further changes. The writer gets those that wait.
     pub fn close(&self) {
         self.state.lock().is_open = false;
         self.changed.notify_all();
@@ -91,15 +91,15 @@ impl Queue {
         !self.state.lock().is_open
     }
 
-    /// Puts a change in; returns the completion when the queue is closed, or full and the change is one
-    /// that adds.
+    /// Queues a change. Returns the completion if the queue refuses the change: the queue is closed, or it is full and the
+    /// change is an addition.
     pub fn push(
         &self,
         item: Item<&EncodedFrame>,
         committed: Option<Committed>,
     ) -> Result<(), Option<Committed>> {
         let weight = item.weight();
-        // sessions leave half of the room to messages
+        // changes of sessions may take half of the queue; the other half is for messages
         let limit = if item.is_of_session() {
             self.limit / 2
         } else {
@@ -137,7 +137,7 @@ impl Queue {
         Ok(())
     }
 
-    /// Waits up to `timeout` for changes, and for others to join the first; they count as queued until `release`.
+    /// Waits up to `timeout` for changes, and for others to join the first. The changes count as queued until `release`.
     pub fn take(&self, timeout: Duration, gather: Gather) -> Taken {
         let deadline = Instant::now() + timeout;
         let mut state = self.state.lock();
@@ -152,7 +152,7 @@ impl Queue {
         }
         let (enough, most) = match gather {
             Gather::No => (0, Duration::ZERO),
-            // more than after the last commit: the callers that came meanwhile still wait
+            // more completions wait than after the last commit: further callers have come meanwhile
             Gather::For(enough, most) if state.urgent > 0 => (enough + state.urgent, most),
             Gather::For(..) | Gather::Usually => (1, GATHER),
         };
@@ -181,14 +181,14 @@ impl Queue {
         }
     }
 
-    /// Entries that were taken are saved, or given up.
+    /// Subtracts entries that were taken, because they are saved or were given up.
     pub fn release(&self, changes: usize, weight: usize) {
         let mut state = self.state.lock();
         state.changes -= changes;
         state.weight -= weight;
     }
 
-    /// Gives the room of a batch back.
+    /// Gives an empty batch back, for its capacity.
     pub fn recycle(&self, mut batch: Batch) {
         if batch.bytes.capacity() <= KEPT_BYTES && batch.entries.capacity() <= KEPT_ENTRIES {
             batch.bytes.clear();
@@ -197,7 +197,7 @@ impl Queue {
         }
     }
 
-    /// Lets the room go that is kept for the next batch.
+    /// Frees the capacity that is kept for the next batch.
     pub fn let_go(&self) {
         let spare = std::mem::take(&mut self.state.lock().spare);
         drop(spare);
@@ -207,7 +207,7 @@ impl Queue {
         self.state.lock().weight > self.limit / 2
     }
 
-    /// Changes that wait, and their bytes.
+    /// Returns the number and the bytes of the changes that wait.
     pub fn size(&self) -> (usize, usize) {
         let state = self.state.lock();
         (state.changes, state.weight)
@@ -215,7 +215,7 @@ impl Queue {
 }
 
 impl State {
-    /// Lets a client that is saved replace the same client, where that still waits; gives back any other item.
+    /// Replaces a waiting change that saves the same client; returns any other item.
     fn replace_client(&mut self, item: Item, weight: usize, is_awaited: bool) -> Option<Item> {
         match &item {
             Item::Session(SessionChange::ClientSaved { client }) if is_awaited => {
@@ -253,7 +253,7 @@ mod tests {
         Item::Session(SessionChange::ClientForgotten { id: name.into() })
     }
 
-    /// Pushes a message of this size; false when the queue refuses the message.
+    /// Pushes a message of this size; false if the queue refuses the message.
     fn push_mail(queue: &Queue, size: usize) -> bool {
         let change = Item::Session(SessionChange::Mailed {
             client: "a".into(),

@@ -1,4 +1,4 @@
-//! Reading pages of the log of streams while the writer goes on: one thread with a connection of its own.
+//! Reads pages of the log of streams while the writer goes on: one thread with a connection of its own.
 
 use super::own_locks;
 use crate::base::completion::{Completion, Later, Progress};
@@ -43,17 +43,17 @@ pub(super) struct Reader {
     thread: Option<thread::JoinHandle<()>>,
 }
 
-/// The number of reads that may wait; more are refused.
+/// The most reads that wait. Further reads are refused.
 const MAX_WAITING: usize = 1024;
 
 /// How long a read waits for other users of the file.
 const BUSY_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// KiB of the file that the connection caches: pages are seldom read twice.
+/// The cache of the connection in KiB. It is small, because pages are seldom read twice.
 const CACHE_KIB: i64 = 256;
 
 impl Reads {
-    /// Gives a read to the thread.
+    /// Queues a read for the thread.
     ///
     /// Errors: the store is closed, or too many reads wait.
     pub fn push(
@@ -121,7 +121,7 @@ impl Reader {
                 reads.close();
                 StoreError(format!("cannot start a thread for the database: {error}"))
             })?;
-        // a fork would find a thread that has only begun
+        // a fork must not find a thread that has only begun
         let _ = is_running.recv();
         Ok(Self {
             reads: Arc::clone(reads),
@@ -195,7 +195,7 @@ fn open_connection(path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
-    // the writer's connection moves the log to the file; a second one must not try to lock the file for that
+    // the connection of the writer moves the log to the file; a second connection must not try to lock the file for this
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     connection.execute_batch(&format!("PRAGMA cache_size = -{CACHE_KIB}"))?;
     Ok(connection)

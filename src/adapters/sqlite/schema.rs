@@ -1,10 +1,10 @@
-//! The file's schema, one step for each version of it, and how times are stored.
+//! The schema of the file, a step for each version of the schema, and the storage format of times.
 
 use crate::base::clock::WallTime;
 use rusqlite::ToSql;
 use rusqlite::types::{FromSql, FromSqlResult, ToSqlOutput, ValueRef};
 
-/// The time at which a row expires that does not expire.
+/// The expiry of a row that does not expire.
 pub(super) const NEVER: WallTime = WallTime::from_micros(i64::MAX.cast_unsigned());
 
 impl ToSql for WallTime {
@@ -30,7 +30,7 @@ pub(super) type KeyCounts = [usize; KEY_KINDS];
 /// `PRAGMA application_id` of Tantor's files: "TANT".
 pub(super) const APPLICATION_ID: i32 = 0x5441_4e54;
 
-/// `PRAGMA user_version` counts how many of these a file has been through.
+/// The steps of the schema. `PRAGMA user_version` is the number of steps that a file has taken.
 pub(super) const MIGRATIONS: &[&str] = &[
     TABLES,
     VIEWS,
@@ -115,11 +115,11 @@ SELECT
 FROM clients;
 ";
 
-/// Of the resume token before the latest, while it is still good.
+/// The rotation of the resume token before the latest, while that token is still valid.
 const PREVIOUS_TOKENS: &str = "ALTER TABLE clients ADD COLUMN previous INTEGER;";
 
-/// With what they gave: `epoch`, `offset` and `recipients` of a publication, `message_id` and `at` of a message to a
-/// client. A kind is a number of `keys.rs`.
+/// Idempotency keys with their results: `epoch`, `offset` and `recipients` of a publication, `message_id` and `at` of a
+/// message to a client. `keys.rs` has the numbers of the kinds.
 const IDEMPOTENCY_KEYS: &str = "
 CREATE TABLE idempotency_keys (
     kind INTEGER NOT NULL,
@@ -136,12 +136,12 @@ CREATE TABLE idempotency_keys (
 CREATE INDEX idempotency_keys_by_age ON idempotency_keys (kind, expires);
 ";
 
-/// Publications that no budget removes, of channels that are not durable too. Earlier versions did not note which.
+/// Marks publications that no budget removes, also on channels that are not durable. Earlier versions did not mark them.
 const DURABLE_PUBLICATIONS: &str =
     "ALTER TABLE publications ADD COLUMN durable INTEGER NOT NULL DEFAULT 0;";
 
-/// A row for each channel of a client, so that a join writes no list of all its channels. Other programs read the view
-/// with the SQLite that they have, which may know no `ORDER BY` in an aggregate.
+/// A row for each channel of a client, so that a join does not write a list of all channels of the client. Other programs
+/// read the view with their own SQLite, which may not support `ORDER BY` in an aggregate.
 const MEMBERSHIPS: &str = "
 CREATE TABLE memberships (
     client TEXT NOT NULL,

@@ -1,4 +1,5 @@
-//! The thread that owns the file: it takes what waits, commits it in groups, and tells who wants to hear.
+//! The thread that owns the file. It takes the changes that wait, commits them in groups, and completes the calls that wait
+//! for them.
 
 use super::batch::{Batch, Entry};
 use super::changes::Failure;
@@ -19,13 +20,13 @@ pub(super) struct Writer {
     /// Stopped before the file is closed, also where the writer is dropped without having run: fields drop in this order.
     reader: Option<Reader>,
     file: DatabaseFile,
-    // released after the file is closed
+    // dropped after the file is closed
     _lock: FileLock,
     queue: Arc<Queue>,
     gauges: Arc<Gauges>,
-    /// Taken from the queue and not yet saved.
+    /// The changes that were taken from the queue and are not saved yet.
     backlog: VecDeque<Batch>,
-    /// Changes that the next transaction may have: fewer while the file has little room.
+    /// The most changes of the next transaction: fewer while the file has little room.
     together: usize,
     measured: Instant,
     /// When old idempotency keys were last deleted; `None` while there may be more.
@@ -36,49 +37,48 @@ pub(super) struct Writer {
     told: (usize, Duration),
 }
 
-/// A change of the backlog: which batch, and which of its entries.
+/// The place of a change in the backlog: its batch, and its index there.
 #[derive(Clone, Copy, Default)]
 struct BacklogPosition {
     batch: usize,
     entry: usize,
 }
 
-/// The smallest message that did not fit, and why.
+/// The size of the smallest message that did not fit, and the error.
 struct Misfit {
     weight: usize,
     problem: String,
 }
 
-/// Changes of one transaction: more would make those that are waited for wait too long.
+/// The most changes of one transaction. More would delay the callers that wait.
 const TOGETHER: usize = 4096;
 
-/// A change that alone does not fit and is no larger than this, in bytes, shows that the file is full: no other change
-/// is tried.
+/// If a change of at most so many bytes does not fit alone, the file is full, and no other change is tried.
 const SMALL: usize = 16 << 10;
 
-/// How long the thread waits for something to do before it looks at what is left to tidy.
+/// How long the thread waits for changes before it does regular work.
 const IDLE: Duration = Duration::from_secs(1);
 
-/// The same, while something is left.
+/// The same, while regular work is left.
 const TIDY_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The longest time that a commit waits for the callers of the commit before.
 const MOST_PATIENCE: Duration = Duration::from_millis(2);
 
-/// How often it is tried again to write to a file that cannot be written.
+/// The time between two attempts to write to a file that cannot be written.
 const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
-/// How long the room of batches is kept for the next ones.
+/// How long the capacity of an empty batch is kept.
 const KEPT_ROOM: Duration = Duration::from_secs(30);
 
-/// How often the size of the file is looked at.
+/// The time between two looks at the size of the file.
 const MEASURE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How often old idempotency keys are deleted, and how many at once.
+/// The time between two deletions of old idempotency keys, and the most keys of one deletion.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 const SWEPT_TOGETHER: usize = 4096;
 
-/// Tries to save what is left, at the end.
+/// How often the thread tries to save the remaining changes at its end.
 const LAST_TRIES: u32 = 3;
 
 impl Writer {
@@ -103,7 +103,7 @@ impl Writer {
         }
     }
 
-    /// Until the queue is closed, and empty.
+    /// Runs until the queue is closed and empty.
     pub fn run(mut self) {
         let mut tries_left = LAST_TRIES;
         loop {
@@ -152,7 +152,7 @@ impl Writer {
             self.forget_old_keys();
         }
         drop(self.reader.take());
-        // a trim that was reported as saved holds at the next opening
+        // a trim that was reported as saved must hold at the next opening
         while self.file.has_trims() && self.delete_leftovers().is_ok() {}
         let _whole = ForkGuard::new();
         let is_complete = self.gauges.lost.load(Ordering::Relaxed) == 0;
@@ -235,7 +235,7 @@ impl Writer {
         }
     }
 
-    /// The file has no room for this message alone: the message waits; if it has a completion, it fails.
+    /// Sets a message aside that alone has no room in the file. Its completion, if it has one, fails.
     fn pass_over(&mut self, at: &mut BacklogPosition, problem: &str) {
         // before any completion
         self.degrade(problem);
@@ -255,7 +255,7 @@ impl Writer {
         self.drop_if_empty(at.batch);
     }
 
-    /// Nothing waits to be tried again: looks whether the file can be written now, and has room.
+    /// Tests whether the file can be written and has room, where no change waits that would show this.
     fn probe(&mut self) {
         match self.file.probe() {
             Ok(()) => self.recover(),
@@ -269,7 +269,7 @@ impl Writer {
         }
     }
 
-    /// So many changes are in the file; returns how many callers waited for them.
+    /// Completes changes that are in the file; returns the number of callers that waited for them.
     fn saved(&mut self, at: BacklogPosition, count: usize) -> usize {
         self.gauges.commits.fetch_add(1, Ordering::Relaxed);
         self.gauges.saved.fetch_add(count as u64, Ordering::Relaxed);
@@ -298,7 +298,7 @@ impl Writer {
         }
     }
 
-    /// The file cannot be written: what is waited for has failed, the rest is tried again.
+    /// Fails the changes with completions, because the file cannot be written. The other changes are tried again.
     fn fail(&mut self, problem: &str) {
         self.degrade(problem);
         let error = self.error(problem);
@@ -324,7 +324,7 @@ impl Writer {
         self.tidy();
     }
 
-    /// One change cannot be saved though the file can be written.
+    /// Removes one change that cannot be saved although the file can be written.
     fn drop_culprit(&mut self, batch: usize, index: usize, problem: &str) {
         let error = self.error(problem);
         let Some(entries) = self.backlog.get_mut(batch).map(|batch| &mut batch.entries) else {
@@ -353,7 +353,7 @@ impl Writer {
 
     fn tidy(&mut self) {
         if self.file.has_leftovers() {
-            // what fails is tried again, and shows when something is to be saved
+            // a failure is tried again, and is reported when a change is to be saved
             let _ = self.delete_leftovers();
         } else if self.backlog.is_empty() {
             let _ = self.file.shrink();
@@ -377,7 +377,7 @@ impl Writer {
             .swept
             .is_none_or(|swept| swept.elapsed() >= SWEEP_INTERVAL)
         {
-            // what fails is tried again, and shows when something is to be saved
+            // a failure is tried again, and is reported when a change is to be saved
             let has_more = self.file.forget_old_keys(SWEPT_TOGETHER).unwrap_or(false);
             self.swept = (!has_more).then(Instant::now);
         }
