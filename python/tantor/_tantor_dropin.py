@@ -1,26 +1,27 @@
-"""Lets Flask-TSK's import path of its messenger lead to Tantor; `tantor dropin install` copies it to site-packages.
+"""Makes Flask-TSK's import path of its messenger lead to Tantor.
 
-Every interpreter of this environment runs it at its start: it installs a finder and imports nothing.
+`tantor dropin install` copies this module to site-packages. Every interpreter of the environment runs it at its start.
+It installs a finder and imports nothing.
 """
 
 import sys
 
-TYPE_CHECKING = False  # the import of typing would cost every start more than all the rest
+TYPE_CHECKING = False  # importing typing would cost every start more than the rest of this module
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from importlib.machinery import ModuleSpec
 
-# The modules that Tantor serves, and the packages above them, which are found elsewhere where they are installed.
+# The modules that Tantor provides, and their parent packages, which other finders find where they are installed.
 SERVED = ("tsk_flask.herd.elephants.tantor", "elephants.py_ele.tantor")
 PACKAGES = ("tsk_flask", "tsk_flask.herd", "tsk_flask.herd.elephants", "elephants.py_ele")
 
 
 class TantorFinder:
-    """Finds the modules and packages named above, and no others."""
+    """Finds the modules of SERVED and the packages of PACKAGES, and no others."""
 
     @staticmethod
     def find_spec(name: str, path: "Sequence[str] | None" = None, target: object = None) -> "ModuleSpec | None":
-        """As the import system asks for it."""
+        """Return the spec of a module that this finder provides, else None (importlib.abc.MetaPathFinder)."""
         if name not in SERVED and name not in PACKAGES:
             return None
         try:
@@ -28,7 +29,7 @@ class TantorFinder:
         except ModuleNotFoundError as error:
             if error.name != "tantor":
                 raise
-            return None  # Tantor was uninstalled, and this file was left
+            return None  # Tantor was uninstalled, and this file was not
         if name in SERVED:
             return module_spec(name)
         return package_spec(name, path, TantorFinder.__name__, (*SERVED, *PACKAGES))

@@ -18,13 +18,13 @@ _ORIGINAL = "tsk_flask.herd.elephants.tantor"
 _LEVELS = ("debug", "info", "warning", "error")
 
 _SOURCES = (
-    "What is not given as an option comes from the environment (--heartbeat-interval is "
-    "TANTOR_HEARTBEAT_INTERVAL there), else from the file (heartbeat_interval), else it is the default."
+    "A setting without an option comes from the environment (TANTOR_HEARTBEAT_INTERVAL for "
+    "--heartbeat-interval), else from the file (heartbeat_interval), else it has its default."
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0 if all went well, 1 if it could not be done, 2 for bad input."""
+    """Run the command line and return its exit code: 0 for success, 1 for a failure, 2 for bad input."""
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
@@ -63,14 +63,14 @@ def _serve(options: argparse.Namespace) -> int:
     except OSError as error:
         return _complain(f"--config: {error}", 2)
     settings = from_file | resolve(given)
-    tantor = Tantor(**settings)  # type: ignore[arg-type]  # checked in there
-    with contextlib.suppress(KeyboardInterrupt):  # where signals are not asyncio's to handle
+    tantor = Tantor(**settings)  # type: ignore[arg-type]  # Tantor checks the types
+    with contextlib.suppress(KeyboardInterrupt):  # where asyncio cannot handle signals
         asyncio.run(_serve_until_signalled(tantor))
     return 0
 
 
 async def _serve_until_signalled(tantor: Tantor) -> None:
-    """Serve until Ctrl-C, SIGTERM or SIGHUP, each of which is a clean end."""
+    """Serve until Ctrl-C, SIGTERM or SIGHUP; each ends the server cleanly."""
     loop = asyncio.get_running_loop()
     server = asyncio.ensure_future(tantor.start())
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
 
     serve = commands.add_parser("serve", help="run a server", description="Run a server.", epilog=_SOURCES)
     serve.add_argument("--config", metavar="FILE", help="TOML file with settings, in a table [tantor] or at its top")
-    serve.add_argument("--log-level", choices=_LEVELS, default="info", help="least that is logged (default: info)")
+    serve.add_argument("--log-level", choices=_LEVELS, default="info", help="lowest level to log (default: info)")
     settings = serve.add_argument_group("settings")
     metavars = {
         "integer": "N",
@@ -143,8 +143,8 @@ def _parser() -> argparse.ArgumentParser:
     dropin = commands.add_parser("dropin", help="stand in for Flask-TSK's own messenger", description=description)
     actions = dropin.add_subparsers(dest="action", metavar="action", required=True)
     actions.add_parser("install", help="write the import hook into this Python's site-packages")
-    actions.add_parser("uninstall", help="remove it")
-    actions.add_parser("status", help="say whether it is there, and whether Flask-TSK is")
+    actions.add_parser("uninstall", help="remove the import hook")
+    actions.add_parser("status", help="show whether the import hook and Flask-TSK are installed")
     return parser
 
 

@@ -1,8 +1,8 @@
-"""Importing this lets `tsk_flask.herd.elephants.tantor` be Tantor, wherever Flask-TSK is installed, or not at all.
+"""Importing this module makes `tsk_flask.herd.elephants.tantor` lead to Tantor, with or without Flask-TSK.
 
-So is `elephants.py_ele.tantor`, should another package named `elephants` stand before the one that comes with
-Tantor. What was imported from the original earlier is replaced, in whichever module it is. To have it without this
-import, in every program of an environment: `tantor dropin install`.
+The same holds for `elephants.py_ele.tantor`, where another package named `elephants` comes before Tantor's own. Names
+that were imported from the original earlier are replaced in every module. `tantor dropin install` does the same for
+every program of an environment, without this import.
 """
 
 import sys
@@ -21,7 +21,7 @@ def find_spec(name: str, path: Sequence[str] | None = None) -> ModuleSpec | None
 
 
 def _replace_original(name: str) -> None:
-    """Put Tantor where a module of that name is imported already, and Tantor's names where its own were taken to."""
+    """Replace an imported module of this name, and the names that other modules have imported from it."""
     original = sys.modules.get(name)
     if original is None or isinstance(getattr(original.__spec__, "loader", None), TantorLoader):
         return
@@ -33,7 +33,7 @@ def _replace_original(name: str) -> None:
         setattr(sys.modules[parent], last, replacement)
     ours = {id(original.__dict__[taken]): getattr(tantor, taken) for taken in NAMES if taken in original.__dict__}
     for module in list(sys.modules.values()):
-        # not through getattr: a module may make its names when asked for them
+        # not through getattr, because a module may create names on access
         names = getattr(module, "__dict__", {}) if module is not original else {}
         for taken, value in list(names.items()):
             if id(value) in ours:

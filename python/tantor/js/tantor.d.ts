@@ -1,58 +1,58 @@
 // Types of tantor.js. The guide is docs/clients.md.
 
-/** Connects, by itself and again whenever it has to. Throws a `TypeError` for an address or option that cannot be. */
+/** Connects to a server, and connects again after every loss. Throws a `TypeError` for an invalid address or option. */
 export function connect(url: string | URL, options?: Options): Tantor;
 
 export interface Options {
-  /** Where there is no global one, as in node before 22: `require("ws")`. */
+  /** The WebSocket class, where there is no global one: `require("ws")` in node before 22. */
   WebSocket?: new (url: string, protocols?: string | string[]) => any;
-  /** Subprotocols to offer, as of `new WebSocket(url, protocols)`. The server has to select one: its setting `subprotocols`. */
+  /** Subprotocols to offer, as in `new WebSocket(url, protocols)`. The server must select one: see its setting `subprotocols`. */
   protocols?: string | string[];
-  /** `sessionStorage`, so that a page that is loaded again goes on as the same client, from where it was. */
+  /** `sessionStorage` makes a reloaded page resume as the same client, from its last positions. */
   storage?: Pick<Storage, "getItem" | "setItem" | "removeItem">;
-  /** The delays before connecting again are random, below a bound that doubles from this. Milliseconds; 500. */
+  /** The first bound of the random delay before the next connect; the bound doubles with each attempt. Milliseconds; 500. */
   minDelay?: number;
-  /** The most that the bound grows to. Milliseconds; 20,000. */
+  /** The largest bound of the delay. Milliseconds; 20,000. */
   maxDelay?: number;
-  /** For connecting, up to the welcome. Milliseconds; 10,000. */
+  /** The longest time from the connect to the welcome. Milliseconds; 10,000. */
   connectTimeout?: number;
-  /** How much longer than the server's heartbeat interval silence may be before the server is asked. Milliseconds; 10,000. */
+  /** Silence longer than the server's heartbeat interval plus this makes the client ping. Milliseconds; 10,000. */
   heartbeatSlack?: number;
-  /** For the server's answer when it is asked whether it is there. Milliseconds; 5,000. */
+  /** The longest time for the answer to this ping. Milliseconds; 5,000. */
   probeTimeout?: number;
-  /** Commands that may wait for an answer, for a connection too; 1000. */
+  /** The most commands that wait for an answer or for a connection; 1000. */
   maxPending?: number;
 }
 
 export type StateName =
-  /** The first connect, or another one, is under way. */
+  /** A connect is under way. */
   | "connecting"
   | "connected"
-  /** Until the next connect. */
+  /** The client waits for the next connect. */
   | "waiting"
-  /** As `waiting`, and the browser says that there is no network: at once when there is. */
+  /** As `waiting`, while the browser reports no network. The client connects as soon as the network is back. */
   | "offline"
-  /** For good. */
+  /** The client does not connect any more. */
   | "closed";
 
 export interface State {
   state: StateName;
-  /** With `connected`: as the client that it was, with all that was kept for it. */
+  /** With `connected`: true if the client resumed its session, with its channels and its mail. */
   resumed?: boolean;
   /** The close code of the connection that ended; 1006 for one that broke. */
   code?: number;
   reason?: string;
-  /** Until the next connect, in milliseconds. */
+  /** The time until the next connect, in milliseconds. */
   delay?: number;
 }
 
-/** A place in a channel's stream: up to and with `offset`. */
+/** A position in the stream of a channel: everything up to `offset`, inclusive. */
 export interface Position {
   epoch: string;
   offset: number;
 }
 
-/** What the server sends, as it is on the wire. */
+/** A message of the server, as on the wire. */
 export interface Message {
   id: string;
   channel: string;
@@ -61,11 +61,11 @@ export interface Message {
   sender: string;
   event?: string;
   data?: any;
-  /** What `send` sent, if it was a text; of a dict the keys stand at the top. */
+  /** The text that `send` sent. The keys of a dict are fields of the message itself. */
   message?: any;
-  /** The client that published it, if one did. */
+  /** The client that published the message; absent for the application. */
   from?: string;
-  /** Its place in the channel's stream, if it is kept. */
+  /** The offset in the stream of the channel, if the message is kept. */
   offset?: number;
   [field: string]: any;
 }
@@ -73,52 +73,53 @@ export interface Message {
 /** The first message of each connection. */
 export interface Welcome extends Message {
   client_id: string;
-  /** Seconds. */
+  /** In seconds. */
   heartbeat_interval: number;
-  /** `undefined` if it was not asked. */
+  /** Whether the client resumed; `undefined` if it sent no token. */
   resumed?: boolean;
   /** With `resumed`: the channels that the client is on. */
   channels?: string[];
 }
 
-/** Messages that are lost for this client, for certain or, where `to` is null, as far as can be known. */
+/** Messages that are lost for this client. Where `to` is null, the loss is possible but not certain. */
 export interface Gap {
   /** `null` for messages to this client alone. */
   channel: string | null;
   epoch: string | null;
-  /** First offset. */
+  /** The first lost offset. */
   from: number | null;
-  /** Last offset. */
+  /** The last lost offset. */
   to: number | null;
   /**
-   * `expired`: kept no longer. `epoch` and `offset_ahead`: the stream is another. `refused`: the server does not give
-   * them. `drop_oldest` and `latest`: dropped because this client was slow. `new_client`: the server does not know
-   * this client any more; what was sent to it is gone. `mailbox_full`: more was sent to it than is kept.
+   * `expired`: the server does not keep the messages any more. `epoch` and `offset_ahead`: the stream has changed.
+   * `refused`: the server refuses to send them. `drop_oldest` and `latest`: dropped because this client was slow.
+   * `new_client`: the server does not know this client any more, and its mail is gone. `mailbox_full`: the mailbox had no
+   * room.
    */
   reason: string;
-  /** How many, where the server counts them. */
+  /** The number of lost messages, where the server counts them. */
   dropped?: number;
-  /** More about the reason. */
+  /** Details of the reason. */
   message?: string;
-  /** With `new_client`: who this client was. */
+  /** With `new_client`: the former id of this client. */
   clientId?: string;
 }
 
 export interface Joined {
   channel: string;
   epoch: string;
-  /** The top of the stream. */
+  /** The newest offset of the stream. */
   offset: number;
   subscribers: number;
-  /** With a position: whether all behind it was still there. What was goes to the handler, what was not is a gap. */
+  /** With `recover`: true if every missed message was still kept. The handler gets the messages that were kept; a gap tells of the others. */
   recovered?: boolean;
-  /** Why it was not recovered. */
+  /** Why messages could not be recovered. */
   reason?: string;
 }
 
 export interface Published {
   channel: string;
-  /** Connected subscribers. */
+  /** The number of connected subscribers. */
   recipients: number;
   epoch?: string;
   offset?: number;
@@ -130,7 +131,7 @@ export interface History extends Position {
   channel: string;
   /** Oldest first. */
   publications: Message[];
-  /** The page was cut, because it would have been too large. */
+  /** The page was cut short, because it would have been too large. */
   more?: boolean;
 }
 
@@ -143,23 +144,23 @@ export interface Presence {
 
 export interface Failure {
   error: unknown;
-  /** What a handler that threw was given. */
+  /** The argument of the handler that threw. */
   value?: unknown;
 }
 
-/** May be async: what is to be acknowledged is when it has returned. */
+/** A handler may be async. A message is acknowledged when its handlers have returned. */
 export type Handler<T> = (value: T) => unknown;
 
 export interface Listeners {
   state: State;
   welcome: Welcome;
-  /** Whatever is for the application, once each, in order on each channel. */
+  /** Every message for the application, once each, in order on each channel. */
   message: Message;
-  /** What is sent to this client alone. */
+  /** A message to this client alone. */
   mail: Message;
   emergency: Message;
   gap: Gap;
-  /** What handlers throw, and what the server says of frames that it could not read. Without a listener: to the console. */
+  /** An exception of a handler, or an error of the server about a frame that it could not read. Without a listener the console gets it. */
   error: Failure;
 }
 
@@ -173,35 +174,35 @@ export interface Tantor {
   readonly clientId: string | null;
 
   /**
-   * Stays on a channel from now on, across connections. The handler gets each message that names the channel, in order,
-   * once. With `recover` it begins behind that position. Called again, it adds a handler.
+   * Joins a channel, and stays on it across connections. The handler gets each message of the channel once, in order.
+   * With `recover` the messages begin behind that position. Another call adds a handler.
    */
   join(channel: string, handler?: Handler<Message>, options?: JoinOptions): Promise<Joined>;
   join(channel: string, options: JoinOptions): Promise<Joined>;
   /**
-   * Adds a handler, and joins the channel if it is not joined. Returns a function that removes this handler alone; when
-   * the last one is removed, the client leaves the channel, unless `join` was called for it. Made for components that
-   * mount and unmount: to remove the last handler and add another in the same turn is to stay on the channel.
+   * Adds a handler, and joins the channel if it is not joined. Returns a function that removes this handler alone. When
+   * the last handler is removed, the client leaves the channel, unless `join` was called for it. For components that
+   * mount and unmount: if the last handler is removed and another is added in the same turn, the client stays.
    * A refused join goes to the listeners of `error`.
    */
   subscribe(channel: string, handler: Handler<Message>): () => void;
   /** Leaves the channel and removes all of its handlers. A join that is under way is rejected with the code `left`. */
   leave(channel: string): Promise<{ channel: string }>;
-  /** To all on a channel, this client too if it is on it. Repeated after a break, and published once all the same. */
+  /** Publishes to all subscribers of a channel, this client included. After a lost connection the call is repeated, and still published once. */
   broadcast(channel: string, event: string, data?: unknown, options?: { idempotencyKey?: string }): Promise<Published>;
-  /** With `after` the oldest behind that offset, else the newest; 100 if not said otherwise, at most 1000. */
+  /** Returns the oldest messages behind `after`, or without `after` the newest; 100 by default, at most 1000. */
   history(channel: string, options?: { limit?: number; after?: number; before?: number }): Promise<History>;
   presence(channel: string): Promise<Presence>;
-  /** How long the server takes to answer, in milliseconds. */
+  /** Returns the time until the server answers, in milliseconds. */
   ping(): Promise<number>;
-  /** Any command. An action of the application's own may be repeated if the connection breaks before it is answered. */
+  /** Sends any command. A command with an action of the application may be sent again if the connection breaks before the answer. */
   command(action: string, fields?: Record<string, unknown>): Promise<Record<string, any>>;
 
-  /** Returns a function that takes the listener off again. */
+  /** Adds a listener. Returns a function that removes the listener. */
   on<Name extends keyof Listeners>(name: Name, listener: Handler<Listeners[Name]>): () => void;
-  /** Up to where a channel was shown; `null` if it is not joined. */
+  /** The position up to which the messages of a channel were shown; `null` if the channel is not joined. */
   position(channel: string): Position | null;
-  /** Leaves for good: others are told at once, and what waits for an answer is rejected. */
+  /** Ends the client: others are told at once, and commands that wait for an answer are rejected. */
   close(): void;
 }
 

@@ -5,8 +5,8 @@
 //     const t = connect("ws://localhost:8080");
 //     t.join("jungle", message => console.log(message.event, message.data));
 //
-// From top to bottom: `connect` and `Tantor` (sockets, timers, handlers), then `Session` and `Subscription`, which know
-// what is to be said and shown, and neither sockets nor timers nor clocks.
+// From top to bottom: `connect` and `Tantor` (sockets, timers, handlers), then `Session` and `Subscription`: they decide
+// which frames to send and which messages to show, and use no sockets, timers or clocks.
 
 /** @import * as Api from "./tantor.d.ts" */
 /** @typedef {Record<string, any>} Wire */
@@ -22,25 +22,25 @@ const DEFAULTS = {
 };
 const LISTENERS = /** @type {const} */ (["state", "welcome", "message", "mail", "emergency", "gap", "error"]);
 
-// a connection that lived so long was a good one: the next delay is short again
+// after a connection that lived so long, the next delay is short again
 const STABLE = 2000;
-// from a socket's error to its close
+// the longest time from a socket's error to its close
 const ERROR_GRACE = 100;
-// a timer that is this late says more about this machine than about the server
+// a timer that is this late shows that this machine was busy or asleep, and tells nothing about the server
 const LATE = 1000;
 // a step in the tab's history saves the session early; if no `pagehide` follows within this time, the session leaves storage
 const EARLY = 10_000;
-// a page that is shown again waits so long for the page that it replaces to save the session
+// a page that is shown again waits so long for the replaced page to save the session
 const HANDOVER = 500;
-// what setTimeout takes
+// the longest delay of setTimeout
 const LONGEST_TIMER = 2 ** 31 - 1;
-// acknowledgements gather for so long, or until they are so many
+// acknowledgements are sent together: after so long, or when there are so many
 const ACK_DELAY = 20;
 const MOST_ACKS = 500;
-// codes of rejections that the application's own next call causes: `close`, `leave`
+// rejections with these codes are caused by calls of the application: `close`, `leave`
 /** @type {Set<unknown>} */
 const EXPECTED = new Set(["closed", "left"]);
-// close codes: goodbye; goodbye, but I will be back; and from here on those after which nobody is to come back
+// close codes: the client leaves; the client may return; the first of the codes after which no client may return
 const LEAVING = 1000;
 const RETURNING = 4900;
 const FINAL = 3500;
@@ -50,7 +50,7 @@ export function connect(url, options = {}) {
   return new Tantor(url, options);
 }
 
-/** What was refused, by the server (`code` is a number, see docs/protocol.md) or here (`code` is a word). */
+/** A refusal: by the server (`code` is a number, see docs/protocol.md) or by this client (`code` is a word). */
 export class TantorError extends Error {
   /** @param {number | string} code @param {string} message @param {Record<string, unknown>} [details] */
   constructor(code, message, details = {}) {
@@ -80,13 +80,13 @@ class Tantor {
   #welcomedAt = 0;
   #heardAt = 0;
   #heard = 0;
-  /** The ping whose answer is awaited. @type {object | null} */
+  /** The ping that waits for its answer. @type {object | null} */
   #probed = null;
-  /** The network or the page is back, and whether the connection is still there is not known: if not, connect at once. */
+  /** The network or the page is back, and the connection may be dead: if the connection ends now, connect at once. */
   #isWaking = false;
-  /** When the server wants this client back, in milliseconds from its goodbye. @type {number | null} */
+  /** The delay that the server's goodbye named, in milliseconds. @type {number | null} */
   #advice = null;
-  /** The page is put away, and may be shown again. */
+  /** The page is hidden in the back/forward cache, and may be shown again. */
   #isSuspended = false;
   #retry = new Deadline();
   #watch = new Deadline();
@@ -124,7 +124,7 @@ class Tantor {
     this.#WebSocket = WebSocket;
     this.#session = new Session({ maxPending: this.#options.maxPending, clock: Date.now, saved: take(storage, this.#url.href) });
     this.#hookPage();
-    // so that listeners can be set before anything is told
+    // asynchronously, so that the application can add listeners before the first event
     queueMicrotask(() => this.#state === "connecting" && !this.#socket && this.#open());
   }
 
@@ -338,7 +338,7 @@ class Tantor {
     if (this.#unsaving.isSet && this.#state !== "closed") this.#save();
   }
 
-  /** Waits for silence. */
+  /** Starts the timer that notices silence. */
   #listen() {
     const limit = this.#session.heartbeat * 1000 + this.#options.heartbeatSlack;
     const silence = Math.max(0, Date.now() - this.#heardAt);
@@ -348,7 +348,7 @@ class Tantor {
     });
   }
 
-  /** Silence may be this machine's, which slept or held timers back: the server is asked before it is given up. */
+  /** Pings the server after silence, because the cause may be this machine: it slept, or throttled timers. */
   #probe() {
     if (!this.#session.isOpen) return;
     const probe = (this.#probed = {});
@@ -365,16 +365,16 @@ class Tantor {
 
   #awaitAnswer() {
     const heard = this.#heard;
-    // what waits to be sent; if that gets less, the ping had not its turn yet
+    // bytes that wait to be sent; while they decrease, the ping has not been sent yet
     const unsent = this.#socket?.bufferedAmount ?? 0;
     this.#watch.set(this.#options.probeTimeout, () => {
-      // what is heard may have waited here for long: it tells that there is more to wait for, not that the server is there
+      // a message may have waited in this machine for long: it does not prove that the server is there
       if (this.#heard !== heard || (this.#socket?.bufferedAmount ?? 0) < unsent) this.#awaitAnswer();
       else this.#drop("the server is silent");
     });
   }
 
-  /** Gives a connection up that may be dead: its end would be long in coming. @param {string} reason */
+  /** Ends a connection that may be dead, without waiting for its close. @param {string} reason */
   #drop(reason) {
     this.#abandon(RETURNING);
     this.#lost(1006, reason);
@@ -387,11 +387,11 @@ class Tantor {
     if (!socket) return;
     socket.onmessage = socket.onclose = null;
     try {
-      // node's ws would wait for an answer
+      // the close of node's ws would wait for the server's answer
       if (code === RETURNING && "terminate" in socket) /** @type {any} */ (socket).terminate();
       else socket.close(code);
     } catch {
-      // it has ended
+      // the socket has ended
     }
   }
 
@@ -416,22 +416,22 @@ class Tantor {
   /** @param {number} [code] @param {string} [reason] */
   #wait(code, reason) {
     const { minDelay, maxDelay } = this.#options;
-    // full jitter: clients that were lost together do not come back together
+    // full jitter, so that clients that were lost together do not return together
     let delay = Math.random() * Math.min(maxDelay, minDelay * 2 ** Math.min(this.#attempt, 30));
     if (this.#isWaking) delay = 0;
     if (this.#advice !== null) delay = this.#advice;
     const isOffline = this.#advice === null && globalThis.navigator?.onLine === false;
-    // what browsers say is no proof: a server on this machine can be reached without a network
+    // `navigator.onLine` is no proof: a server on this machine can be reached without a network
     if (isOffline) delay = maxDelay;
     this.#retry.set(delay, () => this.#open());
     this.#set(isOffline ? "offline" : "waiting", { code, reason, delay });
   }
 
-  /** Something says that now is the time: the network is back, the page is shown. */
+  /** Connects or pings at once, because the network is back or the page is shown. */
   #wake() {
     if (this.#isSuspended || this.#state === "closed") return;
     if (this.#socket) {
-      // its end may be on the way already, or what it began before may never end
+      // the end of the connection may be on its way, or a connect from before may never end
       this.#isWaking = true;
       this.#probe();
     } else if (this.#retry.isSet && this.#advice === null) {
@@ -492,12 +492,12 @@ class Tantor {
     });
   }
 
-  /** The page goes, and may be back: by way of storage after a reload, or as it is when one goes back to it. @param {boolean} mayReturn */
+  /** Handles a page that is hidden or unloaded: after a reload the session comes from storage. @param {boolean} mayReturn */
   #suspend(mayReturn) {
     const { storage } = this.#options;
     if (this.#state === "closed" || (!storage && !mayReturn)) return;
     if (this.#isSuspended) {
-      // left again before this page took up its session: the other page's session is newer, and stays in storage
+      // the page was left before it took its session: the session of the other page is newer, and stays in storage
       this.#retry.clear();
       return;
     }
@@ -524,7 +524,7 @@ class Tantor {
     this.#unsaving.set(EARLY, () => void take(this.#options.storage, this.#url.href));
   }
 
-  /** Takes the session out of storage, if `#saveEarly` put it there. */
+  /** Removes the session from storage, if `#saveEarly` saved it. */
   #unsave() {
     if (!this.#unsaving.isSet) return;
     this.#unsaving.clear();
@@ -539,11 +539,11 @@ class Tantor {
     }
   }
 
-  // What is told
+  // Events for the application
 
-  /** Carries out what the session has in store, handlers included, in order. */
+  /** Sends the frames and runs the handlers that the session has queued, in order. */
   #pump() {
-    if (this.#isPumping) return; // by a handler
+    if (this.#isPumping) return; // a handler has called
     this.#isPumping = true;
     const { events } = this.#session;
     try {
@@ -587,19 +587,19 @@ class Tantor {
   }
 
   /**
-   * One that fails harms nothing else. Returns what is still to be awaited.
+   * Runs handlers. A handler that fails does not affect the others. Returns the promises of async handlers.
    * @param {Set<Function> | undefined} handlers @param {any} value @returns {Promise<unknown>[]}
    */
   #call(handlers, value) {
     const promises = [];
     const areOfErrors = handlers === this.#listeners.get("error");
     const report = (/** @type {unknown} */ error) => {
-      // they cannot be told of their own
+      // a failing error listener must not be called about its own failure
       if (areOfErrors) console.error("Tantor: a listener of errors failed:", error);
       else this.#report(error, value);
     };
     for (const handler of [...(handlers ?? [])]) {
-      if (!handlers?.has(handler)) continue; // an earlier one has removed it
+      if (!handlers?.has(handler)) continue; // an earlier handler has removed this one
       try {
         const result = handler(value);
         if (typeof result?.then === "function") promises.push(Promise.resolve(result).catch(report));
@@ -611,7 +611,7 @@ class Tantor {
     return promises;
   }
 
-  /** @param {unknown} error @param {unknown} [value] what a handler that failed was given */
+  /** @param {unknown} error @param {unknown} [value] the argument of the handler that failed */
   #report(error, value) {
     this.#call(this.#listeners.get("error"), value === undefined ? { error } : { error, value });
   }
@@ -624,12 +624,12 @@ class Tantor {
 
   /** @param {string} text */
   #send(text) {
-    // in any other state its end is under way, and what is to be said is said again
+    // in any other state the connection is ending, and the commands are sent again on the next one
     if (this.#socket?.readyState === 1) this.#socket.send(text);
   }
 }
 
-/** A timer that leaves what came meanwhile, while the machine slept or the tab was throttled, to be seen first. */
+/** A timer that lets messages be handled first that came while the machine slept or the tab was throttled. */
 class Deadline {
   /** @type {ReturnType<typeof setTimeout> | null} */
   #timer = null;
@@ -661,15 +661,15 @@ class Deadline {
 
 // The session: messages in, frames and events out.
 
-// what is held back of a channel while an answer is under way; more is asked for again
+// the most messages of a channel that are kept while an answer is under way; beyond it the client asks again
 const MOST_HELD = 1000;
 const MOST_HELD_SIZE = 4 << 20;
-// ids by which what comes twice is known: of a channel, and of mail and emergencies
+// the number of ids that are remembered to recognise duplicates: of a channel, and of mail and emergencies
 const KNOWN_PUBLICATIONS = 2000;
 const KNOWN_MAIL = 5000;
 const PAGE = 1000;
 const MOST_LEFT = 128;
-// a broadcast that may have arrived is repeated while the server still knows its key (five minutes)
+// a broadcast that may have arrived is repeated while the server knows its key (five minutes)
 const REPEAT_WITHIN = 240_000;
 // error and close codes
 const TOO_LARGE = 105;
@@ -682,11 +682,11 @@ class Session {
   clientId = null;
   /** @type {string | null} */
   token = null;
-  /** Seconds. */
+  /** The server's heartbeat interval in seconds. */
   heartbeat = 30;
-  /** It was welcomed, on the connection that there is. */
+  /** The present connection has got its welcome. */
   isOpen = false;
-  /** What is to be told, by name. @type {[string, any][]} */
+  /** Events for the application, each with its name. @type {[string, any][]} */
   events = [];
   /** @type {string[]} */
   #frames = [];
@@ -695,19 +695,19 @@ class Session {
   #clock;
   /** @type {Map<string, Subscription>} */
   #subscriptions = new Map();
-  /** Channels that were left, of which a new identity may be on one. @type {Set<string>} */
+  /** Channels that the application left; a new client is put on the default channel, which may be one of them. @type {Set<string>} */
   #left = new Set();
-  /** Questions of the session's own; their answers die with the connection. @type {Map<number, Settle>} */
+  /** Commands of the session itself; they end with the connection. @type {Map<number, Settle>} */
   #questions = new Map();
-  /** Commands of the application; they are repeated. @type {Map<number, Command>} */
+  /** Commands of the application; they are repeated on the next connection. @type {Map<number, Command>} */
   #pending = new Map();
-  /** Mail and emergencies, by id: whether their handlers have returned. */
+  /** Mail and emergencies by id; true once their handlers have returned. */
   #known = new Recent(KNOWN_MAIL);
   /** @type {string[]} */
   #acks = [];
-  /** The last connection was closed because more was asked than could be taken. */
+  /** The last connection was closed because its replies exceeded what the client could take. */
   #isCareful = false;
-  /** Subscriptions that are still to ask. @type {Subscription[]} */
+  /** Subscriptions that have not asked the server yet. @type {Subscription[]} */
   #turns = [];
   /** Positions from storage, of channels that were not joined yet. A map: channels may be named like members of every object. @type {Map<string, Api.Position>} */
   #saved;
@@ -721,7 +721,7 @@ class Session {
     this.#saved = new Map(Object.entries(saved?.positions ?? {}));
   }
 
-  /** What a later session can go on from. */
+  /** The state from which a later session continues. */
   snapshot() {
     const positions = new Map(this.#saved);
     for (const { channel, position } of this.#subscriptions.values()) if (position) positions.set(channel, position);
@@ -739,12 +739,12 @@ class Session {
     return position ? { ...position } : null;
   }
 
-  /** Whether a channel is joined, or its join is under way. @param {string} channel */
+  /** True if a channel is joined, or its join is under way. @param {string} channel */
   has(channel) {
     return this.#subscriptions.has(channel);
   }
 
-  /** How many messages are to be acknowledged. */
+  /** The number of messages to acknowledge. */
   get unacknowledged() {
     return this.isOpen ? this.#acks.length : 0;
   }
@@ -754,7 +754,7 @@ class Session {
     return this.#subscriptions.get(subscription.channel) === subscription;
   }
 
-  /** A subscription is up to date: those that wait for their turn go on. */
+  /** A subscription is up to date: the next ones may ask. */
   settled() {
     const next = this.#turns.shift();
     if (next && (next.isBusy || !this.isCurrent(next))) this.settled();
@@ -764,7 +764,7 @@ class Session {
   /** A join was refused. @param {Subscription} subscription @param {TantorError} error */
   drop(subscription, error) {
     const { channel, position } = subscription;
-    if (this.#subscriptions.get(channel) !== subscription) return; // it was left meanwhile, and refused
+    if (this.#subscriptions.get(channel) !== subscription) return; // the channel was left meanwhile
     this.#subscriptions.delete(channel);
     this.tell("dropped", channel);
     this.settled();
@@ -816,7 +816,7 @@ class Session {
     if (this.isOpen) this.#submit(command);
   }
 
-  /** A question of the session's own, if there is a connection. @param {Record<string, any>} fields @param {Settle} settle */
+  /** Sends a command of the session itself, if there is a connection. @param {Record<string, any>} fields @param {Settle} settle */
   question(fields, settle) {
     if (!this.isOpen) return;
     const ref = ++this.#ref;
@@ -829,7 +829,7 @@ class Session {
     this.events.push([name, value]);
   }
 
-  /** A message for the application; what is to be acknowledged only once. @param {Wire} message */
+  /** Queues a message for the application; one that is to be acknowledged is shown only once. @param {Wire} message */
   show(message) {
     if (!wantsAck(message)) return this.tell("message", message);
     const isHandled = this.#known.get(message.id);
@@ -862,7 +862,7 @@ class Session {
     if (!this.isOpen) {
       if (event === "welcome" && isSystem) this.#welcomed(message);
     } else if (isAlert(message)) {
-      this.show(message); // before all that waits for it; a channel's position is its own matter
+      this.show(message); // ahead of messages that wait; the channel's position is kept by its subscription
       this.#subscriptions.get(channel)?.receive(message, size);
     } else if (isPublication(message)) {
       const subscription = this.#subscriptions.get(channel);
@@ -883,13 +883,13 @@ class Session {
 
   /** The connection has ended. @param {number} [code] */
   lost(code) {
-    // or it would be sent again, and end the next one too
+    // a frame that has ended this connection would end the next one too
     if (code === MESSAGE_TOO_BIG) this.#blame(TOO_LARGE, new TantorError(TOO_LARGE, "the command is larger than the server takes"));
     this.isOpen = false;
     this.#isCareful = code === SLOW_CONSUMER;
     this.#turns = [];
     this.#frames = [];
-    this.#acks = []; // what was not acknowledged comes again
+    this.#acks = []; // the server sends messages again that were not acknowledged
     this.#questions.clear();
     for (const command of this.#pending.values()) command.isSent = false;
     for (const subscription of this.#subscriptions.values()) subscription.lost();
@@ -923,7 +923,7 @@ class Session {
       this.tell("gap", { ...gap, reason: "mailbox_full", dropped: welcome.dropped });
     }
     this.#turns = [...this.#subscriptions.values()];
-    // all at once, or one after the other where all were too much, or it would be closed again and again
+    // all channels at once; one after the other where their replies have exceeded the limit before
     do this.settled();
     while (this.#turns.length && !this.#isCareful);
     if (!welcome.resumed) for (const channel of this.#left) this.#frames.push(JSON.stringify({ action: "leave_channel", channel }));
@@ -937,11 +937,11 @@ class Session {
       }
     }
     this.acknowledge();
-    // shows the server that the new token has arrived
+    // this frame shows the server that the new token has arrived
     if (welcome.resumed && !this.#frames.length) this.#frames.push(JSON.stringify({ action: "ping" }));
   }
 
-  /** Why the server may not know the key of a broadcast that was sent before. @param {Command} command @param {boolean} isNew */
+  /** Returns why the server may not know the key of a broadcast that was sent before. @param {Command} command @param {boolean} isNew */
   #whyNotRepeated(command, isNew) {
     if (isNew) return "the server took this client for a new one, and keys count for one client";
     return this.#clock() - command.sent > REPEAT_WITHIN ? "the connection was away for longer than the server knows keys" : null;
@@ -964,7 +964,7 @@ class Session {
     else asked?.reject(new TantorError(answer.code, String(answer.message)));
   }
 
-  /** An error without a `ref`: the frame was not read so far. @param {TantorError} error */
+  /** Handles an error without a `ref`: the server did not read the frame that far. @param {TantorError} error */
   #refused(error) {
     if (!this.#blame(error.code, error)) this.tell("error", { error });
   }
@@ -986,11 +986,11 @@ class Session {
 
 /** @typedef {Settle & {fields: Record<string, any>, text: string, sent: number, isSent: boolean}} Command */
 
-/** One channel: where in its stream the application is, and what it takes to bring it to the end, in order, once each. */
+/** One channel: the position of the application in its stream, and the recovery to the end, in order and once each. */
 class Subscription {
   /** Those who wait to hear that it is joined. @type {Settle[]} */
   waiting = [];
-  /** An answer is under way, and what comes is held back. */
+  /** An answer is under way; messages that come meanwhile are kept. */
   isBusy = false;
   #session;
   /** @type {Api.Position | null} */
@@ -998,7 +998,7 @@ class Subscription {
   /** @type {Wire[]} */
   #held = [];
   #heldSize = 0;
-  /** More came than is held back. */
+  /** More messages came than are kept. */
   #hasMissed = false;
   #shown = new Recent(KNOWN_PUBLICATIONS);
   /** What was published before that is none of the application's business. @type {number | null} Unix seconds */
@@ -1016,14 +1016,14 @@ class Subscription {
     this.position = position && { epoch: position.epoch, offset: position.offset };
   }
 
-  /** Asks for all behind the position; for the position, if there is none yet. */
+  /** Joins with the position, to get everything behind it; without one, to learn the position. */
   ask() {
     const recover = this.position ?? undefined;
     const fields = { action: "join_channel", channel: this.channel, recover };
     this.#question(fields, reply => this.#joined(reply, recover !== undefined), error => this.#session.drop(this, error));
   }
 
-  /** A publication, live. @param {Wire} message @param {number} [size] */
+  /** Takes a live publication. @param {Wire} message @param {number} [size] */
   receive(message, size = 0) {
     const { position } = this;
     if (!Number.isInteger(message.offset)) {
@@ -1037,7 +1037,7 @@ class Subscription {
     } else if (message.offset === position.offset + 1) {
       this.#show(message);
     } else if (message.offset > position.offset || !this.#shown.has(message.id)) {
-      // a hole need not be a loss, and one from before may be of a new stream
+      // a hole need not be a loss, and an earlier offset may be of a new stream
       this.#hold(message, size);
       this.ask();
     }
@@ -1045,11 +1045,11 @@ class Subscription {
 
   /** The server has dropped messages for this connection. @param {Wire} gap */
   dropped({ epoch, offset, dropped, reason, recover }) {
-    if (this.isBusy || !this.position) return; // the answer has all of them
+    if (this.isBusy || !this.position) return; // the answer has all publications
     if (recover || (epoch && epoch !== this.position.epoch)) this.ask();
     else if (!offset) {
       this.#tellGap(null, null, reason, { dropped });
-      if (!this.#keepsNothing) return; // notices, of no place in the stream
+      if (!this.#keepsNothing) return; // notices have no position in the stream
       this.position = null;
       this.ask();
     } else if (offset > this.position.offset) {
@@ -1058,7 +1058,7 @@ class Subscription {
     }
   }
 
-  /** The connection has ended: what is held back is asked for again. */
+  /** The connection has ended: kept messages are dropped, and the next join asks for them again. */
   lost() {
     this.isBusy = false;
     this.#unkept = 0;
@@ -1080,7 +1080,7 @@ class Subscription {
     const { publications, ...joined } = result(reply);
     for (const { resolve } of this.waiting.splice(0)) resolve(joined);
     if (!hasAsked || !this.position) {
-      // what came since the question counts
+      // messages that came since the question count
       const offset = Math.min(reply.offset + 1, ...this.#held.map(held => held.offset)) - 1;
       this.#since = this.#held[0]?.timestamp ?? reply.timestamp;
       this.position = { epoch: reply.epoch, offset };
@@ -1088,19 +1088,19 @@ class Subscription {
     } else if (reply.recovered) {
       this.#since ??= reply.publications[0]?.timestamp ?? reply.timestamp;
       this.#showAll(reply.publications);
-      // what follows `through` comes live; of what is not kept, all up to the top has come
+      // publications behind `through` come live; of those that are not kept, all up to the top have come
       this.#follow(this.#unkept ? reply.offset : (reply.through ?? 0));
     } else if (reply.reason === "expired") {
       this.#page(true);
     } else if (reply.reason === "too_large") {
-      if (doubted) this.#takePage(doubted); // what it lacks is not lost: it never was
+      if (doubted) this.#takePage(doubted); // offsets that are missing here were never published
       else this.#page(false);
     } else {
       this.#beginAnew(reply.reason);
     }
   }
 
-  /** More than goes into one answer, or not all that is wanted. @param {boolean} isLost some of it is certainly gone */
+  /** Reads pages, because one answer had no room, or some publications are gone. @param {boolean} isLost some are certainly gone */
   #page(isLost) {
     this.#history(this.position?.offset ?? 0, page => {
       const { position } = this;
@@ -1126,7 +1126,7 @@ class Subscription {
     else this.#follow(page.offset);
   }
 
-  /** The stream is another: what it has is shown, but for what was shown before. @param {string} reason */
+  /** The stream has another epoch: shows its publications, but for those that were shown before. @param {string} reason */
   #beginAnew(reason) {
     this.#history(undefined, page => {
       this.#tellGap((this.position?.offset ?? 0) + 1, null, reason);
@@ -1136,7 +1136,7 @@ class Subscription {
     });
   }
 
-  /** All up to an offset is shown; from now on live. @param {number} through */
+  /** Everything up to an offset is shown; from now on publications are live. @param {number} through */
   #follow(through) {
     const position = /** @type {Api.Position} */ (this.position);
     position.offset = Math.max(position.offset, through);
@@ -1180,7 +1180,7 @@ class Subscription {
   #history(after, resolve) {
     const fields = { action: "history", channel: this.channel, after, limit: PAGE };
     this.#question(fields, resolve, error => {
-      // what is kept cannot be had: from here on again
+      // the history cannot be read: continue with live publications
       this.#tellGap((this.position?.offset ?? 0) + 1, null, "refused", { message: error.message });
       this.position = null;
       this.ask();
@@ -1197,7 +1197,7 @@ class Subscription {
   }
 }
 
-/** The latest of so many keys, with a value each. */
+/** A map of at most so many keys; the oldest are removed. */
 class Recent {
   #size;
   /** @type {Map<string, boolean>} */
@@ -1234,7 +1234,7 @@ function isPublication(message) {
   return message.trumpeted_by === "tantor";
 }
 
-/** Who came or went: of no place in the stream. @param {Wire} message */
+/** True for a notice of a join or leave, which has no position in the stream. @param {Wire} message */
 function isNotice(message) {
   return message.event === "user_joined" || message.event === "user_left";
 }
@@ -1249,12 +1249,12 @@ function wantsAck(message) {
   return message.ack === true && typeof message.id === "string";
 }
 
-/** What an answer gives. @param {Wire} answer */
+/** The fields of an answer that the application gets. @param {Wire} answer */
 function result({ id, timestamp, sender, event, ref, ok, ...fields }) {
   return /** @type {any} */ (fields);
 }
 
-/** How deep JSON nests. @param {string} text */
+/** The nesting depth of JSON. @param {string} text */
 function depth(text) {
   let deepest = 0;
   let now = 0;
@@ -1286,7 +1286,7 @@ function webSocketUrl(text) {
   return url;
 }
 
-/** As the server wants names. @param {string} field @param {unknown} name */
+/** Checks a name by the server's rules. @param {string} field @param {unknown} name */
 function checkName(field, name) {
   const isName = typeof name === "string" && name && new TextEncoder().encode(name).length <= 255;
   // eslint-disable-next-line no-control-regex
@@ -1318,7 +1318,7 @@ function storageKey(url) {
   return `tantor:${url}`;
 }
 
-/** Takes what an earlier page has left, so that no other page does. @param {Api.Options["storage"]} storage @param {string} url */
+/** Takes the session of an earlier page out of storage, so that no other page takes it. @param {Api.Options["storage"]} storage @param {string} url */
 function take(storage, url) {
   try {
     const text = storage?.getItem(storageKey(url));
@@ -1327,7 +1327,7 @@ function take(storage, url) {
     if (typeof token !== "string" || typeof clientId !== "string") return null;
     return { token, clientId, positions: Object.fromEntries(Object.entries(positions ?? {}).filter(([, position]) => isPosition(position))) };
   } catch {
-    return null; // it is not ours, or there is no storage to be had
+    return null; // the value is not ours, or storage cannot be used
   }
 }
 
@@ -1336,7 +1336,7 @@ function randomKey() {
   return Array.from(bytes, byte => Math.floor(byte).toString(16).padStart(2, "0")).join("");
 }
 
-/** A value as an error shows it: its beginning. @param {unknown} value */
+/** The beginning of a value, for an error text. @param {unknown} value */
 function shown(value) {
   let text;
   try {
