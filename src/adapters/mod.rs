@@ -2,5 +2,6 @@
 
 pub mod admit_all;
 pub mod memory_broker;
+pub mod memory_sessions;
 pub mod memory_store;
 pub mod sqlite;

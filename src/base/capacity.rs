@@ -1,6 +1,6 @@
 //! Room that maps and queues keep for what they no longer hold: given back once most of it is unused.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, Hash};
 
 /// Less room than this is not worth a copy.
@@ -10,6 +10,13 @@ const SMALL: usize = 1024;
 pub fn shrink_map<K: Eq + Hash, V, S: BuildHasher>(map: &mut HashMap<K, V, S>) {
     if is_sparse(map.len(), map.capacity()) {
         map.shrink_to(map.len() * 2);
+    }
+}
+
+/// As `shrink_map`.
+pub fn shrink_set<T: Eq + Hash, S: BuildHasher>(set: &mut HashSet<T, S>) {
+    if is_sparse(set.len(), set.capacity()) {
+        set.shrink_to(set.len() * 2);
     }
 }
 

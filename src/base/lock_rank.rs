@@ -15,6 +15,8 @@ pub enum Rank {
     Emergencies,
     /// The state of one client.
     Client,
+    /// The sessions of all clients.
+    Sessions,
     /// The results of idempotency keys.
     Idempotency,
     /// The map of channels.

@@ -10,5 +10,6 @@ pub mod log_throttle;
 pub mod mailbox;
 pub mod outbound;
 pub mod receipt;
+pub mod resume_secrets;
 pub mod roster;
 pub mod wheel;

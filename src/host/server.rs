@@ -1,10 +1,8 @@
 //! The composition root: puts node, broker and store together, binds, starts the shards, drains and ends.
 
+use super::adapters::{ports_over, store_of};
 use super::housekeeping::keep_house;
 use crate::adapters::admit_all::AdmitAll;
-use crate::adapters::memory_broker::{BrokerLimits, KeyLimits, MemoryBroker};
-use crate::adapters::memory_store::MemoryStore;
-use crate::adapters::sqlite::{Limits, SqliteStore};
 use crate::base::completion::Completion;
 use crate::base::error::Error;
 use crate::base::fork::{ForkGuard, ForkSensitive, OwningProcess};
@@ -16,7 +14,6 @@ use crate::ports::auth::Auth;
 use crate::ports::calls::Calls;
 use crate::ports::store::Store;
 use crate::settings::config::Config;
-use crate::settings::database::Database;
 use crate::settings::socket_limits::SocketLimits;
 use crate::shard::{Acceptor, Shard, tick_of};
 use arc_swap::ArcSwapOption;
@@ -88,19 +85,12 @@ impl Server {
     }
 
     fn over(config: Config, store: Arc<dyn Store>, auth: Arc<dyn Auth>) -> Arc<Self> {
-        let limits = BrokerLimits {
-            history_bytes: config.history_bytes,
-            durable_bytes: config.durable_bytes,
-            keys: KeyLimits {
-                ttl: config.idempotency_ttl,
-                total: config.max_idempotency_keys,
-                of_one_client: config.max_client_keys,
-            },
-        };
-        let ports = Ports {
-            broker: Arc::new(MemoryBroker::new(store.clone(), limits)),
-            store,
-        };
+        let ports = ports_over(&config, store);
+        Self::with_ports(config, ports, auth)
+    }
+
+    /// A server on these ports.
+    pub fn with_ports(config: Config, ports: Ports, auth: Arc<dyn Auth>) -> Arc<Self> {
         let node = Arc::new(Node::new(Arc::new(config), ports));
         Arc::new(Self {
             node,
@@ -467,31 +457,6 @@ impl Server {
         }
     }
 }
-
-fn store_of(config: &Config) -> Arc<dyn Store> {
-    match &config.database {
-        Database::Sqlite { path, .. } => {
-            let limits = Limits {
-                file_bytes: config.database_bytes,
-                queue_bytes: config.database_queue_bytes,
-                key_ttl: config.idempotency_ttl,
-                keys: config
-                    .max_idempotency_keys
-                    .min(keys_in(config.database_bytes)),
-            };
-            Arc::new(SqliteStore::new(path, limits))
-        }
-        Database::Memory => Arc::new(MemoryStore),
-    }
-}
-
-/// The number of idempotency keys of one kind that a file of this size saves, besides its messages.
-fn keys_in(bytes: u64) -> usize {
-    usize::try_from(bytes / BYTES_PER_KEY).unwrap_or(usize::MAX)
-}
-
-/// Many times the size of a key, because keys may take only a small part of the file.
-const BYTES_PER_KEY: u64 = 8192;
 
 #[cfg(test)]
 mod tests;

@@ -54,9 +54,9 @@ impl Calls for NodeCalls {
             Call::DeleteChannel { name } => {
                 Progress::Ended(node.delete_channel(name).map(Reply::Changed))
             }
-            Call::ResumeToken { client } => {
-                Progress::Ended(node.resume_token(client).map(Reply::Token))
-            }
+            Call::ResumeToken { client } => replied(Reply::Token, later, |later| {
+                node.resume_token(client, later)
+            }),
             Call::SetUserData { client, json } => {
                 node.set_user_data(client, json.to_vec());
                 done(Ok(()))

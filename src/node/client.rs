@@ -3,13 +3,13 @@
 use super::channel::Channel;
 use super::delivery::ConnectionId;
 use super::entry::{Entering, Purpose};
-use super::token::Session;
 use crate::base::clock::{AtomicWallTime, WallTime};
 use crate::base::sync::{Mutex, Rank};
 use crate::core::mailbox::Mailbox;
 use crate::net::peer::Peer;
 use crate::ports::broker::CHANNEL_SIZE;
 use crate::ports::claim::ClaimNumber;
+use crate::ports::sessions::SessionState;
 use bytes::Bytes;
 use smallvec::SmallVec;
 use std::sync::Arc;
@@ -45,8 +45,7 @@ pub struct ClientState {
     pub channels: SmallVec<[Joined; 1]>,
     /// Channels that the client is entering.
     pub entering: Vec<Entering>,
-    /// `None` for a client that cannot resume.
-    pub session: Option<Session>,
+    pub session: SessionStatus,
     /// `None` for a client that is not away.
     pub away: Option<Box<Away>>,
     pub mailbox: Option<Box<Mailbox>>,
@@ -60,6 +59,14 @@ pub struct ClientState {
     pub user_data: Option<Bytes>,
     /// The client is not in `Clients` any more: a thread that still has the client looks its id up again.
     pub removed: bool,
+}
+
+/// Whether `Sessions` has a session of a client, so that the client may return.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SessionStatus {
+    #[default]
+    NotKept,
+    Kept,
 }
 
 /// A subscription of a client.
@@ -89,15 +96,28 @@ pub struct Away {
 }
 
 impl Client {
-    pub fn new(id: Arc<str>, now: WallTime, connection_id: Option<ConnectionId>) -> Self {
+    /// A client that is not connected.
+    pub fn new(id: Arc<str>, joined: WallTime) -> Self {
+        Self::with_state(id, joined, ClientState::default())
+    }
+
+    /// A client that is connected by its first connection.
+    pub fn connected(
+        id: Arc<str>,
+        joined: WallTime,
+        claim: ClaimNumber,
+        connection_id: ConnectionId,
+    ) -> Self {
         let mut state = ClientState::default();
-        if let Some(connection_id) = connection_id {
-            state.claim(connection_id);
-        }
+        state.begin_claim(claim, connection_id);
+        Self::with_state(id, joined, state)
+    }
+
+    fn with_state(id: Arc<str>, joined: WallTime, state: ClientState) -> Self {
         Self {
             id,
-            joined: now,
-            last_ping: AtomicWallTime::new(now),
+            joined,
+            last_ping: AtomicWallTime::new(joined),
             wants_gaps: AtomicBool::new(false),
             heard_on: AtomicU64::new(0),
             has_spoken: AtomicBool::new(false),
@@ -149,17 +169,26 @@ impl Client {
         self.has_spoken.load(Ordering::Relaxed)
     }
 
+    /// The state of the client as other processes and the store need it.
+    pub fn session_state(&self, state: &ClientState, channels: Vec<Arc<str>>) -> SessionState {
+        SessionState {
+            joined: self.joined,
+            last_ping: self.last_ping(),
+            user_data: state.user_data.clone(),
+            channels,
+        }
+    }
+
     pub fn set_spoken(&self) {
         self.has_spoken.store(true, Ordering::Relaxed);
     }
 
     /// Accepts a frame of a connection; false if a newer connection has displaced this one. The first frame of a
-    /// connection shows that the welcome has arrived: earlier resume tokens become invalid, and `changed` is called if
-    /// there were any.
+    /// connection shows that the welcome has arrived, and `arrived` is called.
     pub fn accept_frame(
         &self,
         connection_id: ConnectionId,
-        changed: impl FnOnce(&ClientState),
+        arrived: impl FnOnce(&ClientState),
     ) -> bool {
         if self.heard_on.load(Ordering::Relaxed) == connection_id.number() {
             return true;
@@ -174,18 +203,25 @@ impl Client {
         if let Some(mailbox) = &mut state.mailbox {
             mailbox.confirm();
         }
-        if state.session.as_mut().is_some_and(Session::confirm) {
-            changed(&state);
-        }
+        arrived(&state);
         true
     }
 }
 
 impl ClientState {
-    /// Begins a connection of the client; returns the connection that it displaces.
-    pub fn claim(&mut self, connection_id: ConnectionId) -> Option<ConnectionId> {
-        self.claim = Some(self.claim.map_or(ClaimNumber::FIRST, ClaimNumber::next));
+    /// Begins the connection of a claim; returns the connection that it displaces.
+    pub fn begin_claim(
+        &mut self,
+        claim: ClaimNumber,
+        connection_id: ConnectionId,
+    ) -> Option<ConnectionId> {
+        self.claim = Some(claim);
         self.connection_id.replace(connection_id)
+    }
+
+    /// True for a client that may return.
+    pub fn has_session(&self) -> bool {
+        self.session == SessionStatus::Kept
     }
 
     /// Stops entering a channel; returns the entering, if there was one.

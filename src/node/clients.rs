@@ -6,6 +6,7 @@ use crate::base::capacity::shrink_map;
 use crate::base::clock::WallTime;
 use crate::base::random::random_u64;
 use crate::base::sync::RwLock;
+use crate::ports::claim::ClaimNumber;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
@@ -25,6 +26,11 @@ impl Clients {
 
     /// The client with this id; adds a client that is not connected if there is none.
     pub fn get_or_add(&self, id: &str) -> Arc<Client> {
+        self.get_or_add_of(id, WallTime::now)
+    }
+
+    /// As `get_or_add`, for a client that is known since `joined` if it is added.
+    pub fn get_or_add_of(&self, id: &str, joined: impl FnOnce() -> WallTime) -> Arc<Client> {
         if let Some(client) = self.get(id) {
             return client;
         }
@@ -32,7 +38,7 @@ impl Clients {
         let id: Arc<str> = id.into();
         let client = by_id
             .entry(Arc::clone(&id))
-            .or_insert_with(|| Arc::new(Client::new(id, WallTime::now(), None)));
+            .or_insert_with(|| Arc::new(Client::new(id, joined())));
         Arc::clone(client)
     }
 
@@ -48,20 +54,18 @@ impl Clients {
     /// its connection.
     pub fn add_connected(
         &self,
+        own_id: &Arc<str>,
+        claim: ClaimNumber,
         connection_id: ConnectionId,
-        own_id: Option<&Arc<str>>,
     ) -> Arc<Client> {
         let now = WallTime::now();
-        if let Some(id) = own_id
-            && let Some(client) = self.add(Client::new(Arc::clone(id), now, Some(connection_id)))
-        {
-            return client;
-        }
+        let mut id = Arc::clone(own_id);
         loop {
-            let id = format!("client_{:016x}", random_u64()).into();
-            if let Some(client) = self.add(Client::new(id, now, Some(connection_id))) {
+            let client = Client::connected(id, now, claim, connection_id);
+            if let Some(client) = self.add(client) {
                 return client;
             }
+            id = new_client_id();
         }
     }
 
@@ -98,6 +102,11 @@ impl Clients {
     }
 }
 
+/// An id for a client that has none.
+pub fn new_client_id() -> Arc<str> {
+    format!("client_{:016x}", random_u64()).into()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -114,7 +123,7 @@ mod tests {
     #[test]
     fn an_id_is_used_once_until_its_client_is_removed() {
         let clients = Clients::default();
-        let new = || Client::new("dumbo".into(), WallTime::now(), None);
+        let new = || Client::new("dumbo".into(), WallTime::now());
         let client = clients.add(new()).unwrap();
         assert!(clients.add(new()).is_none());
         assert!(Arc::ptr_eq(&clients.get_or_add("dumbo"), &client));

@@ -1,6 +1,7 @@
 //! The deliveries that the inbox of a shard takes, and the ids of connections.
 
 use super::adoption::Adoption;
+use super::attempt::LateClaim;
 use super::channel::InFlight;
 use crate::base::error::{Disconnect, Error};
 use crate::base::priority::{Priority, SlowConsumer};
@@ -41,10 +42,10 @@ pub struct DeliveryOptions {
 pub enum Delivery {
     /// A connected socket for the shard to serve.
     Adopt(Adoption),
-    /// The verdict on a connection that waits to be admitted.
-    Verdict {
+    /// For a connection that waits to be admitted.
+    Awaited {
         connection_id: ConnectionId,
-        verdict: Box<Result<Verdict, Error>>,
+        awaited: Box<Awaited>,
     },
     Subscribe {
         connection_id: ConnectionId,
@@ -95,6 +96,15 @@ pub enum Delivery {
     Finish,
 }
 
+/// What a connection waits for before its welcome.
+#[derive(Debug)]
+pub enum Awaited {
+    /// Whether the connection is admitted.
+    Verdict(Result<Verdict, Error>),
+    /// Whether the connection has claimed its client.
+    Claim(LateClaim),
+}
+
 impl Weigh for Delivery {
     fn weight(&self) -> usize {
         let frame = match self {
@@ -104,7 +114,7 @@ impl Weigh for Delivery {
             | Delivery::Close { frame, .. }
             | Delivery::Urgent { frame, .. } => frame.len(),
             Delivery::Adopt(_)
-            | Delivery::Verdict { .. }
+            | Delivery::Awaited { .. }
             | Delivery::Subscribe { .. }
             | Delivery::Unsubscribe { .. }
             | Delivery::Ended { .. }

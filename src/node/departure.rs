@@ -1,15 +1,16 @@
 //! The end of a connection: the client is away for a while, or leaves at once.
 
 use super::channel::{Channel, Notice};
-use super::client::{Client, ClientState, Joined};
-use super::delivery::ConnectionId;
+use super::client::{Client, ClientState, Joined, SessionStatus};
+use super::delivery::{ConnectionId, Delivery};
 use super::wiring::Node;
 use crate::base::clock::SteadyTime;
 use crate::base::error::Disconnect;
 use crate::base::names;
 use crate::base::sync::MutexGuard;
-use crate::core::events::Detail;
+use crate::core::events::{Detail, LogLevel};
 use crate::core::outbound::Unwritten;
+use crate::wire::frame::EncodedFrame;
 use std::sync::Arc;
 
 impl Node {
@@ -27,7 +28,7 @@ impl Node {
             let mut state = client.state.lock();
             if state.connection_id == Some(connection_id) {
                 state.connection_id = None;
-                if state.session.is_some() && disconnect.is_abrupt() {
+                if state.has_session() && disconnect.is_abrupt() {
                     self.mailroom.keep_unwritten(client, &mut state, unwritten);
                 }
                 self.clients.release();
@@ -81,8 +82,65 @@ impl Node {
         for client in self.away.clients() {
             let mut state = client.state.lock();
             if state.forget_channel(name) {
-                self.store.save_left(&client, &state, name);
+                self.save_left(&client, &state, name);
             }
+        }
+    }
+
+    /// Lets go of clients that other processes have claimed.
+    pub(super) fn drop_displaced(&self) {
+        for (id, claim) in self.displaced.take() {
+            let Some(client) = self.clients.get(&id) else {
+                continue;
+            };
+            let _emergencies = self.emergencies.hold_back();
+            let mut state = client.state.lock();
+            if state.has_session() && state.claim < Some(claim) {
+                self.let_go(&client, &mut state);
+                self.drop_if_idle(&client, state);
+            }
+        }
+    }
+
+    /// Drops what this process has of a client that another process has claimed, and closes its connection. Announces
+    /// nothing: the client has moved.
+    pub(super) fn let_go(&self, client: &Arc<Client>, state: &mut ClientState) {
+        state.session = SessionStatus::NotKept;
+        self.away.remove(state);
+        state.entering.clear();
+        end_all_live(state);
+        let channels = state.channels.drain(..).collect();
+        self.remove_members(client, channels);
+        if let Some(old) = state.connection_id.take() {
+            self.clients.release();
+            self.displace(client, old);
+        }
+    }
+
+    /// Closes the connection of a client that has a newer one.
+    pub(super) fn displace(&self, client: &Client, old: ConnectionId) {
+        self.events.log(LogLevel::Info, "connections", || {
+            format!(
+                "{} was resumed by another connection; the older one is closed",
+                client.id
+            )
+        });
+        self.shards.push(
+            old.shard,
+            Delivery::Close {
+                connection_id: old,
+                disconnect: Disconnect::Displaced,
+                frame: EncodedFrame::of_disconnect(Disconnect::Displaced),
+            },
+        );
+    }
+
+    /// Removes a client of which nothing is known any more.
+    pub(super) fn drop_if_idle(&self, client: &Client, mut state: MutexGuard<'_, ClientState>) {
+        let is_idle = state.end_if_idle();
+        drop(state);
+        if is_idle {
+            self.clients.remove(&client.id);
         }
     }
 
@@ -93,18 +151,13 @@ impl Node {
         disconnect: Disconnect,
     ) {
         let required = state.stop_all_entering();
-        for joined in &mut state.channels {
-            if let Some(live) = joined.live.take() {
-                joined.channel.members.lock().interest.remove(live.shard);
-            }
-        }
-        if state.session.is_none() || !disconnect.is_abrupt() {
-            state.session = None;
+        end_all_live(&mut state);
+        if !state.has_session() || !disconnect.is_abrupt() {
             self.leave_for_good(client, state);
             return;
         }
         self.away.add(client, &mut state, required);
-        self.store.save_client(client, &state);
+        self.release(client, &state);
         if self.config.leave_delay.is_zero() || self.shards.is_draining() {
             self.leave_all(client, state);
         } else {
@@ -120,7 +173,6 @@ impl Node {
         if !self.away.forget(&mut state, number) {
             return false;
         }
-        state.session = None;
         self.leave_for_good(client, state);
         true
     }
@@ -148,8 +200,9 @@ impl Node {
         let left = self.remove_members(client, channels);
         // an empty mailbox only counts dropped messages, and the client never asks for that count
         state.mailbox.take_if(|mailbox| mailbox.is_empty());
+        state.session = SessionStatus::NotKept;
         let is_gone = state.end_if_idle();
-        self.store.delete_client(&client.id);
+        self.sessions.end(&client.id, state.claim);
         // with the client locked, as in `leave_all`
         self.announce_left(client, left);
         drop(state);
@@ -179,6 +232,15 @@ impl Node {
     fn announce_left(&self, client: &Arc<Client>, left: Vec<(Arc<Channel>, usize)>) {
         for (channel, total) in left {
             self.notice(&channel, Notice::Left, &client.id, total);
+        }
+    }
+}
+
+/// Ends the subscriptions of a client's connection.
+fn end_all_live(state: &mut ClientState) {
+    for joined in &mut state.channels {
+        if let Some(live) = joined.live.take() {
+            joined.channel.members.lock().interest.remove(live.shard);
         }
     }
 }

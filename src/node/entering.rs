@@ -191,7 +191,7 @@ impl Node {
             let joined = match node.finish(&client, &mut state, &entry, outcome, question) {
                 Entered::Joined(total) => {
                     let channel = Arc::clone(entry.channel());
-                    node.store.save_joined(&client, &state, &channel.name);
+                    node.save_joined(&client, &state, &channel.name);
                     node.ask_all(&client, &mut state, &entering);
                     Some((channel, total))
                 }
@@ -235,7 +235,7 @@ impl Node {
         let joined_by_question = self.ask_all(client, state, entering);
         let joined = joined.or(joined_by_question);
         if joined.is_some() {
-            self.store.save_joined(client, state, name);
+            self.save_joined(client, state, name);
         }
         joined
     }

@@ -29,7 +29,12 @@ impl Node {
         text: &str,
     ) -> Backpressure {
         self.counters.frames_received.add(1);
-        if !client.accept_frame(connection_id, |state| self.store.save_client(client, state)) {
+        let is_newest = client.accept_frame(connection_id, |state| {
+            if let Some(claim) = state.claim.filter(|_| state.has_session()) {
+                self.sessions.confirm(&client.id, claim);
+            }
+        });
+        if !is_newest {
             return Backpressure::default();
         }
         let limits = JsonLimits {

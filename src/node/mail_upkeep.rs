@@ -76,7 +76,7 @@ impl Node {
         mut state: MutexGuard<'_, ClientState>,
     ) {
         // the mailbox of a client that may resume still has the count of dropped messages, which its welcome tells
-        if state.session.is_none() {
+        if !state.has_session() {
             state.mailbox.take_if(|mailbox| mailbox.is_empty());
         }
         let is_idle = state.end_if_idle();

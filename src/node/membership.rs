@@ -72,7 +72,7 @@ impl Node {
         }
         let joined = self.add_subscription(client, &mut state, channel, Some(question));
         if let Some((channel, _)) = &joined {
-            self.store.save_joined(client, &state, &channel.name);
+            self.save_joined(client, &state, &channel.name);
         }
         drop(state);
         Ok(self.tell_joined(client, joined))
@@ -87,7 +87,7 @@ impl Node {
         }
         let Some(at) = state.position(channel) else {
             if was_remembered {
-                self.store.save_left(client, &state, channel);
+                self.save_left(client, &state, channel);
             }
             let is_idle = state.end_if_idle();
             drop(state);
@@ -102,7 +102,7 @@ impl Node {
         let total = members.roster.len();
         self.end_live(&state, live, &channel, &mut members);
         drop(members);
-        self.store.save_left(client, &state, &channel.name);
+        self.save_left(client, &state, &channel.name);
         let is_idle = state.end_if_idle();
         drop(state);
         if is_idle {
@@ -171,9 +171,9 @@ impl Node {
                 members.roster.remove(&id);
                 self.end_live(&state, live, &channel, &mut members);
                 drop(members);
-                self.store.save_left(&client, &state, name);
+                self.save_left(&client, &state, name);
             } else if was_remembered {
-                self.store.save_left(&client, &state, name);
+                self.save_left(&client, &state, name);
             }
             let is_idle = state.end_if_idle();
             drop(state);
@@ -240,7 +240,7 @@ impl Node {
         }
         let joined = self.add_subscription(client, &mut state, name, None);
         if let Some((channel, _)) = &joined {
-            self.store.save_joined(client, &state, &channel.name);
+            self.save_joined(client, &state, &channel.name);
         }
         drop(state);
         self.tell_joined(client, joined);

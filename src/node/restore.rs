@@ -1,7 +1,6 @@
 //! The state that the store brings back: streams, clients and mail.
 
-use super::client::Client;
-use super::token::Session;
+use super::client::{Client, SessionStatus};
 use super::wiring::Node;
 use crate::base::clock::{SteadyTime, WallTime};
 use crate::base::error::Error;
@@ -30,6 +29,7 @@ impl Node {
             let channel = self.channel_with(&name, || kind);
             self.stream(&channel);
         }
+        self.sessions.restore(&saved.clients, &saved.memberships);
         self.restore_clients(saved.clients, saved.memberships);
         self.restore_mail(saved.mail);
     }
@@ -41,18 +41,14 @@ impl Node {
         mut memberships: HashMap<Arc<str>, Vec<Arc<str>>>,
     ) {
         for saved in clients {
-            let client = Client::new(Arc::clone(&saved.id), saved.joined, None);
+            let client = Client::new(Arc::clone(&saved.id), saved.joined);
             client.ping(saved.last_ping);
             client.set_spoken();
             let Some(client) = self.clients.add(client) else {
                 continue;
             };
             let mut state = client.state.lock();
-            state.session = Some(Session::restored(
-                saved.root,
-                saved.rotation,
-                saved.previous,
-            ));
+            state.session = SessionStatus::Kept;
             state.user_data = saved.user_data;
             let channels = memberships.remove(&saved.id).unwrap_or_default();
             self.away.add(&client, &mut state, channels);

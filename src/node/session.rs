@@ -1,173 +1,56 @@
-//! The start of a connection: a new client, or a client that resumes its session.
+//! What the application does with the sessions of clients: tokens, data of its own, and saved subscriptions.
 
 use super::client::{Client, ClientState};
-use super::delivery::{ConnectionId, Delivery};
-use super::encode::encode;
-use super::token::{Session, read_token};
+use super::token::token_text;
 use super::wiring::Node;
-use crate::base::clock::WallTime;
-use crate::base::error::{Disconnect, Error, argument};
+use crate::base::completion::{Completion, Later, Progress};
+use crate::base::error::{Error, argument};
 use crate::base::names;
-use crate::core::events::{Detail, LogLevel};
-use crate::net::peer::Peer;
-use crate::ports::auth::Identity;
-use crate::wire::frame::EncodedFrame;
-use crate::wire::messages::{self, ResumeOutcome, WelcomeFields};
+use crate::base::sync::MutexGuard;
+use crate::core::resume_secrets::Secret;
+use crate::ports::broker::Failure;
+use crate::ports::sessions::Change;
+use bytes::Bytes;
 use std::sync::Arc;
 
-/// Why a client could not resume.
-enum Unresumed {
-    /// The token is not valid, for this reason.
-    Refused(&'static str),
-    /// No more clients may connect.
-    Full,
-}
-
-/// What a client asks for when it connects.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct ConnectRequest<'a> {
-    /// The resume token of a client that returns.
-    pub resume: Option<&'a str>,
-    /// The client acknowledges what is sent to it.
-    pub acknowledges: bool,
-    /// The address that the client connects from.
-    pub peer: Option<Peer>,
-    /// The client that the connection belongs to. Goes before `resume`.
-    pub identity: Option<&'a Identity>,
-}
-
-/// A client that has connected.
-pub struct Connected {
-    pub client: Arc<Client>,
-    /// The first message of the connection.
-    pub welcome: EncodedFrame,
-    pub is_resumed: bool,
-    /// How many emergencies went out before. Those that the client has not acknowledged are in its mailbox.
-    pub emergencies: u64,
-}
-
-const MALFORMED: &str = "the resume token is malformed";
-const UNKNOWN: &str =
-    "the resume token is of nobody who is expected back: it has expired, or the client has left";
-const USED: &str = "the resume token is not the client's latest: it was used before, or made up";
-
 impl Node {
-    /// A client has connected: the one that it was, if its token says so, or a new one. `None` when as many as may be
-    /// are connected already; one that takes the place of its own older connection is not one more.
-    pub fn connect(
-        self: &Arc<Self>,
-        connection_id: ConnectionId,
-        request: &ConnectRequest<'_>,
-    ) -> Option<Connected> {
-        let connected = match (request.identity, request.resume) {
-            (Some(identity), _) => self.connect_as(connection_id, identity, request),
-            (None, Some(token)) => match self.resume(connection_id, token, request) {
-                Ok(resumed) => Some(resumed),
-                Err(Unresumed::Full) => None,
-                Err(Unresumed::Refused(reason)) => {
-                    self.counters.resumes_refused.add(1);
-                    self.begin(connection_id, request, Some(ResumeOutcome::Refused(reason)))
-                }
-            },
-            (None, None) => self.begin(connection_id, request, None),
-        };
-        let Some(connected) = connected else {
-            self.counters.refused_full.add(1);
-            return None;
-        };
-        self.counters.connections_total.add(1);
-        for event in ["welcome", "connect"] {
-            self.events.emit(
-                event,
-                Some(&connected.client.id),
-                Some(names::SYSTEM_CHANNEL),
-                || Detail::Message(messages::WELCOME.to_owned()),
-            );
-        }
-        Some(connected)
-    }
-
-    /// Connects the client that an identity names, as if the client had come with its resume token: a new client, one that
-    /// is away, or one that is connected, whose older connection is closed. Where sessions are not kept (`resume_ttl` is 0)
-    /// the client is a new one. `None` when as many clients as allowed are connected.
-    fn connect_as(
-        self: &Arc<Self>,
-        connection_id: ConnectionId,
-        identity: &Identity,
-        request: &ConnectRequest<'_>,
-    ) -> Option<Connected> {
-        let id = identity.client_id();
-        // before a token is made, which makes the client too
-        if !self.has_room() && !self.has_connection(id) {
-            return None;
-        }
-        let token = self.resume_token(id).ok();
-        match token.map(|token| self.resume(connection_id, &token, request)) {
-            Some(Ok(resumed)) => Some(resumed),
-            Some(Err(Unresumed::Full)) => None,
-            // the client was forgotten meanwhile, or sessions are not kept
-            Some(Err(Unresumed::Refused(_))) | None => self.begin(connection_id, request, None),
-        }
-    }
-
-    /// True while one more client may connect.
-    pub fn has_room(&self) -> bool {
-        self.clients.connected() < self.shards.limits().connections
-    }
-
-    /// Subscribes a new client to the default channel. To be called after `connect`, when the welcome is queued.
-    pub fn join_default_channel(self: &Arc<Self>, connected: &Connected) {
-        if !connected.is_resumed {
-            let name = self.config.default_channel.clone();
-            self.add_member(&connected.client, &name);
-        }
-    }
-
     /// The token with which a client can connect under this id. A client that was never connected begins on the default
     /// channel, as every client does.
     ///
-    /// Errors: an id that cannot be one; `resume_ttl` is 0; the storage cannot be opened.
-    pub fn resume_token(self: &Arc<Self>, client_id: &str) -> Result<String, Error> {
-        names::check_client_id(client_id).map_err(argument)?;
-        self.restore()?;
-        if self.config.resume_ttl.is_zero() {
-            return Err(Error::Argument(
-                "there are no resume tokens: resume_ttl is 0".to_owned(),
-            ));
+    /// Errors: an id that cannot be one; `resume_ttl` is 0; the storage cannot be opened; the sessions cannot be reached.
+    pub fn resume_token(
+        self: &Arc<Self>,
+        client_id: &str,
+        later: &mut Later<'_, String>,
+    ) -> Progress<String> {
+        if let Err(error) = self.check_token_call(client_id) {
+            return Progress::Ended(Err(error));
         }
         loop {
             let client = self.clients.get_or_add(client_id);
-            let mut state = client.state.lock();
+            let state = client.state.lock();
             if state.removed {
                 continue;
             }
             client.set_spoken();
-            let is_new = state.session.is_none();
-            let token = state
-                .session
-                .get_or_insert_with(Session::new)
-                .token(client_id);
-            if state.connection_id.is_none() && state.away.is_none() {
-                let start = &self.config.default_channel;
-                let is_there = state.position(start).is_some();
-                let remembered = (!is_there).then(|| Arc::from(start.as_str()));
-                self.away
-                    .add(&client, &mut state, remembered.into_iter().collect());
-            }
-            self.store.save_client(&client, &state);
-            if is_new {
-                for name in state.channel_names() {
-                    self.store.save_joined(&client, &state, &name);
+            let make = &|| client.session_state(&state, self.expected_channels(&state));
+            let mut token_later = || self.token_later(&client.id, later());
+            let progress = self.sessions.token(&client.id, make, &mut token_later);
+            return match progress {
+                Progress::Ended(Ok(secret)) => {
+                    Progress::Ended(Ok(self.hand_out(&client, state, &secret)))
                 }
-            }
-            drop(state);
-            self.forget_surplus();
-            return Ok(token);
+                Progress::Ended(Err(failure)) => {
+                    self.drop_if_idle(&client, state);
+                    Progress::Ended(Err(no_token(&failure)))
+                }
+                Progress::Begun(_) => Progress::Begun(None),
+            };
         }
     }
 
     /// The data that the application attached to a client, as JSON; `None` for an unknown client.
-    pub fn user_data(&self, client_id: &str) -> Option<bytes::Bytes> {
+    pub fn user_data(&self, client_id: &str) -> Option<Bytes> {
         let client = self.clients.get(client_id)?;
         client.state.lock().user_data.clone()
     }
@@ -177,153 +60,86 @@ impl Node {
         let client = self.clients.get(client_id);
         if let Some(client) = client {
             let mut state = client.state.lock();
-            state.user_data = Some(json.into());
-            self.store.save_client(&client, &state);
+            let json = Bytes::from(json);
+            state.user_data = Some(json.clone());
+            self.save_change(&client, &state, Change::UserData(&json));
         }
     }
 
-    /// Adds a new client; `None` if no more clients may connect.
-    fn begin(
-        &self,
-        connection_id: ConnectionId,
-        request: &ConnectRequest<'_>,
-        outcome: Option<ResumeOutcome<'_>>,
-    ) -> Option<Connected> {
-        let emergencies = self.emergencies.hold_back();
-        if !self.clients.reserve(self.shards.limits().connections) {
-            return None;
-        }
-        let own_id = request.identity.map(Identity::client_id);
-        let client = self.clients.add_connected(connection_id, own_id);
-        client.begin_connection(false, request.peer);
-        let mut state = client.state.lock();
-        state.acknowledges = request.acknowledges;
-        if !self.config.resume_ttl.is_zero() {
-            state.session = Some(Session::new());
-        }
-        // `join_default_channel` subscribes the client
-        let channels = [Arc::from(self.config.default_channel.as_str())];
-        let welcome = self.welcome(&client, &state, &channels, outcome);
-        self.store.save_client(&client, &state);
-        drop(state);
-        Some(Connected {
-            client,
-            welcome,
-            is_resumed: false,
-            emergencies: *emergencies,
-        })
+    /// Saves that a client is on a channel.
+    pub(super) fn save_joined(&self, client: &Client, state: &ClientState, channel: &Arc<str>) {
+        self.save_change(client, state, Change::Joined(channel));
     }
 
-    /// Resumes the session of a token. The mail and the publications of the client follow through the inbox.
-    fn resume(
+    /// Saves that a client is not on a channel any more.
+    pub(super) fn save_left(&self, client: &Client, state: &ClientState, channel: &str) {
+        self.save_change(client, state, Change::Left(channel));
+    }
+
+    fn save_change(&self, client: &Client, state: &ClientState, change: Change<'_>) {
+        if state.has_session() {
+            self.sessions.save(&client.id, state.claim, change);
+        }
+    }
+
+    fn check_token_call(self: &Arc<Self>, client_id: &str) -> Result<(), Error> {
+        names::check_client_id(client_id).map_err(argument)?;
+        self.restore()?;
+        if self.config.resume_ttl.is_zero() {
+            return Err(Error::Argument(
+                "there are no resume tokens: resume_ttl is 0".to_owned(),
+            ));
+        }
+        Ok(())
+    }
+
+    fn token_later(
         self: &Arc<Self>,
-        connection_id: ConnectionId,
-        token: &str,
-        request: &ConnectRequest<'_>,
-    ) -> Result<Connected, Unresumed> {
-        let refused = Unresumed::Refused;
-        let (id, secret) = read_token(token).ok_or(refused(MALFORMED))?;
-        let client = self.clients.get(&id);
-        let client = client.ok_or(refused(UNKNOWN))?;
-        let emergencies = self.emergencies.hold_back();
-        let mut guard = client.state.lock();
-        let state = &mut *guard;
-        let session = state
-            .session
-            .as_mut()
-            .filter(|_| !state.removed)
-            .ok_or(refused(UNKNOWN))?;
-        let used = session.find(&secret).ok_or(refused(USED))?;
-        if state.connection_id.is_none() && !self.clients.reserve(self.shards.limits().connections)
-        {
-            return Err(Unresumed::Full);
-        }
-        session.rotate(used);
-        client.begin_connection(true, request.peer);
-        client.ping(WallTime::now());
-        let displaced = state.claim(connection_id);
-        state.acknowledges = request.acknowledges;
-        let mut names = state.channel_names();
-        let mut remembered = self.away.remove(state);
-        // what the displaced connection has asked for, the client asks for again if it still wants to
-        let required = state.stop_all_entering();
-        names.extend(required.iter().cloned());
-        remembered.extend(required);
-        if let Some(mailbox) = &mut state.mailbox {
-            self.mailroom.expire(&client.id, mailbox);
-        }
-        let (waiting, dropped) = state
-            .mailbox
-            .as_mut()
-            .map_or((0, 0), |mailbox| (mailbox.len(), mailbox.tell_dropped()));
-        let outcome = ResumeOutcome::Resumed { waiting, dropped };
-        let welcome = self.welcome(&client, state, &names, Some(outcome));
-        self.hand_over_mail(&client, state, connection_id);
-        for at in 0..state.channels.len() {
-            let channel = Arc::clone(&state.channels[at].channel);
-            self.go_live(&client, state, &channel);
-        }
-        // with the client locked, so that a thread that unsubscribes the client does so before or after
-        let joined: Vec<_> = remembered
-            .iter()
-            .map(|name| self.add_subscription(&client, state, name, None))
-            .collect();
-        if let Some(old) = displaced {
-            self.displace(&client, old);
-        }
-        self.store.save_client(&client, state);
-        drop(guard);
-        let known = *emergencies;
-        drop(emergencies);
-        for joined in joined {
-            self.tell_joined(&client, joined);
-        }
-        self.counters.resumes.add(1);
-        Ok(Connected {
-            client,
-            welcome,
-            is_resumed: true,
-            emergencies: known,
+        id: &Arc<str>,
+        completion: Completion<String>,
+    ) -> Completion<Secret, Failure> {
+        let (node, id) = (Arc::clone(self), Arc::clone(id));
+        Completion::new(move |outcome: Result<Secret, Failure>| {
+            let secret = outcome.map_err(|failure| no_token(&failure));
+            completion.complete(secret.map(|secret| {
+                loop {
+                    let client = node.clients.get_or_add(&id);
+                    let state = client.state.lock();
+                    if state.removed {
+                        continue;
+                    }
+                    // what has changed since the call was not saved without a session
+                    node.save_state(&client, &state, &node.expected_channels(&state));
+                    return node.hand_out(&client, state, &secret);
+                }
+            }));
         })
     }
 
-    fn displace(&self, client: &Client, old: ConnectionId) {
-        self.events.log(LogLevel::Info, "connections", || {
-            format!(
-                "{} was resumed by another connection; the older one is closed",
-                client.id
-            )
-        });
-        self.shards.push(
-            old.shard,
-            Delivery::Close {
-                connection_id: old,
-                disconnect: Disconnect::Displaced,
-                frame: EncodedFrame::of_disconnect(Disconnect::Displaced),
-            },
-        );
+    /// Expects a client from now on that has a session; returns its token as text.
+    fn hand_out(
+        &self,
+        client: &Arc<Client>,
+        mut state: MutexGuard<'_, ClientState>,
+        secret: &Secret,
+    ) -> String {
+        self.expect(client, &mut state, self.first_channels());
+        drop(state);
+        self.forget_surplus();
+        token_text(&client.id, secret)
     }
 
-    fn welcome(
-        &self,
-        client: &Client,
-        state: &ClientState,
-        channels: &[Arc<str>],
-        outcome: Option<ResumeOutcome<'_>>,
-    ) -> EncodedFrame {
-        let token = state
-            .session
-            .as_ref()
-            .map(|session| session.token(&client.id));
-        let stamp = self.stamps.next();
-        let fields = WelcomeFields {
-            resume: token
-                .as_deref()
-                .map(|token| (token, self.config.resume_ttl.as_secs_f64())),
-            heartbeat_interval: self.config.heartbeat_interval.as_secs_f64(),
-            channels,
-            outcome,
-        };
-        encode(|out| messages::write_welcome(out, stamp, &client.id, &fields))
+    /// The channels of a client once it is expected.
+    fn expected_channels(&self, state: &ClientState) -> Vec<Arc<str>> {
+        let mut channels = state.channel_names();
+        if state.connection_id.is_none() && state.away.is_none() {
+            let first = self.first_channels().into_iter();
+            channels.extend(first.filter(|name| state.position(name).is_none()));
+        }
+        channels
     }
+}
+
+fn no_token(failure: &Failure) -> Error {
+    Error::Storage(format!("there is no resume token: {}", failure.problem()))
 }

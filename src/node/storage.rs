@@ -1,24 +1,21 @@
-//! The store of the node: opened and closed, watched, and given the changes of clients.
+//! The store of the node: opened and closed, watched, and given the changes of mail.
 
-use super::client::{Client, ClientState};
-use crate::base::clock::WallTime;
 use crate::base::error::Error;
 use crate::base::fork::{ForkSensitive, OwningProcess};
 use crate::base::sync::{Mutex, Rank};
 use crate::core::events::{EventQueue, LogLevel};
 use crate::ports::durability::{Committed, Durability, Health, NotTaken};
-use crate::ports::saved_sessions::{SavedClient, SessionChange};
+use crate::ports::saved_sessions::SessionChange;
 use crate::ports::store::{Saved, Store};
 use crate::wire::frame::EncodedFrame;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-/// The store, with the process that has it open. Methods that take a `ClientState` must be called with this state
-/// locked, so that the changes of one client are saved in their order.
+/// The store, with the process that has it open. The mail of one client must be saved with the state of the client
+/// locked, so that its changes are saved in their order.
 pub struct Storage {
     store: Arc<dyn Store>,
-    resume_ttl: Duration,
     /// The process that opened the store; none after `close`.
     opened_by: OwningProcess,
     /// Held while the store is opened or closed.
@@ -31,10 +28,9 @@ pub struct Storage {
 }
 
 impl Storage {
-    pub fn new(store: Arc<dyn Store>, resume_ttl: Duration) -> Self {
+    pub fn new(store: Arc<dyn Store>) -> Self {
         Self {
             store,
-            resume_ttl,
             opened_by: OwningProcess::default(),
             opening: Mutex::new(Rank::Restore, ()),
             fork_use: ForkSensitive::default(),
@@ -139,61 +135,6 @@ impl Storage {
     /// True if changes could not be saved at the last call of `watch`.
     pub fn was_degraded(&self) -> bool {
         self.was_degraded.load(Ordering::Relaxed)
-    }
-
-    /// Saves the session of a client, without its channels.
-    pub fn save_client(&self, client: &Client, state: &ClientState) {
-        if !self.is_durable() {
-            return;
-        }
-        let Some(session) = &state.session else {
-            return;
-        };
-        let (root, rotation, previous) = session.saved();
-        let is_away = state.connection_id.is_none();
-        let saved = SavedClient {
-            id: Arc::clone(&client.id),
-            root,
-            rotation,
-            previous,
-            expires: is_away.then(|| WallTime::now() + self.resume_ttl),
-            joined: client.joined,
-            last_ping: client.last_ping(),
-            user_data: state.user_data.clone(),
-        };
-        let client = Box::new(saved);
-        self.save(SessionChange::ClientSaved { client });
-    }
-
-    /// Saves that a client is on a channel.
-    pub fn save_joined(&self, client: &Client, state: &ClientState, channel: &Arc<str>) {
-        if self.is_durable() && state.session.is_some() {
-            let change = SessionChange::Joined {
-                client: Arc::clone(&client.id),
-                channel: Arc::clone(channel),
-                at: WallTime::now(),
-            };
-            self.save(change);
-        }
-    }
-
-    /// Saves that a client is not on a channel any more.
-    pub fn save_left(&self, client: &Client, state: &ClientState, channel: &str) {
-        if self.is_durable() && state.session.is_some() {
-            let change = SessionChange::Left {
-                client: Arc::clone(&client.id),
-                channel: channel.into(),
-            };
-            self.save(change);
-        }
-    }
-
-    /// Deletes the session of a client.
-    pub fn delete_client(&self, id: &Arc<str>) {
-        if self.is_durable() {
-            let id = Arc::clone(id);
-            self.save(SessionChange::ClientForgotten { id });
-        }
     }
 
     /// Deletes messages that are not kept for a client any more, by their numbers in the mailbox.

@@ -6,6 +6,7 @@ use super::channels::Channels;
 use super::client::Client;
 use super::clients::Clients;
 use super::counters::Counters;
+use super::displaced::Displaced;
 use super::emergencies::Emergencies;
 use super::mailroom::Mailroom;
 use super::shards::Shards;
@@ -19,6 +20,7 @@ use crate::base::sync::Mutex;
 use crate::core::events::EventQueue;
 use crate::core::idempotency::{Idempotency, Limits};
 use crate::ports::broker::{Broker, Failure, Sink, Stream};
+use crate::ports::sessions::Sessions;
 use crate::ports::store::Store;
 use crate::settings::config::Config;
 use crate::settings::socket_limits::SocketLimits;
@@ -37,6 +39,8 @@ pub struct Node {
     pub(super) clients: Clients,
     pub(super) stamps: Arc<Stamps>,
     pub(super) broker: Arc<dyn Broker>,
+    pub(super) sessions: Arc<dyn Sessions>,
+    pub(super) displaced: Arc<Displaced>,
     pub channels: Channels,
     pub(super) away: AwayClients,
     pub(super) emergencies: Emergencies,
@@ -53,14 +57,21 @@ pub struct Node {
 pub struct Ports {
     pub broker: Arc<dyn Broker>,
     pub store: Arc<dyn Store>,
+    pub sessions: Arc<dyn Sessions>,
 }
 
 impl Node {
     pub fn new(config: Arc<Config>, ports: Ports) -> Self {
-        let Ports { broker, store } = ports;
+        let Ports {
+            broker,
+            store,
+            sessions,
+        } = ports;
+        let displaced = Arc::new(Displaced::default());
+        sessions.attach(Arc::clone(&displaced) as _);
         let events = Arc::new(EventQueue::new(config.event_queue_bytes));
         let counters = Arc::new(Counters::default());
-        let store = Arc::new(Storage::new(store, config.resume_ttl));
+        let store = Arc::new(Storage::new(store));
         let mailroom = Mailroom::new(
             Arc::clone(&config),
             Arc::clone(&counters),
@@ -79,6 +90,8 @@ impl Node {
             events,
             counters,
             broker,
+            sessions,
+            displaced,
             store,
             channels: Channels::new(Arc::clone(&config)),
             clients: Clients::default(),

@@ -273,14 +273,25 @@ pub struct BrokerSize {
     pub displaced_keys: u64,
 }
 
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Failure {
+    /// What is wrong, without what became of the call.
+    pub fn problem(&self) -> &str {
         match self {
-            Failure::Closed => f.write_str("the channel was deleted"),
+            Failure::Closed => "the channel was deleted",
             Failure::Refused(problem)
             | Failure::Unavailable(problem)
-            | Failure::Overloaded(problem) => f.write_str(problem),
-            Failure::Unknown(problem) => write!(f, "{problem}; the message may be published"),
+            | Failure::Overloaded(problem)
+            | Failure::Unknown(problem) => problem,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let problem = self.problem();
+        match self {
+            Failure::Unknown(_) => write!(f, "{problem}; the message may be published"),
+            _ => f.write_str(problem),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The interfaces between the layers: the calls on a messenger, and the traits that a broker and a store implement.
+//! The interfaces between the layers: the calls on a messenger, and the traits that a broker, a store and others implement.
 
 pub mod auth;
 pub mod broker;
@@ -6,6 +6,7 @@ pub mod calls;
 pub mod claim;
 pub mod durability;
 pub mod saved_sessions;
+pub mod sessions;
 pub mod stats;
 pub mod store;
 pub mod stream_log;

@@ -1,5 +1,5 @@
 //! From the first byte to the welcome: the request head, the answer to a plain request, the verdict of `Auth`, and the
-//! connect of a client.
+//! claim on a client.
 
 use super::Shard;
 use super::socket::Phase;
@@ -9,7 +9,9 @@ use crate::core::events::LogLevel;
 use crate::core::hub::Slot;
 use crate::core::outbound::Chunk;
 use crate::net::peer::Peer;
-use crate::node::{ConnectRequest, ConnectionId, Delivery};
+use crate::node::{
+    Awaited, ConnectRequest, Connected, Connecting, ConnectionId, Delivery, LateClaim, NotConnected,
+};
 use crate::ports::auth::{Admission, AdmissionRequest, Deferral, Identity, Verdict};
 use crate::wire::client_module::client_file;
 use crate::wire::http::head::RequestHead;
@@ -44,8 +46,8 @@ impl Shard {
         }
     }
 
-    /// Reads the bytes that came together with the end of a request head. Keeps the bytes while the connection waits for
-    /// its verdict; the rest of the input stays in the socket meanwhile.
+    /// Reads the bytes that came together with the end of a request head. Keeps the bytes while the connection waits to be
+    /// admitted; the rest of the input stays in the socket meanwhile.
     pub(super) fn read_behind_head(&mut self, slot: Slot, bytes: &mut [u8]) {
         if let Some(connection) = self.connections.get_mut(slot as usize)
             && matches!(connection.phase, Phase::Admitting { .. })
@@ -63,7 +65,7 @@ impl Shard {
         match Request::of(&head, &self.config.http_prefix) {
             Request::Upgrade(_) if self.draining.is_some() => self.refuse_draining(slot),
             Request::Upgrade(upgrade) if identity.is_some() => {
-                self.open(slot, &upgrade, self.peer(slot), identity);
+                self.open(slot, &head, &upgrade, (self.peer(slot), identity));
             }
             Request::Upgrade(upgrade) => self.admit(slot, &head, &upgrade),
             Request::Page {
@@ -99,16 +101,13 @@ impl Shard {
         let Some(connection) = self.connections.get(slot as usize) else {
             return;
         };
-        let Phase::Handshake { deadline, .. } = connection.phase else {
-            return;
-        };
         let connection_id = self.connection_id(slot, connection.generation);
         let completion = || {
             let handle = Arc::clone(&self.handle);
             Completion::new(move |verdict| {
-                handle.inbox.push(Delivery::Verdict {
+                handle.inbox.push(Delivery::Awaited {
                     connection_id,
-                    verdict: Box::new(verdict),
+                    awaited: Box::new(Awaited::Verdict(verdict)),
                 });
             })
         };
@@ -117,62 +116,91 @@ impl Shard {
         let request = AdmissionRequest { head, peer };
         match self.auth.admit(&request, Deferral::new(&completion)) {
             Admission::Decided(Verdict::Admitted(identity)) => {
-                self.open(slot, upgrade, peer, identity.as_ref());
+                self.open(slot, head, upgrade, (peer, identity.as_ref()));
             }
             Admission::Decided(Verdict::Denied(denial)) => self.deny(slot, denial),
-            Admission::Deferred(_) => {
-                let head = Arc::clone(head);
-                if let Some(connection) = self.connections.get_mut(slot as usize) {
-                    connection.phase = Phase::Admitting { head, deadline };
-                }
-            }
+            Admission::Deferred(_) => self.wait(slot, head),
         }
     }
 
-    /// Carries out a verdict. A verdict that comes after the deadline, or after the connection has ended, has no effect.
-    pub(super) fn decide(&mut self, connection_id: ConnectionId, verdict: Result<Verdict, Error>) {
-        let slot = connection_id.slot;
-        let Some(connection) = self.connections.get_mut(slot as usize) else {
-            return;
-        };
-        let Phase::Admitting { head, deadline } = &connection.phase else {
-            return;
-        };
-        if connection.generation != connection_id.generation {
-            return;
+    /// Has a connection wait for its verdict or its claim, until the deadline of its handshake.
+    fn wait(&mut self, slot: Slot, head: &Arc<RequestHead>) {
+        if let Some(connection) = self.connections.get_mut(slot as usize)
+            && let Phase::Handshake { deadline, .. } = connection.phase
+        {
+            let head = Arc::clone(head);
+            connection.phase = Phase::Admitting { head, deadline };
         }
-        let (head, deadline) = (Arc::clone(head), *deadline);
-        connection.readiness.set();
+    }
+
+    /// Goes on with a connection that gets what it waited for. What comes after the deadline, or after the connection has
+    /// ended, has no effect.
+    pub(super) fn go_on(&mut self, connection_id: ConnectionId, awaited: Awaited) {
+        let slot = connection_id.slot;
+        let Some((head, deadline)) = self.admitting(connection_id) else {
+            self.give_up(awaited);
+            return;
+        };
         if self.current_tick() >= deadline {
+            self.give_up(awaited);
             self.expire_admission(slot);
             return;
         }
         let before = self.read_work;
-        self.contain(slot, |shard| match verdict {
-            Ok(Verdict::Admitted(identity)) => match Upgrade::check(&head) {
-                Ok(upgrade) => shard.open(slot, &upgrade, shard.peer(slot), identity.as_ref()),
-                Err(refused) => shard.refuse(slot, &refused),
-            },
-            Ok(Verdict::Denied(denial)) => shard.deny(slot, denial),
-            Err(error) => {
-                shard.node.events.log(LogLevel::Warning, "auth", || {
-                    format!("a connection is refused, because it could not be checked: {error}")
-                });
-                shard.node.counters.admissions_refused.add(1);
-                shard.refuse(slot, &Refused::Undecided);
-            }
+        self.contain(slot, |shard| match awaited {
+            Awaited::Verdict(verdict) => shard.decide(slot, &head, verdict),
+            Awaited::Claim(claim) => shard.open_claimed(slot, &head, claim),
         });
         self.charge_as_pushes(before);
         self.note_input(slot, 0);
     }
 
-    /// Refuses a connection whose verdict has not come in time.
+    /// The head and the deadline of a connection that waits to be admitted. The connection is read again.
+    fn admitting(&mut self, connection_id: ConnectionId) -> Option<(Arc<RequestHead>, u64)> {
+        let connection = self.connections.get_mut(connection_id.slot as usize)?;
+        let Phase::Admitting { head, deadline } = &connection.phase else {
+            return None;
+        };
+        if connection.generation != connection_id.generation {
+            return None;
+        }
+        connection.readiness.set();
+        Some((Arc::clone(head), *deadline))
+    }
+
+    fn give_up(&self, awaited: Awaited) {
+        if let Awaited::Claim(claim) = awaited {
+            self.node.give_up(claim);
+        }
+    }
+
+    fn decide(&mut self, slot: Slot, head: &Arc<RequestHead>, verdict: Result<Verdict, Error>) {
+        match verdict {
+            Ok(Verdict::Admitted(identity)) => match Upgrade::check(head) {
+                Ok(upgrade) => {
+                    let who = (self.peer(slot), identity.as_ref());
+                    self.open(slot, head, &upgrade, who);
+                }
+                Err(refused) => self.refuse(slot, &refused),
+            },
+            Ok(Verdict::Denied(denial)) => self.deny(slot, denial),
+            Err(error) => {
+                self.node.events.log(LogLevel::Warning, "auth", || {
+                    format!("a connection is refused, because it could not be checked: {error}")
+                });
+                self.node.counters.admissions_refused.add(1);
+                self.refuse(slot, &Refused::Undecided);
+            }
+        }
+    }
+
+    /// Refuses a connection that was not admitted in time.
     pub(super) fn expire_admission(&mut self, slot: Slot) {
         self.node.counters.admissions_expired.add(1);
         self.refuse(slot, &Refused::Unanswered);
     }
 
-    /// Refuses all connections that wait for their verdict, because the server is stopping.
+    /// Refuses all connections that wait to be admitted, because the server is stopping.
     pub(super) fn refuse_admissions(&mut self) {
         let waiting: Vec<Slot> = self
             .connections
@@ -204,31 +232,79 @@ impl Shard {
         self.connections.get(slot as usize)?.stream.peer()
     }
 
-    /// Accepts a WebSocket and sends the welcome, if the node takes one more client.
+    /// Connects the client of a WebSocket.
     fn open(
         &mut self,
         slot: Slot,
+        head: &Arc<RequestHead>,
         upgrade: &Upgrade<'_>,
-        peer: Option<Peer>,
-        identity: Option<&Identity>,
+        (peer, identity): (Option<Peer>, Option<&Identity>),
     ) {
-        let next_ping = self.wheel.now() + self.ticks(self.config.heartbeat_interval);
         let Some(connection) = self.connections.get_mut(slot as usize) else {
             return;
         };
         connection.may_return = upgrade.may_return;
         let generation = connection.generation;
+        let connection_id = self.connection_id(slot, generation);
         let request = ConnectRequest {
             resume: upgrade.resume,
             acknowledges: upgrade.acknowledges,
             peer,
             identity,
         };
-        let connection_id = self.connection_id(slot, generation);
-        let Some(connected) = self.node.connect(connection_id, &request) else {
-            self.refuse(slot, &Refused::Full);
+        let connecting = self.node.connect(connection_id, &request);
+        self.conclude(slot, head, upgrade, connecting);
+    }
+
+    /// Goes on with the connect of a client whose claim came later.
+    fn open_claimed(&mut self, slot: Slot, head: &Arc<RequestHead>, claim: LateClaim) {
+        let upgrade = match Upgrade::check(head) {
+            Ok(upgrade) => upgrade,
+            Err(refused) => {
+                self.node.give_up(claim);
+                self.refuse(slot, &refused);
+                return;
+            }
+        };
+        let Some(connection) = self.connections.get(slot as usize) else {
             return;
         };
+        let connection_id = self.connection_id(slot, connection.generation);
+        let request = ConnectRequest {
+            resume: upgrade.resume,
+            acknowledges: upgrade.acknowledges,
+            peer: connection.stream.peer(),
+            identity: None,
+        };
+        let connecting = self.node.connect_claimed(connection_id, &request, claim);
+        self.conclude(slot, head, &upgrade, connecting);
+    }
+
+    fn conclude(
+        &mut self,
+        slot: Slot,
+        head: &Arc<RequestHead>,
+        upgrade: &Upgrade<'_>,
+        connecting: Connecting,
+    ) {
+        match connecting {
+            Connecting::Connected(connected) => self.welcome(slot, upgrade, &connected),
+            Connecting::NotConnected(NotConnected::Full) => self.refuse(slot, &Refused::Full),
+            Connecting::NotConnected(NotConnected::NotClaimed(problem)) => {
+                self.node.events.log(LogLevel::Warning, "connections", || {
+                    format!(
+                        "a connection is refused, because its client cannot be claimed: {problem}"
+                    )
+                });
+                self.refuse(slot, &Refused::Undecided);
+            }
+            Connecting::Begun => self.wait(slot, head),
+        }
+    }
+
+    /// Accepts a WebSocket, and sends the welcome.
+    fn welcome(&mut self, slot: Slot, upgrade: &Upgrade<'_>, connected: &Connected) {
+        let next_ping = self.wheel.now() + self.ticks(self.config.heartbeat_interval);
         let subprotocol = self.config.subprotocols.select(&upgrade.offered);
         if subprotocol.is_none() && !upgrade.offered.is_empty() {
             self.node.log_unselected(&upgrade.offered);
@@ -254,7 +330,7 @@ impl Shard {
             };
             format!("{} {word}", connected.client.id)
         });
-        self.node.join_default_channel(&connected);
+        self.node.join_default_channel(connected);
         self.read_work += OPEN_WORK;
     }
 }

@@ -60,10 +60,10 @@ impl Shard {
             } => return self.publish(channel, frame, delivery_options),
             Delivery::Gap { channel, frame } => self.tell_lost(channel, &frame),
             Delivery::Adopt(adoption) => self.adopt(adoption),
-            Delivery::Verdict {
+            Delivery::Awaited {
                 connection_id,
-                verdict,
-            } => self.decide(connection_id, *verdict),
+                awaited,
+            } => self.go_on(connection_id, *awaited),
             Delivery::Subscribe {
                 connection_id,
                 channel,

@@ -80,10 +80,10 @@ pub(super) enum Phase {
         /// The tick by which the head must be complete.
         deadline: u64,
     },
-    /// `Auth` has the request, and has not decided. Nothing is read meanwhile.
+    /// The connection waits for the verdict of `Auth`, or for its claim on a client. Nothing is read meanwhile.
     Admitting {
         head: Arc<RequestHead>,
-        /// The tick by which the verdict must come.
+        /// The tick by which the connection must be admitted.
         deadline: u64,
     },
     Open {

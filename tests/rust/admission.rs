@@ -139,7 +139,7 @@ pub fn expect_admitted(peer: &mut Peer) -> String {
 }
 
 /// The client was refused with this status, and nothing follows. Returns the text of the answer.
-fn expect_refused(peer: &mut Peer, status: &str) -> String {
+pub fn expect_refused(peer: &mut Peer, status: &str) -> String {
     let mut answer = peer.read_head();
     assert!(
         answer.starts_with(&format!("HTTP/1.1 {status} ")),

@@ -48,7 +48,7 @@ impl Behaviour {
 /// Threads that carry calls out; the calls on one channel go to one of them.
 const WORKERS: usize = 2;
 
-type Job = Box<dyn FnOnce(&mut Random) + Send>;
+pub type Job = Box<dyn FnOnce(&mut Random) + Send>;
 
 pub struct Adversary {
     inner: Arc<dyn Broker>,
@@ -135,7 +135,7 @@ impl Adversary {
     }
 }
 
-fn complete_in_odd_order(queue: &mpsc::Receiver<Job>, behaviour: Behaviour) {
+pub fn complete_in_odd_order(queue: &mpsc::Receiver<Job>, behaviour: Behaviour) {
     let mut random = Random::new(!behaviour.seed);
     let mut waiting = Vec::new();
     while let Ok(job) = queue.recv() {
@@ -162,14 +162,14 @@ fn complete_in_odd_order(queue: &mpsc::Receiver<Job>, behaviour: Behaviour) {
     }
 }
 
-fn pause(random: &mut Random, most: Duration) {
+pub fn pause(random: &mut Random, most: Duration) {
     let micros = random.below(most.as_micros() as u64 + 1);
     if random.percent(30) {
         thread::sleep(Duration::from_micros(micros));
     }
 }
 
-fn unavailable() -> Failure {
+pub fn unavailable() -> Failure {
     Failure::Unavailable("the adversary is away".to_owned())
 }
 

@@ -1,6 +1,6 @@
 //! Every call, through the trait alone: no Python, no socket.
 
-use crate::peer::{history_limits, ports_on};
+use crate::peer::{connected, history_limits, ports_on};
 use crate::shards::node_with_shards;
 use _tantor::adapters::memory_broker::MemoryBroker;
 use _tantor::adapters::memory_store::MemoryStore;
@@ -209,7 +209,9 @@ fn the_calls_of_a_client() {
         generation: 1,
     };
     let request = ConnectRequest::default();
-    let client = node.connect(connection_id, &request).unwrap().client;
+    let client = connected(node.connect(connection_id, &request))
+        .unwrap()
+        .client;
     let calls = ClientCalls::new(&node, asker(&client, connection_id));
     let application = NodeCalls::new(Arc::clone(&node));
     let channel = "den";

@@ -1,6 +1,6 @@
 //! What the fan-out must not do more often than once.
 
-use crate::peer::{broadcast, history_limits, ports_on};
+use crate::peer::{broadcast, connected, history_limits, ports_on};
 use _tantor::adapters::memory_broker::MemoryBroker;
 use _tantor::adapters::memory_store::MemoryStore;
 use _tantor::node::{ConnectRequest, ConnectionId, Delivery, Node, ShardHandle};
@@ -23,7 +23,7 @@ fn no_more_connect_than_may_from_any_number_of_threads() {
     };
     let node = node(config);
     let node = &node;
-    let connected: usize = std::thread::scope(|scope| {
+    let count: usize = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..8)
             .map(|slot| {
                 scope.spawn(move || {
@@ -32,8 +32,8 @@ fn no_more_connect_than_may_from_any_number_of_threads() {
                         slot,
                         generation: 1,
                     };
-                    node.connect(connection_id, &ConnectRequest::default())
-                        .is_some()
+                    let connecting = node.connect(connection_id, &ConnectRequest::default());
+                    connected(connecting).is_some()
                 })
             })
             .collect();
@@ -42,7 +42,7 @@ fn no_more_connect_than_may_from_any_number_of_threads() {
             .map(|thread| usize::from(thread.join().unwrap()))
             .sum()
     });
-    assert_eq!((connected, node.connection_count()), (3, 3));
+    assert_eq!((count, node.connection_count()), (3, 3));
     assert_eq!(node.counters.refused_full.get(), 5);
 }
 
@@ -63,9 +63,8 @@ fn one_encode_and_one_push_a_shard_for_ten_thousand_subscribers() {
             slot: number,
             generation: 1,
         };
-        let connected = node
-            .connect(connection_id, &ConnectRequest::default())
-            .unwrap();
+        let connecting = node.connect(connection_id, &ConnectRequest::default());
+        let connected = connected(connecting).unwrap();
         node.join_default_channel(&connected);
     }
     let mut taken = Vec::new();

@@ -1,6 +1,6 @@
 //! Mailboxes and idempotency keys against models, and what the node keeps of messages to one client.
 
-use crate::peer::{emergency, ended, history_limits, not_later, ports_on};
+use crate::peer::{connected, emergency, ended, history_limits, not_later, ports_on};
 use crate::stores::WaitedFor;
 use _tantor::adapters::memory_broker::MemoryBroker;
 use _tantor::adapters::memory_store::MemoryStore;
@@ -321,7 +321,7 @@ fn an_emergency_waits_for_no_shard_that_is_behind() {
     let node = node_over(Arc::new(MemoryStore), Config::default());
     let handle = Arc::new(ShardHandle::new(1));
     node.shards.attach(vec![Arc::clone(&handle)]);
-    node.connect(PLACE, &ConnectRequest::default()).unwrap();
+    connected(node.connect(PLACE, &ConnectRequest::default())).unwrap();
     handle.inbox.push(Delivery::Drain);
     assert!(handle.inbox.is_full());
     let begun = Instant::now();
@@ -343,7 +343,7 @@ fn a_connection_knows_which_emergencies_went_out_before_it_came() {
     node.shards.attach(vec![Arc::clone(&handle)]);
     assert_eq!(emergency(&node, "one"), 0);
     assert_eq!(
-        node.connect(PLACE, &ConnectRequest::default())
+        connected(node.connect(PLACE, &ConnectRequest::default()))
             .unwrap()
             .emergencies,
         1

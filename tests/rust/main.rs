@@ -4,6 +4,7 @@
 
 mod admission;
 mod adoption;
+mod adversarial_sessions;
 mod adversarial_store;
 mod adversary;
 mod backups;
@@ -14,6 +15,7 @@ mod counted;
 mod full;
 mod kept;
 mod lanes;
+mod late_claims;
 mod layers;
 mod logged;
 mod memory_broker;
@@ -26,9 +28,11 @@ mod peer;
 mod recovery;
 mod saved_keys;
 mod sessions;
+mod sessions_contract;
 mod shards;
 mod sqlite;
 mod stores;
+mod two_nodes;
 mod whole_node;
 mod whole_node_client;
 mod wire;

@@ -1,6 +1,6 @@
 //! The order of notices when a client returns while its leave is being told.
 
-use crate::peer::{PATIENCE, eventually, history_limits, ports_on};
+use crate::peer::{PATIENCE, connected, eventually, history_limits, ports_on};
 use _tantor::adapters::memory_broker::MemoryBroker;
 use _tantor::adapters::memory_store::MemoryStore;
 use _tantor::base::error::Disconnect;
@@ -62,9 +62,8 @@ fn a_client_cannot_return_while_its_leave_is_being_told() {
         slot: 0,
         generation: 1,
     };
-    let connected = node
-        .connect(connection_id, &ConnectRequest::default())
-        .unwrap();
+    let connecting = node.connect(connection_id, &ConnectRequest::default());
+    let connected = connected(connecting).unwrap();
     node.join_default_channel(&connected);
     let id = Arc::clone(&connected.client.id);
     node.disconnect(

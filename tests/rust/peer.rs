@@ -1,13 +1,16 @@
 //! A server to test, and a client that sends and reads bytes.
 
 use _tantor::adapters::admit_all::AdmitAll;
-use _tantor::adapters::memory_broker::{BrokerLimits, KeyLimits};
+use _tantor::adapters::memory_broker::{BrokerLimits, KeyLimits, MemoryBroker};
+use _tantor::adapters::memory_sessions::MemorySessions;
+use _tantor::adapters::memory_store::MemoryStore;
 use _tantor::base::completion::{Abandoned, Completion, Progress};
 use _tantor::host::server::Server;
-use _tantor::node::{Node, Ports};
+use _tantor::node::{Connected, Connecting, Node, Ports};
 use _tantor::ports::auth::Auth;
 use _tantor::ports::broker::Broker;
 use _tantor::ports::calls::PublishOptions;
+use _tantor::ports::sessions::Sessions;
 use _tantor::ports::store::Store;
 use _tantor::settings::config::{Config, Value};
 use serde_json::Value as Json;
@@ -34,7 +37,22 @@ pub fn history_limits(history_bytes: usize) -> BrokerLimits {
 
 /// The ports of a node on top of a broker and a store, with the implementations in memory of all others.
 pub fn ports_on(broker: Arc<dyn Broker>, store: Arc<dyn Store>) -> Ports {
-    Ports { broker, store }
+    let resume_ttl = Config::default().resume_ttl;
+    let sessions = Arc::new(MemorySessions::new(store.clone(), resume_ttl));
+    Ports {
+        broker,
+        store,
+        sessions,
+    }
+}
+
+/// The client of a connect that has ended; `None` if it is not connected.
+pub fn connected(connecting: Connecting) -> Option<Connected> {
+    match connecting {
+        Connecting::Connected(connected) => Some(connected),
+        Connecting::NotConnected(_) => None,
+        Connecting::Begun => panic!("the connect has not ended"),
+    }
 }
 
 /// Publishes as the application does, without waiting for any disk; returns to how many.
@@ -61,6 +79,19 @@ pub fn ended<T>(progress: Progress<T>) -> T {
     }
 }
 
+fn config(settings: &[(&str, i64)]) -> Config {
+    let mut values = vec![
+        ("port".to_owned(), Value::Integer(0)),
+        ("host".to_owned(), Value::Text("127.0.0.1".into())),
+    ];
+    values.extend(
+        settings
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), Value::Integer(*value))),
+    );
+    Config::from_values(&values).unwrap()
+}
+
 /// A server on a free port, stopped at the end.
 pub struct Served(pub Arc<Server>);
 
@@ -70,16 +101,26 @@ impl Served {
     }
 
     pub fn with_auth(settings: &[(&str, i64)], auth: Arc<dyn Auth>) -> Self {
-        let mut values = vec![
-            ("port".to_owned(), Value::Integer(0)),
-            ("host".to_owned(), Value::Text("127.0.0.1".into())),
-        ];
-        values.extend(
-            settings
-                .iter()
-                .map(|(name, value)| ((*name).to_owned(), Value::Integer(*value))),
-        );
-        let server = Server::with_auth(Config::from_values(&values).unwrap(), auth).unwrap();
+        Self::start(Server::with_auth(config(settings), auth).unwrap())
+    }
+
+    /// On a broker and a store in memory, and on these sessions.
+    pub fn with_sessions(settings: &[(&str, i64)], sessions: Arc<dyn Sessions>) -> Self {
+        let store = Arc::new(MemoryStore);
+        let broker = MemoryBroker::new(store.clone(), history_limits(1 << 20));
+        let ports = Ports {
+            broker: Arc::new(broker),
+            store,
+            sessions,
+        };
+        Self::start(Server::with_ports(
+            config(settings),
+            ports,
+            Arc::new(AdmitAll),
+        ))
+    }
+
+    fn start(server: Arc<Server>) -> Self {
         assert!(server.start(None).unwrap());
         Self(server)
     }

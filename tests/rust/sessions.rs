@@ -143,7 +143,7 @@ fn meddle(node: &Arc<Node>, known: &Known) {
         2 => drop(node.delete_channel(CHANNELS[1 + pick(3)]).unwrap()),
         3 => drop(emergency(node, "lions")),
         4 => {
-            let token = node.resume_token(&id).unwrap();
+            let token = ended(node.resume_token(&id, &mut not_later));
             known.tokens.lock().unwrap().push(token);
         }
         5 => node.set_user_data(&id, b"1".to_vec()),

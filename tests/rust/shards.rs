@@ -5,9 +5,10 @@ use _tantor::adapters::memory_broker::MemoryBroker;
 use _tantor::adapters::memory_store::MemoryStore;
 use _tantor::base::error::Disconnect;
 use _tantor::core::hub::{Hub, Slot};
-use _tantor::node::{Client, ConnectRequest, ConnectionId, Delivery, Node, ShardHandle};
-use _tantor::ports::broker::Broker;
-use _tantor::ports::store::Store;
+use _tantor::node::{
+    Awaited, Client, ConnectRequest, Connecting, ConnectionId, Delivery, Node, NotConnected, Ports,
+    ShardHandle,
+};
 use _tantor::settings::config::Config;
 use _tantor::wire::frame::EncodedFrame;
 use serde_json::{Value as Json, json};
@@ -17,17 +18,13 @@ use std::sync::Arc;
 /// A node with so many shards behind it; nothing is taken from their inboxes yet.
 pub fn node_with_shards(config: Config, shards: usize) -> (Arc<Node>, Vec<Arc<ShardHandle>>) {
     let broker = MemoryBroker::new(Arc::new(MemoryStore), history_limits(config.history_bytes));
-    node_on(config, Arc::new(broker), Arc::new(MemoryStore), shards)
+    let ports = ports_on(Arc::new(broker), Arc::new(MemoryStore));
+    node_on(config, ports, shards)
 }
 
-/// A node on top of a broker and a store, with so many shards behind it.
-pub fn node_on(
-    config: Config,
-    broker: Arc<dyn Broker>,
-    store: Arc<dyn Store>,
-    shards: usize,
-) -> (Arc<Node>, Vec<Arc<ShardHandle>>) {
-    let node = Arc::new(Node::new(Arc::new(config), ports_on(broker, store)));
+/// A node on its ports, with so many shards behind it.
+pub fn node_on(config: Config, ports: Ports, shards: usize) -> (Arc<Node>, Vec<Arc<ShardHandle>>) {
+    let node = Arc::new(Node::new(Arc::new(config), ports));
     let shards: Vec<_> = (0..shards)
         .map(|_| Arc::new(ShardHandle::new(usize::MAX)))
         .collect();
@@ -50,11 +47,27 @@ pub struct Shard {
 
 /// One connection: what was written to it and not read yet.
 struct Line {
-    client: Arc<Client>,
-    is_open: bool,
+    stage: Stage,
     /// The emergencies that went out before the connection began.
     emergencies: u64,
     unread: VecDeque<Json>,
+}
+
+enum Stage {
+    /// The connection waits for its claim.
+    Coming,
+    Open(Arc<Client>),
+    Refused(NotConnected),
+    Ended,
+}
+
+impl Line {
+    fn client(&self) -> Option<&Arc<Client>> {
+        match &self.stage {
+            Stage::Open(client) => Some(client),
+            Stage::Coming | Stage::Refused(_) | Stage::Ended => None,
+        }
+    }
 }
 
 /// A client that has connected.
@@ -79,35 +92,77 @@ impl Shard {
 
     /// A connection to the node, resumed with a token if there is one.
     pub fn connect(&mut self, token: Option<&str>) -> Greeted {
+        let slot = self.begin(token);
+        self.greeted(slot).unwrap().unwrap()
+    }
+
+    /// Begins a connection, which may be connected later.
+    pub fn begin(&mut self, token: Option<&str>) -> Slot {
         let slot = self.lines.len() as Slot;
-        let request = ConnectRequest {
-            resume: token,
-            acknowledges: self.acknowledges,
-            ..ConnectRequest::default()
-        };
-        let connected = self
-            .node
-            .connect(self.connection_id(slot), &request)
-            .unwrap();
         self.lines.push(Line {
-            client: Arc::clone(&connected.client),
-            is_open: true,
-            emergencies: connected.emergencies,
+            stage: Stage::Coming,
+            emergencies: 0,
             unread: VecDeque::new(),
         });
-        self.node.join_default_channel(&connected);
-        Greeted {
-            slot,
-            welcome: parsed(&connected.welcome),
+        let request = ConnectRequest {
+            resume: token,
+            ..self.request()
+        };
+        let connecting = self.node.connect(self.connection_id(slot), &request);
+        self.conclude(slot, connecting);
+        slot
+    }
+
+    /// The welcome of a connection that was begun, read once, or why it is refused; `None` while the connection waits.
+    pub fn greeted(&mut self, slot: Slot) -> Option<Result<Greeted, NotConnected>> {
+        match &self.lines[slot as usize].stage {
+            Stage::Coming => None,
+            Stage::Refused(why) => Some(Err(why.clone())),
+            Stage::Ended => {
+                let problem = "the connection has ended already".to_owned();
+                Some(Err(NotConnected::NotClaimed(problem)))
+            }
+            Stage::Open(_) => {
+                let welcome = self.lines[slot as usize].unread.pop_front().unwrap();
+                assert_eq!(welcome["event"], "welcome");
+                Some(Ok(Greeted { slot, welcome }))
+            }
+        }
+    }
+
+    /// A connection ends while it waits for its claim.
+    pub fn abandon(&mut self, slot: Slot) {
+        let stage = &mut self.lines[slot as usize].stage;
+        assert!(matches!(stage, Stage::Coming));
+        *stage = Stage::Ended;
+    }
+
+    fn request(&self) -> ConnectRequest<'static> {
+        ConnectRequest {
+            acknowledges: self.acknowledges,
+            ..ConnectRequest::default()
+        }
+    }
+
+    fn conclude(&mut self, slot: Slot, connecting: Connecting) {
+        let line = &mut self.lines[slot as usize];
+        match connecting {
+            Connecting::Connected(connected) => {
+                line.stage = Stage::Open(Arc::clone(&connected.client));
+                line.emergencies = connected.emergencies;
+                line.unread.push_back(parsed(&connected.welcome));
+                self.node.join_default_channel(&connected);
+            }
+            Connecting::NotConnected(why) => line.stage = Stage::Refused(why),
+            Connecting::Begun => {}
         }
     }
 
     /// A client's frame has come on a connection.
     pub fn receive(&self, slot: Slot, frame: &Json) {
-        let line = &self.lines[slot as usize];
-        if line.is_open {
+        if let Some(client) = self.lines[slot as usize].client() {
             self.node
-                .execute(&line.client, self.connection_id(slot), &frame.to_string());
+                .execute(client, self.connection_id(slot), &frame.to_string());
         }
     }
 
@@ -116,23 +171,22 @@ impl Shard {
         let connection_id = self.connection_id(slot);
         let line = &mut self.lines[slot as usize];
         line.unread.clear();
-        if std::mem::replace(&mut line.is_open, false) {
+        if let Stage::Open(client) = std::mem::replace(&mut line.stage, Stage::Ended) {
             self.hub.remove(slot);
             self.node
-                .disconnect(&line.client, connection_id, disconnect, Vec::new());
+                .disconnect(&client, connection_id, disconnect, Vec::new());
         }
     }
 
     pub fn is_open(&self, slot: Slot) -> bool {
-        self.lines[slot as usize].is_open
+        self.lines[slot as usize].client().is_some()
     }
 
     /// The open connections, and whose they are.
     pub fn open(&self) -> Vec<(Slot, Arc<Client>)> {
         let lines = self.lines.iter().enumerate();
         lines
-            .filter(|(_, line)| line.is_open)
-            .map(|(slot, line)| (slot as Slot, Arc::clone(&line.client)))
+            .filter_map(|(slot, line)| Some((slot as Slot, Arc::clone(line.client()?))))
             .collect()
     }
 
@@ -185,7 +239,7 @@ impl Shard {
             Delivery::Gap { channel, frame } => {
                 for slot in self.hub.subscribers(channel) {
                     let line = &mut self.lines[*slot as usize];
-                    if line.client.wants_gaps() {
+                    if line.client().is_some_and(|client| client.wants_gaps()) {
                         line.unread.push_back(parsed(&frame));
                     }
                 }
@@ -215,8 +269,25 @@ impl Shard {
                 disconnect,
                 ..
             } if self.has(connection_id) => self.end(connection_id.slot, disconnect),
+            Delivery::Awaited {
+                connection_id,
+                awaited,
+            } => {
+                let Awaited::Claim(claim) = *awaited else {
+                    panic!("nobody is asked for a verdict");
+                };
+                let slot = connection_id.slot;
+                if matches!(self.lines[slot as usize].stage, Stage::Coming) {
+                    let node = Arc::clone(&self.node);
+                    let connecting = node.connect_claimed(connection_id, &self.request(), claim);
+                    self.conclude(slot, connecting);
+                } else {
+                    self.node.give_up(claim);
+                }
+            }
             Delivery::Urgent { number, frame, .. } => {
-                let is_meant = |line: &&mut Line| line.is_open && line.emergencies < number;
+                let is_meant =
+                    |line: &&mut Line| line.client().is_some() && line.emergencies < number;
                 for line in self.lines.iter_mut().filter(is_meant) {
                     line.unread.push_back(parsed(&frame));
                 }
@@ -229,7 +300,7 @@ impl Shard {
         assert_eq!(connection_id.shard, self.index);
         let line = self.lines.get(connection_id.slot as usize);
         line.is_some_and(|line| {
-            line.is_open && connection_id == self.connection_id(connection_id.slot)
+            line.client().is_some() && connection_id == self.connection_id(connection_id.slot)
         })
     }
 

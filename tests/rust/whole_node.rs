@@ -1,22 +1,26 @@
 //! The whole node on a broker that answers late, fails and loses deliveries: clients lose nothing, get nothing twice,
 //! and get everything in order, or are told of a gap; every call ends once.
 
+mod arrivals;
+mod checks;
+
+use crate::adversarial_sessions::LateSessions;
 use crate::adversarial_store::{LateStore, StoreBehaviour};
 use crate::adversary::{Adversary, Behaviour, Random};
-use crate::peer::{PATIENCE, history_limits};
+use crate::peer::{PATIENCE, history_limits, ports_on};
 use crate::shards::{Shard, node_on};
 use crate::whole_node_client::{Fate, Sight, Visitor, fate};
 use _tantor::adapters::memory_broker::MemoryBroker;
+use _tantor::adapters::memory_sessions::MemorySessions;
 use _tantor::adapters::memory_store::MemoryStore;
 use _tantor::base::completion::{Completion, Progress};
 use _tantor::base::error::{Disconnect, Error};
-use _tantor::core::history::Page;
-use _tantor::node::Node;
-use _tantor::ports::calls::{Emergency, HistoryPage, PublishOptions, Published, Sent};
+use _tantor::node::{Node, Ports};
+use _tantor::ports::calls::{Emergency, PublishOptions, Published, Sent};
 use _tantor::ports::store::Store;
 use _tantor::settings::config::Config;
 use _tantor::wire::messages::{Body, message_id_text};
-use serde_json::{Value as Json, json};
+use arrivals::sessions_on;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -61,6 +65,9 @@ struct World {
     sight: Sight,
     /// The clients that the application wants on the club, by their ids.
     club: BTreeMap<String, bool>,
+    /// The sessions as another process sees them, and as the node does.
+    sessions: MemorySessions,
+    late: Arc<LateSessions>,
 }
 
 impl World {
@@ -94,7 +101,12 @@ impl World {
             delay: Duration::from_micros(random.below(3) * 100),
         };
         let broker = Adversary::new(Arc::new(memory), behaviour);
-        let (node, handles) = node_on(config, Arc::new(broker), store, SHARDS);
+        let (sessions, late) = sessions_on(&store, behaviour);
+        let ports = Ports {
+            sessions: Arc::clone(&late) as _,
+            ..ports_on(Arc::new(broker), store)
+        };
+        let (node, handles) = node_on(config, ports, SHARDS);
         let shards = handles.iter().enumerate();
         let shards = shards.map(|(index, handle)| {
             let mut shard = Shard::new(index, &node, handle);
@@ -115,10 +127,13 @@ impl World {
             random,
             sight: Sight::new(saves),
             club: BTreeMap::new(),
+            sessions,
+            late,
         };
         for at in 0..CLIENTS {
             world.connect(at);
         }
+        world.until_all_are_there();
         world
     }
 
@@ -128,22 +143,6 @@ impl World {
 
     fn any_channel(&mut self) -> &'static str {
         [LASTING[0], LASTING[1], FLEETING][self.below(3)]
-    }
-
-    /// A client connects, for the first time or with its token. A connection that it still has is displaced.
-    fn connect(&mut self, at: usize) {
-        let index = self.below(SHARDS);
-        let visitor = &mut self.visitors[at];
-        let greeted = self.shards[index].connect(visitor.token.as_deref());
-        assert_eq!(
-            visitor.token.is_some(),
-            greeted.welcome["resumed"] == true,
-            "a known client resumes: {}",
-            greeted.welcome
-        );
-        self.lose(at);
-        self.visitors[at].welcome(index, &greeted);
-        self.flush(at);
     }
 
     fn end(&mut self, at: usize, disconnect: Disconnect) {
@@ -172,6 +171,7 @@ impl World {
 
     /// A client reads at most so many messages.
     fn read(&mut self, at: usize, most: usize) {
+        self.arrive(at);
         for _ in 0..most {
             let Some((index, slot)) = self.visitors[at].place else {
                 return;
@@ -348,7 +348,8 @@ impl World {
             }
             for at in 0..CLIENTS {
                 self.read(at, usize::MAX);
-                if self.visitors[at].place.is_none() {
+                let visitor = &self.visitors[at];
+                if visitor.place.is_none() && visitor.coming.is_none() {
                     self.connect(at);
                 }
                 for number in self.visitors[at].unanswered() {
@@ -383,81 +384,6 @@ impl World {
         let present: BTreeSet<_> = self.node.presence(CLUB).into_iter().collect();
         let is_there = |id: &String| present.contains(id.as_str());
         self.club.iter().all(|(id, wanted)| is_there(id) == *wanted)
-    }
-
-    /// The whole history of a channel: epoch, and number by offset.
-    fn history(&self, channel: &str) -> (u64, BTreeMap<u64, usize>) {
-        let page = Page {
-            limit: usize::MAX,
-            after: None,
-            before: None,
-        };
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let (tell, told) = mpsc::channel::<Result<HistoryPage, Error>>();
-            let mut later = || {
-                let tell = tell.clone();
-                Completion::new(move |outcome| tell.send(outcome).unwrap())
-            };
-            let progress = self.node.history(channel, page, usize::MAX, &mut later);
-            let outcome = match progress {
-                Progress::Ended(outcome) => outcome,
-                Progress::Begun(_) => told.recv_timeout(PATIENCE).unwrap(),
-            };
-            if let Ok(page) = outcome {
-                let numbered = page.publications.iter().map(|frame| {
-                    let message: Json = serde_json::from_slice(frame.payload()).unwrap();
-                    let number = message["data"].as_u64().unwrap() as usize;
-                    (message["offset"].as_u64().unwrap(), number)
-                });
-                return (page.epoch, numbered.collect());
-            }
-            assert!(Instant::now() < deadline, "the history cannot be read");
-        }
-    }
-
-    fn check(&mut self) {
-        for channel in LASTING.into_iter().chain([FLEETING]) {
-            let (epoch, history) = self.history(channel);
-            for (offset, number) in &history {
-                self.sight.note(channel, epoch, *offset, *number);
-            }
-            for visitor in &self.visitors {
-                visitor.check_complete(channel, epoch, &history);
-            }
-            let mut times: BTreeMap<usize, usize> = BTreeMap::new();
-            for number in history.values() {
-                *times.entry(*number).or_default() += 1;
-            }
-            let calls = self.calls.iter().enumerate();
-            for (number, call) in calls.filter(|(_, call)| call.channel == channel) {
-                let times = times.get(&number).copied().unwrap_or(0);
-                let is_right = match call.fate {
-                    Fate::Made => times == 1 || channel == FLEETING && times == 0,
-                    Fate::Failed => times == 0,
-                    Fate::Unknown => times <= 1,
-                    Fate::UnderWay => false,
-                };
-                let (fate, key) = (call.fate, &call.key);
-                assert!(
-                    is_right,
-                    "{channel} {number}, {fate:?}, {key:?}: {times} times"
-                );
-            }
-        }
-        self.sight.check_once();
-        for (number, (at, id)) in self.letters.iter().enumerate() {
-            let text = json!(number.to_string());
-            assert!(self.visitors[*at].letters.contains(&text), "mail {number}");
-            let report = self.node.delivery(id.as_ref().unwrap()).unwrap();
-            assert_eq!((report.acknowledged, report.waiting), (1, 0), "{number}");
-        }
-        for number in 0..self.emergencies {
-            for visitor in &self.visitors {
-                let seen = &visitor.emergencies;
-                assert!(seen.contains(&number.to_string()), "emergency {number}");
-            }
-        }
     }
 }
 

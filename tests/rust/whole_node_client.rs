@@ -41,6 +41,8 @@ pub struct Visitor {
     pub token: Option<String>,
     /// The connection: its shard and its slot there.
     pub place: Option<(usize, Slot)>,
+    /// The connection that waits for its claim.
+    pub coming: Option<(usize, Slot)>,
     /// Frames to be sent.
     pub outgoing: Vec<Json>,
     pub letters: HashSet<Json>,

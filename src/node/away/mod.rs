@@ -138,7 +138,7 @@ mod tests {
             ..Config::default()
         }));
         let clients =
-            ["dumbo", "jumbo"].map(|id| Arc::new(Client::new(id.into(), WallTime::now(), None)));
+            ["dumbo", "jumbo"].map(|id| Arc::new(Client::new(id.into(), WallTime::now())));
         for client in &clients {
             let remembered = vec![Arc::from("jungle")];
             away.add(client, &mut client.state.lock(), remembered);

@@ -142,7 +142,7 @@ mod tests {
     }
 
     fn client(name: &str, address: &str, has_spoken: bool) -> Arc<Client> {
-        let client = Client::new(name.into(), WallTime::now(), None);
+        let client = Client::new(name.into(), WallTime::now());
         client.begin_connection(false, peer(address));
         if has_spoken {
             client.set_spoken();

@@ -1,0 +1,55 @@
+//! The implementations of the ports, chosen by the settings.
+
+use crate::adapters::memory_broker::{BrokerLimits, KeyLimits, MemoryBroker};
+use crate::adapters::memory_sessions::MemorySessions;
+use crate::adapters::memory_store::MemoryStore;
+use crate::adapters::sqlite::{Limits, SqliteStore};
+use crate::node::Ports;
+use crate::ports::store::Store;
+use crate::settings::config::Config;
+use crate::settings::database::Database;
+use std::sync::Arc;
+
+/// The ports of a node on top of a store.
+pub fn ports_over(config: &Config, store: Arc<dyn Store>) -> Ports {
+    let limits = BrokerLimits {
+        history_bytes: config.history_bytes,
+        durable_bytes: config.durable_bytes,
+        keys: KeyLimits {
+            ttl: config.idempotency_ttl,
+            total: config.max_idempotency_keys,
+            of_one_client: config.max_client_keys,
+        },
+    };
+    Ports {
+        broker: Arc::new(MemoryBroker::new(store.clone(), limits)),
+        sessions: Arc::new(MemorySessions::new(store.clone(), config.resume_ttl)),
+        store,
+    }
+}
+
+/// The store that the setting `database` names.
+pub fn store_of(config: &Config) -> Arc<dyn Store> {
+    match &config.database {
+        Database::Sqlite { path, .. } => {
+            let limits = Limits {
+                file_bytes: config.database_bytes,
+                queue_bytes: config.database_queue_bytes,
+                key_ttl: config.idempotency_ttl,
+                keys: config
+                    .max_idempotency_keys
+                    .min(keys_in(config.database_bytes)),
+            };
+            Arc::new(SqliteStore::new(path, limits))
+        }
+        Database::Memory => Arc::new(MemoryStore),
+    }
+}
+
+/// The number of idempotency keys of one kind that a file of this size saves, besides its messages.
+fn keys_in(bytes: u64) -> usize {
+    usize::try_from(bytes / BYTES_PER_KEY).unwrap_or(usize::MAX)
+}
+
+/// Many times the size of a key, because keys may take only a small part of the file.
+const BYTES_PER_KEY: u64 = 8192;
