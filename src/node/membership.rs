@@ -82,11 +82,13 @@ impl Node {
     pub(super) fn leave(&self, client: &Arc<Client>, channel: &str) -> Option<FanOut> {
         let mut state = client.state.lock();
         let was_remembered = state.forget_channel(channel);
-        if let Some(entering) = state.stop_entering(channel) {
+        let entering = state.stop_entering(channel);
+        if let Some(entering) = &entering {
             self.refuse_questions(&entering.questions, channel, LEFT);
         }
         let Some(at) = state.position(channel) else {
-            if was_remembered {
+            // the channel may be saved although the client is still entering it
+            if was_remembered || entering.is_some() {
                 self.save_left(client, &state, channel);
             }
             let is_idle = state.end_if_idle();
