@@ -73,7 +73,9 @@ impl Node {
         let mut names = state.channel_names();
         let mut remembered = self.away.remove(state);
         // what the displaced connection has asked for, the client asks for again if it still wants to
-        let required = state.stop_all_entering();
+        let mut required = state.stop_all_entering();
+        // the application may subscribe a client that is away to a channel which the client joins again anyway
+        required.retain(|name| !names.contains(name));
         names.extend(required.iter().cloned());
         remembered.extend(required);
         if has_changed {
