@@ -17,6 +17,8 @@ pub enum Rank {
     Client,
     /// The sessions of all clients.
     Sessions,
+    /// The mailboxes of some clients.
+    Mail,
     /// The results of idempotency keys.
     Idempotency,
     /// The map of channels.

@@ -115,10 +115,14 @@ impl Mailbox {
         expired
     }
 
-    /// Returns the number of dropped messages, for the welcome of the client. Counts them again until `confirm`.
-    pub fn tell_dropped(&mut self) -> u64 {
-        self.told = self.dropped;
+    /// Messages that went before the client had them, and that it does not know of.
+    pub fn dropped(&self) -> u64 {
         self.dropped
+    }
+
+    /// A welcome tells the client of so many dropped messages. They count on until `confirm`.
+    pub fn tell(&mut self, dropped: u64) {
+        self.told = dropped.min(self.dropped);
     }
 
     /// The client has received the number of dropped messages.
@@ -231,9 +235,13 @@ mod tests {
         }
         assert_eq!(ids(&mailbox.trim(2, usize::MAX)), [2, 3]);
         assert_eq!(ids(&mailbox.trim(1, usize::MAX)), [1]);
-        assert_eq!((mailbox.tell_dropped(), mailbox.tell_dropped()), (3, 3));
+        mailbox.tell(2);
+        assert_eq!(mailbox.dropped(), 3);
         mailbox.confirm();
-        assert_eq!(mailbox.tell_dropped(), 0);
+        assert_eq!(mailbox.dropped(), 1, "one was not told");
+        mailbox.tell(mailbox.dropped());
+        mailbox.confirm();
+        assert_eq!(mailbox.dropped(), 0);
         assert_eq!(ids(&mailbox.trim(9, 0)), [4]);
         assert_eq!((mailbox.len(), mailbox.bytes()), (0, 0));
     }
@@ -250,7 +258,7 @@ mod tests {
         assert_eq!(mailbox.oldest(), Some(at(10)));
         assert_eq!(ids(&mailbox.take_all()), [1]);
         assert_eq!(
-            (mailbox.bytes(), mailbox.tell_dropped(), mailbox.oldest()),
+            (mailbox.bytes(), mailbox.dropped(), mailbox.oldest()),
             (0, 1, None)
         );
     }

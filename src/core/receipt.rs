@@ -1,6 +1,7 @@
 //! Receipts: how far each sent message has come. Every part that handles a message updates its receipt.
 
 use crate::base::sync::Mutex;
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -45,17 +46,28 @@ impl Receipts {
         }
     }
 
-    /// Adds the receipt of a message that was handed over to so many connections.
-    pub fn open(&self, id: u64, handed_over: usize) -> Arc<Receipt> {
-        let receipt = Arc::new(Receipt {
-            message: id,
-            handed_over: AtomicU32::new(handed_over as u32),
-            ..Receipt::default()
-        });
+    /// The receipt of a message; a new one if there is none. Counts connections that the message is handed over to, and
+    /// clients that it is kept for.
+    pub fn open(&self, id: u64, handed_over: usize, waiting: usize) -> Arc<Receipt> {
         let mut known = self.known.lock();
-        if known.by_id.insert(id, Arc::clone(&receipt)).is_none() {
-            known.by_age.push_back(id);
-        }
+        let known = &mut *known;
+        let receipt = match known.by_id.entry(id) {
+            Entry::Occupied(receipt) => {
+                let receipt = Arc::clone(receipt.get());
+                receipt
+                    .handed_over
+                    .fetch_add(handed_over as u32, Ordering::Relaxed);
+                receipt.waiting.fetch_add(waiting as u32, Ordering::Relaxed);
+                return receipt;
+            }
+            Entry::Vacant(vacant) => Arc::clone(vacant.insert(Arc::new(Receipt {
+                message: id,
+                handed_over: AtomicU32::new(handed_over as u32),
+                waiting: AtomicU32::new(waiting as u32),
+                ..Receipt::default()
+            }))),
+        };
+        known.by_age.push_back(id);
         while known.by_age.len() > self.bound {
             if let Some(oldest) = known.by_age.pop_front() {
                 known.by_id.remove(&oldest);
@@ -77,7 +89,7 @@ mod tests {
     fn the_oldest_are_forgotten() {
         let receipts = Receipts::new(2);
         for id in 1..=3 {
-            receipts.open(id, 5).count_written();
+            receipts.open(id, 5, 0).count_written();
         }
         assert!(receipts.find(1).is_none());
         let newest = receipts.find(3).expect("known");

@@ -1,6 +1,7 @@
 //! The implementations of the ports, chosen by the settings.
 
-use crate::adapters::memory_broker::{BrokerLimits, KeyLimits, MemoryBroker};
+use crate::adapters::memory_broker::{BrokerLimits, MemoryBroker};
+use crate::adapters::memory_mail::{MailLimits, MemoryMail};
 use crate::adapters::memory_sessions::MemorySessions;
 use crate::adapters::memory_store::MemoryStore;
 use crate::adapters::sqlite::{Limits, SqliteStore};
@@ -12,17 +13,11 @@ use std::sync::Arc;
 
 /// The ports of a node on top of a store.
 pub fn ports_over(config: &Config, store: Arc<dyn Store>) -> Ports {
-    let limits = BrokerLimits {
-        history_bytes: config.history_bytes,
-        durable_bytes: config.durable_bytes,
-        keys: KeyLimits {
-            ttl: config.idempotency_ttl,
-            total: config.max_idempotency_keys,
-            of_one_client: config.max_client_keys,
-        },
-    };
+    let limits = BrokerLimits::of_settings(config);
+    let mail_limits = MailLimits::of_settings(config);
     Ports {
         broker: Arc::new(MemoryBroker::new(store.clone(), limits)),
+        mail: Arc::new(MemoryMail::new(store.clone(), mail_limits)),
         sessions: Arc::new(MemorySessions::new(store.clone(), config.resume_ttl)),
         store,
     }

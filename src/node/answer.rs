@@ -119,6 +119,7 @@ impl Node {
     pub fn stats(&self) -> Stats {
         let incoming = self.shards.incoming();
         let counters = &self.counters;
+        let mail = self.mail.size();
         Stats {
             connections: self.connection_count(),
             connection_limit: self.shards.limits().connections,
@@ -141,7 +142,7 @@ impl Node {
             disconnects: counters.disconnects(),
             shards: self.config.shards,
             history: self.history_size(),
-            mail: self.mailroom.size(),
+            mail: (mail.messages, mail.bytes),
             away: self.away.count(),
             away_bytes: self.away.bytes(),
             idempotency_keys: self.idempotency_size(),

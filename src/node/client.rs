@@ -5,7 +5,6 @@ use super::delivery::ConnectionId;
 use super::entry::{Entering, Purpose};
 use crate::base::clock::{AtomicWallTime, WallTime};
 use crate::base::sync::{Mutex, Rank};
-use crate::core::mailbox::Mailbox;
 use crate::net::peer::Peer;
 use crate::ports::broker::CHANNEL_SIZE;
 use crate::ports::claim::ClaimNumber;
@@ -48,13 +47,6 @@ pub struct ClientState {
     pub session: SessionStatus,
     /// `None` for a client that is not away.
     pub away: Option<Box<Away>>,
-    pub mailbox: Option<Box<Mailbox>>,
-    /// The client is in the rounds of `Mailroom`.
-    pub is_in_round: bool,
-    /// The known emergencies that the client acknowledged although they were not kept for the client.
-    pub acknowledged: Vec<u64>,
-    /// The client acknowledges messages: they are kept until then.
-    pub acknowledges: bool,
     /// Data of the application: JSON.
     pub user_data: Option<Bytes>,
     /// The client is not in `Clients` any more: a thread that still has the client looks its id up again.
@@ -193,16 +185,13 @@ impl Client {
         if self.heard_on.load(Ordering::Relaxed) == connection_id.number() {
             return true;
         }
-        let mut state = self.state.lock();
+        let state = self.state.lock();
         if state.connection_id != Some(connection_id) {
             return false;
         }
         self.heard_on
             .store(connection_id.number(), Ordering::Relaxed);
         self.set_spoken();
-        if let Some(mailbox) = &mut state.mailbox {
-            mailbox.confirm();
-        }
         arrived(&state);
         true
     }
@@ -273,14 +262,13 @@ impl ClientState {
         Some(self.entering.swap_remove(at))
     }
 
-    /// Marks a client as removed that is not connected, not away, on no channel, enters none, and has no mailbox. True if this call
+    /// Marks a client as removed that is not connected, not away, on no channel, and enters none. True if this call
     /// marked the client; the caller then removes the client from `Clients`.
     pub fn end_if_idle(&mut self) -> bool {
         let ends = self.connection_id.is_none()
             && self.away.is_none()
             && self.channels.is_empty()
             && self.entering.is_empty()
-            && self.mailbox.is_none()
             && !self.removed;
         self.removed |= ends;
         ends

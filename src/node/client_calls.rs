@@ -116,6 +116,28 @@ impl<'a> ClientCalls<'a> {
         }
     }
 
+    fn acknowledge(
+        &self,
+        ids: &[u64],
+        malformed: Option<&str>,
+        later: &mut Later<'_, Reply>,
+    ) -> Progress<Reply> {
+        let mut counted_later = || {
+            let completion = later();
+            Completion::new(move |outcome: Result<usize, Error>| {
+                completion.complete(outcome.map(Reply::Acknowledged));
+            })
+        };
+        let client = self.asker.client;
+        match self
+            .node
+            .acknowledge(client, ids, malformed, &mut counted_later)
+        {
+            Progress::Ended(count) => Progress::Ended(count.map(Reply::Acknowledged)),
+            Progress::Begun(count) => Progress::Begun(count.map(Reply::Acknowledged)),
+        }
+    }
+
     fn ping(&self) -> Reply {
         self.asker.client.ping(WallTime::now());
         self.emit("ping", Some(names::SYSTEM_CHANNEL), || Detail::None);
@@ -200,11 +222,7 @@ impl Calls for ClientCalls<'_> {
                 after,
                 before,
             } => self.history(channel, (limit, after, before), later),
-            Call::Acknowledge { ids, malformed } => {
-                let malformed = malformed.map(str::to_owned);
-                let count = self.node.acknowledge(client, ids, malformed);
-                Progress::Ended(count.map(Reply::Acknowledged).map_err(Error::from))
-            }
+            Call::Acknowledge { ids, malformed } => self.acknowledge(ids, malformed, later),
             Call::Message { action, text } => Progress::Ended(self.message(action, text)),
             _ => refused(
                 ErrorCode::BadField,

@@ -265,7 +265,6 @@ impl Node {
             .add_connected(&attempt.client, claimed.claim, connection_id);
         client.begin_connection(false, request.peer);
         let mut state = client.state.lock();
-        state.acknowledges = request.acknowledges;
         // the session is of the id that was claimed
         let secret = claimed.secret.filter(|_| client.id == attempt.client);
         if secret.is_some() {
@@ -277,6 +276,7 @@ impl Node {
         let channels = [Arc::from(self.config.default_channel.as_str())];
         let outcome = attempt.refused.map(ResumeOutcome::Refused);
         let welcome = self.welcome(&client, secret.as_ref(), &channels, outcome);
+        self.open_mail(&client, &state, request, 0);
         drop(state);
         Connecting::Connected(Connected {
             client,

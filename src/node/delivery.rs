@@ -9,6 +9,7 @@ use crate::core::hub::{ChannelKey, Slot};
 use crate::core::inbox::{Inbox, Weigh};
 use crate::core::receipt::Receipt;
 use crate::ports::auth::Verdict;
+use crate::ports::mail::Address;
 use crate::wire::frame::EncodedFrame;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
@@ -25,6 +26,20 @@ impl ConnectionId {
     /// One for each connection of the process; never 0.
     pub fn number(self) -> u64 {
         (self.shard as u64 + 1) << 32 | u64::from(self.generation)
+    }
+
+    /// The connection in the words of the port for mail.
+    pub fn address(self) -> Address {
+        Address([self.shard as u32, self.slot, self.generation])
+    }
+
+    /// The connection that `address` has returned the address of.
+    pub fn of_address(Address([shard, slot, generation]): Address) -> Self {
+        Self {
+            shard: shard as usize,
+            slot,
+            generation,
+        }
     }
 }
 

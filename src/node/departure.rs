@@ -28,11 +28,8 @@ impl Node {
             let mut state = client.state.lock();
             if state.connection_id == Some(connection_id) {
                 state.connection_id = None;
-                if state.has_session() && disconnect.is_abrupt() {
-                    self.mailroom.keep_unwritten(client, &mut state, unwritten);
-                }
                 self.clients.release();
-                self.lose(client, state, disconnect);
+                self.lose(client, state, disconnect, unwritten);
             }
         }
         self.counters.disconnected(disconnect);
@@ -149,6 +146,7 @@ impl Node {
         client: &Arc<Client>,
         mut state: MutexGuard<'_, ClientState>,
         disconnect: Disconnect,
+        unwritten: Vec<Unwritten>,
     ) {
         let required = state.stop_all_entering();
         end_all_live(&mut state);
@@ -157,7 +155,7 @@ impl Node {
             return;
         }
         self.away.add(client, &mut state, required);
-        self.release(client, &state);
+        self.release(client, &state, unwritten);
         if self.config.leave_delay.is_zero() || self.shards.is_draining() {
             self.leave_all(client, state);
         } else {
@@ -193,16 +191,15 @@ impl Node {
         drop(state);
     }
 
-    /// Removes a client from all its channels, and from the map if no mail is kept for the client.
+    /// Removes a client from all its channels, and from the map.
     fn leave_for_good(&self, client: &Arc<Client>, mut state: MutexGuard<'_, ClientState>) {
         state.entering.clear();
         let channels: Vec<_> = state.channels.drain(..).collect();
         let left = self.remove_members(client, channels);
-        // an empty mailbox only counts dropped messages, and the client never asks for that count
-        state.mailbox.take_if(|mailbox| mailbox.is_empty());
         state.session = SessionStatus::NotKept;
         let is_gone = state.end_if_idle();
         self.sessions.end(&client.id, state.claim);
+        self.mail.forget(&client.id, state.claim);
         // with the client locked, as in `leave_all`
         self.announce_left(client, left);
         drop(state);

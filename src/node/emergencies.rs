@@ -1,10 +1,9 @@
 //! The numbers and the ids of emergencies.
 
-use super::client::ClientState;
 use crate::base::sync::{Mutex, Rank, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::collections::VecDeque;
 
-/// Emergencies whose acknowledgements count also from clients for which the emergency is not kept.
+/// Emergencies that are known, so that one which the broker delivers twice goes out once.
 const MAX_KNOWN: usize = 1000;
 
 pub struct Emergencies {
@@ -23,7 +22,7 @@ impl Emergencies {
     }
 
     /// Begins to send emergencies. While the guard lives, no client connects, disconnects or acknowledges: each client
-    /// gets an emergency exactly once.
+    /// gets an emergency exactly once, if the port for mail answers at once.
     pub fn begin(&self) -> RwLockWriteGuard<'_, u64> {
         self.count.write()
     }
@@ -33,7 +32,7 @@ impl Emergencies {
         self.count.read()
     }
 
-    /// Lets clients acknowledge the emergency with this id.
+    /// Notes the id of an emergency that goes out.
     pub fn add(&self, id: u64) {
         let mut known = self.known.lock();
         known.push_back(id);
@@ -46,20 +45,6 @@ impl Emergencies {
     pub fn is_known(&self, id: u64) -> bool {
         self.known.lock().contains(&id)
     }
-
-    /// Acknowledges an emergency that is not kept for the client. True for the first acknowledgement of a known
-    /// emergency.
-    pub fn acknowledge(&self, state: &mut ClientState, id: u64) -> bool {
-        let known = self.known.lock();
-        if !known.contains(&id) || state.acknowledged.contains(&id) {
-            return false;
-        }
-        if state.acknowledged.len() >= MAX_KNOWN {
-            state.acknowledged.retain(|id| known.contains(id));
-        }
-        state.acknowledged.push(id);
-        true
-    }
 }
 
 #[cfg(test)]
@@ -67,21 +52,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_emergency_has_a_number_and_is_acknowledged_once() {
+    fn each_emergency_has_a_number_and_the_latest_are_known() {
         let emergencies = Emergencies::new();
         for _ in 0..2 {
             *emergencies.begin() += 1;
         }
         assert_eq!(*emergencies.hold_back(), 2);
-        let mut state = ClientState::default();
-        assert!(!emergencies.acknowledge(&mut state, 7), "unknown");
-        emergencies.add(7);
-        assert!(emergencies.acknowledge(&mut state, 7));
-        assert!(!emergencies.acknowledge(&mut state, 7), "a second time");
-        for id in 0..MAX_KNOWN as u64 {
-            emergencies.add(100 + id);
+        assert!(!emergencies.is_known(7));
+        for id in 7..=7 + MAX_KNOWN as u64 {
+            emergencies.add(id);
         }
-        let mut other = ClientState::default();
-        assert!(!emergencies.acknowledge(&mut other, 7), "too long ago");
+        assert!(emergencies.is_known(8));
+        assert!(!emergencies.is_known(7), "too long ago");
     }
 }

@@ -107,7 +107,8 @@ impl Node {
             }
             drop(handles);
             self.counters.messages_sent.add(recipients);
-            self.keep_emergency(message, &frame);
+            self.emergencies.add(message);
+            self.mail.keep_emergency(message, &frame);
         }
     }
 

@@ -1,7 +1,7 @@
 //! Messages of the server as frames.
 
-use crate::wire::frame::{EncodedFrame, Unsealed};
-use crate::wire::messages::{self, Publication, Stamp};
+use crate::wire::frame::{EncodedFrame, Unsealed, UnsealedMail};
+use crate::wire::messages::{self, Body, Publication, Stamp};
 use std::cell::RefCell;
 
 thread_local! {
@@ -31,11 +31,31 @@ pub fn with_encoded<T>(
     publication: &Publication<'_>,
     act: impl FnOnce(Unsealed<'_>) -> T,
 ) -> T {
-    // publishing may complete other calls, which encode their replies: the buffer is taken, not borrowed
+    with_body(|body| {
+        messages::write_publication(body, stamp, publication);
+        act(Unsealed::new(body))
+    })
+}
+
+/// Encodes a message to one client, once, but for the field `ack`, and gives it to `act`. `act` may encode other messages.
+pub fn with_direct<T>(
+    stamp: Stamp,
+    channel: &str,
+    body: Body<'_>,
+    act: impl FnOnce(UnsealedMail<'_>) -> T,
+) -> T {
+    with_body(|out| {
+        let ack_at = messages::write_direct(out, stamp, channel, body);
+        act(UnsealedMail::new(out, ack_at))
+    })
+}
+
+/// Lends the thread's buffer for bodies.
+fn with_body<T>(act: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+    // sending may complete other calls, which encode their replies: the buffer is taken, not borrowed
     let mut body = BODY.take();
     body.clear();
-    messages::write_publication(&mut body, stamp, publication);
-    let result = act(Unsealed::new(&body));
+    let result = act(&mut body);
     if body.capacity() <= MAX_KEPT_SCRATCH {
         BODY.set(body);
     }

@@ -30,8 +30,11 @@ impl Node {
     ) -> Backpressure {
         self.counters.frames_received.add(1);
         let is_newest = client.accept_frame(connection_id, |state| {
-            if let Some(claim) = state.claim.filter(|_| state.has_session()) {
-                self.sessions.confirm(&client.id, claim);
+            if let Some(claim) = state.claim {
+                self.mail.confirm(&client.id, claim);
+                if state.has_session() {
+                    self.sessions.confirm(&client.id, claim);
+                }
             }
         });
         if !is_newest {

@@ -28,7 +28,6 @@ mod entry;
 mod execute;
 mod gate;
 mod mail;
-mod mail_upkeep;
 mod mailroom;
 mod membership;
 mod publish;

@@ -138,7 +138,7 @@ impl Node {
 
     /// How many idempotency keys are known, and how many were forgotten before their time to make room.
     pub fn idempotency_size(&self) -> (usize, u64) {
-        let (size, sent) = (self.broker.size(), self.sent_once.size());
+        let (size, sent) = (self.broker.size(), self.mail.keys());
         (size.keys + sent.0, size.displaced_keys + sent.1)
     }
 

@@ -2,9 +2,8 @@
 
 use super::client::{Client, SessionStatus};
 use super::wiring::Node;
-use crate::base::clock::{SteadyTime, WallTime};
 use crate::base::error::Error;
-use crate::ports::saved_sessions::{SavedClient, SavedMail};
+use crate::ports::saved_sessions::SavedClient;
 use crate::ports::store::Saved;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -23,7 +22,7 @@ impl Node {
             .iter()
             .map(|stream| (Arc::clone(&stream.channel), stream.kind))
             .collect();
-        self.restore_sent_keys(&saved.used_keys);
+        self.mail.restore(saved.mail, &saved.used_keys);
         self.broker.restore(saved.streams, saved.used_keys);
         for (name, kind) in channels {
             let channel = self.channel_with(&name, || kind);
@@ -31,7 +30,6 @@ impl Node {
         }
         self.sessions.restore(&saved.clients, &saved.memberships);
         self.restore_clients(saved.clients, saved.memberships);
-        self.restore_mail(saved.mail);
     }
 
     /// Restores clients. They are away, and have all of `resume_ttl` to return.
@@ -52,17 +50,8 @@ impl Node {
             state.user_data = saved.user_data;
             let channels = memberships.remove(&saved.id).unwrap_or_default();
             self.away.add(&client, &mut state, channels);
+            self.mail.expect(&client.id);
         }
         self.forget_surplus();
-    }
-
-    fn restore_mail(&self, mail: Vec<SavedMail>) {
-        let now = (WallTime::now(), SteadyTime::now());
-        for saved in mail {
-            let client = self.clients.get_or_add(&saved.client);
-            let mut state = client.state.lock();
-            self.mailroom.restore(&client, &mut state, saved, now);
-        }
-        self.make_room_for_mail();
     }
 }

@@ -6,7 +6,9 @@ use super::delivery::ConnectionId;
 use super::wiring::Node;
 use crate::base::clock::WallTime;
 use crate::base::sync::{MutexGuard, RwLockReadGuard};
+use crate::core::outbound::Unwritten;
 use crate::ports::claim::ClaimNumber;
+use crate::ports::mail::Backlog;
 use crate::ports::sessions::{Change, Claimed, Origin};
 use crate::wire::messages::ResumeOutcome;
 use std::sync::Arc;
@@ -69,7 +71,6 @@ impl Node {
         client.begin_connection(true, request.peer);
         client.ping(WallTime::now());
         let displaced = state.begin_claim(claimed.claim, connection_id);
-        state.acknowledges = request.acknowledges;
         let mut names = state.channel_names();
         let mut remembered = self.away.remove(state);
         // what the displaced connection has asked for, the client asks for again if it still wants to
@@ -81,16 +82,10 @@ impl Node {
         if has_changed {
             self.save_state(client, state, &names);
         }
-        if let Some(mailbox) = &mut state.mailbox {
-            self.mailroom.expire(&client.id, mailbox);
-        }
-        let (waiting, dropped) = state
-            .mailbox
-            .as_mut()
-            .map_or((0, 0), |mailbox| (mailbox.len(), mailbox.tell_dropped()));
+        let Backlog { waiting, dropped } = self.backlog(client);
         let outcome = ResumeOutcome::Resumed { waiting, dropped };
         let welcome = self.welcome(client, claimed.secret.as_ref(), &names, Some(outcome));
-        self.hand_over_mail(client, state, connection_id);
+        self.open_mail(client, state, request, dropped);
         for at in 0..state.channels.len() {
             let channel = Arc::clone(&state.channels[at].channel);
             self.go_live(client, state, &channel);
@@ -148,6 +143,7 @@ impl Node {
         if state.connection_id.is_none() && state.away.is_none() {
             remembered.retain(|name| state.position(name).is_none());
             self.away.add(client, state, remembered);
+            self.mail.expect(&client.id);
         }
     }
 
@@ -163,11 +159,13 @@ impl Node {
             .save(&client.id, state.claim, Change::State { make });
     }
 
-    /// Tells `Sessions` that the connection of a client has ended, and that the client may return.
-    pub(super) fn release(&self, client: &Client, state: &ClientState) {
+    /// Tells the ports that the connection of a client has ended, and that the client may return. `unwritten` are the
+    /// emergencies that the socket had not taken.
+    pub(super) fn release(&self, client: &Client, state: &ClientState, unwritten: Vec<Unwritten>) {
         if let Some(claim) = state.claim {
             let make = &|| client.session_state(state, state.channel_names());
             self.sessions.release(&client.id, claim, make);
+            self.mail.close(&client.id, claim, unwritten);
         }
     }
 
@@ -199,7 +197,7 @@ impl Node {
         if state.connection_id.is_some() {
             self.save_state(client, state, &state.channel_names());
         } else {
-            self.release(client, state);
+            self.release(client, state, Vec::new());
         }
     }
 

@@ -4,10 +4,8 @@ use crate::base::error::Error;
 use crate::base::fork::{ForkSensitive, OwningProcess};
 use crate::base::sync::{Mutex, Rank};
 use crate::core::events::{EventQueue, LogLevel};
-use crate::ports::durability::{Committed, Durability, Health, NotTaken};
-use crate::ports::saved_sessions::SessionChange;
+use crate::ports::durability::{Durability, Health};
 use crate::ports::store::{Saved, Store};
-use crate::wire::frame::EncodedFrame;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -90,20 +88,6 @@ impl Storage {
         &*self.store
     }
 
-    /// Gives a change to the store, which counts a change that it refuses.
-    pub fn save(&self, change: SessionChange<&EncodedFrame>) {
-        let _ = self.store.save(change, None);
-    }
-
-    /// Gives a change to the store, as `SavedSessions::save`.
-    pub fn save_then(
-        &self,
-        change: SessionChange<&EncodedFrame>,
-        committed: Option<Committed>,
-    ) -> Result<(), NotTaken> {
-        self.store.save(change, committed)
-    }
-
     /// Logs that changes cannot be saved, that they can be saved again, and how many were lost.
     pub fn watch(&self, events: &EventQueue) {
         let health = self.store.health();
@@ -135,13 +119,5 @@ impl Storage {
     /// True if changes could not be saved at the last call of `watch`.
     pub fn was_degraded(&self) -> bool {
         self.was_degraded.load(Ordering::Relaxed)
-    }
-
-    /// Deletes messages that are not kept for a client any more, by their numbers in the mailbox.
-    pub fn delete_mail(&self, client_id: &Arc<str>, numbers: Vec<u64>) {
-        if !numbers.is_empty() && self.is_durable() {
-            let client = Arc::clone(client_id);
-            self.save(SessionChange::Unmailed { client, numbers });
-        }
     }
 }

@@ -24,7 +24,7 @@ impl Node {
         }
         self.publish_due_notices();
         self.expire_away();
-        self.expire_mail();
+        self.mail.tick();
         self.store.watch(&self.events);
         self.events.log_withheld();
         self.count_evicted();
@@ -56,7 +56,6 @@ impl Node {
         // a store without room needs the deletions soon
         let is_urgent = self.store.was_degraded();
         if self.upkeep.begin_expiry(now, interval, is_urgent) {
-            self.sent_once.expire(now);
             self.broker.expire();
         }
     }
@@ -69,6 +68,6 @@ impl Node {
             + history.evictable
             + history.durable
             + self.away.bytes()
-            + self.mailroom.bytes()
+            + self.mail.size().bytes
     }
 }

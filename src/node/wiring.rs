@@ -18,13 +18,12 @@ use crate::base::error::Error;
 use crate::base::names;
 use crate::base::sync::Mutex;
 use crate::core::events::EventQueue;
-use crate::core::idempotency::{Idempotency, Limits};
-use crate::ports::broker::{Broker, Failure, Sink, Stream};
+use crate::ports::broker::{Broker, Sink, Stream};
+use crate::ports::mail::{Mail, MailSink};
 use crate::ports::sessions::Sessions;
 use crate::ports::store::Store;
 use crate::settings::config::Config;
 use crate::settings::socket_limits::SocketLimits;
-use crate::wire::messages::Stamp;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -44,10 +43,10 @@ pub struct Node {
     pub channels: Channels,
     pub(super) away: AwayClients,
     pub(super) emergencies: Emergencies,
-    pub(super) mailroom: Mailroom,
+    pub(super) mail: Arc<dyn Mail>,
+    pub(super) mailroom: Arc<Mailroom>,
     pub(super) upkeep: Upkeep,
     pub(super) distributor: Arc<Distributor>,
-    pub(super) sent_once: Idempotency<Stamp, Failure>,
     /// Enterings for which the broker has failed, by client and number: tried again at the next tick.
     pub(super) failed_enterings: Mutex<Vec<(Arc<Client>, u64)>>,
     enterings: AtomicU64,
@@ -58,6 +57,7 @@ pub struct Ports {
     pub broker: Arc<dyn Broker>,
     pub store: Arc<dyn Store>,
     pub sessions: Arc<dyn Sessions>,
+    pub mail: Arc<dyn Mail>,
 }
 
 impl Node {
@@ -66,19 +66,20 @@ impl Node {
             broker,
             store,
             sessions,
+            mail,
         } = ports;
         let displaced = Arc::new(Displaced::default());
         sessions.attach(Arc::clone(&displaced) as _);
         let events = Arc::new(EventQueue::new(config.event_queue_bytes));
         let counters = Arc::new(Counters::default());
         let store = Arc::new(Storage::new(store));
-        let mailroom = Mailroom::new(
-            Arc::clone(&config),
+        let shards = Arc::new(Shards::new(SocketLimits::of_settings(&config)));
+        let mailroom = Arc::new(Mailroom::new(
+            Arc::clone(&shards),
             Arc::clone(&counters),
             Arc::clone(&events),
-            Arc::clone(&store),
-        );
-        let shards = Arc::new(Shards::new(SocketLimits::of_settings(&config)));
+        ));
+        mail.attach(Arc::clone(&mailroom) as Arc<dyn MailSink>);
         let stamps = Arc::new(Stamps::new());
         let distributor = Distributor::new(
             Arc::clone(&shards),
@@ -97,14 +98,8 @@ impl Node {
             clients: Clients::default(),
             away: AwayClients::new(Arc::clone(&config)),
             emergencies: Emergencies::new(),
+            mail,
             mailroom,
-            sent_once: Idempotency::new(
-                config.idempotency_ttl,
-                Limits {
-                    total: config.max_idempotency_keys,
-                    of_one_client: config.max_client_keys,
-                },
-            ),
             failed_enterings: Mutex::default(),
             enterings: AtomicU64::new(0),
             distributor: Arc::new(distributor),

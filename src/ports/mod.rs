@@ -5,6 +5,7 @@ pub mod broker;
 pub mod calls;
 pub mod claim;
 pub mod durability;
+pub mod mail;
 pub mod saved_sessions;
 pub mod sessions;
 pub mod stats;

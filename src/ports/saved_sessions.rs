@@ -6,7 +6,8 @@ use crate::wire::frame::EncodedFrame;
 use bytes::Bytes;
 use std::sync::Arc;
 
-/// A log of the changes of sessions and mailboxes. The node keeps their state; `Store::open` reads the log.
+/// A log of the changes of sessions and mailboxes. The node keeps the sessions, and the implementation of `Mail` keeps the
+/// mailboxes; `Store::open` reads the log.
 pub trait SavedSessions: Durability {
     /// Takes a change. `committed` completes when the change is saved and would outlive a power failure, or when saving
     /// has failed.

@@ -136,6 +136,44 @@ impl<'a> Unsealed<'a> {
     }
 }
 
+/// The field of a message that clients are to acknowledge, behind another field.
+pub(super) const ACK_FIELD: &[u8] = b",\"ack\":true";
+
+/// A message to one client that is encoded but for the field `ack`: who sends it decides whether the client is to
+/// acknowledge it.
+#[derive(Clone, Copy, Debug)]
+pub struct UnsealedMail<'a> {
+    message: &'a [u8],
+    ack_at: Option<usize>,
+}
+
+impl<'a> UnsealedMail<'a> {
+    /// `message` is a JSON object. The field `ack` may go in at `ack_at`, behind another field; `None` for a message that
+    /// has a field of this name itself.
+    pub const fn new(message: &'a [u8], ack_at: Option<usize>) -> Self {
+        Self { message, ack_at }
+    }
+
+    /// What `new` was given.
+    pub fn parts(self) -> (&'a [u8], Option<usize>) {
+        (self.message, self.ack_at)
+    }
+
+    pub fn can_want_ack(self) -> bool {
+        self.ack_at.is_some()
+    }
+
+    /// The whole frame. With `wants_ack`, a client that acknowledges messages is to acknowledge this one.
+    pub fn seal(self, wants_ack: bool) -> EncodedFrame {
+        match self.ack_at.and_then(|at| self.message.split_at_checked(at)) {
+            Some((before, behind)) if wants_ack => {
+                EncodedFrame::text_of(&[before, ACK_FIELD, behind])
+            }
+            _ => EncodedFrame::text(self.message),
+        }
+    }
+}
+
 /// A frame's header as received: what it says, how long it is and how long its payload.
 #[derive(Debug)]
 pub struct ReceivedHeader {

@@ -3,7 +3,7 @@
 use crate::base::clock::WallTime;
 use crate::base::error::{ErrorCode, Refusal};
 use crate::base::names::{SYSTEM_CHANNEL, check_event_name};
-use crate::wire::frame::EncodedFrame;
+use crate::wire::frame::{ACK_FIELD, EncodedFrame};
 
 /// Events that only the server publishes.
 const BUILT_IN_EVENTS: &[&str] = &[
@@ -89,11 +89,9 @@ pub fn write_publication(out: &mut Vec<u8>, stamp: Stamp, publication: &Publicat
         write_text(out, from);
     }
     if publication.wants_ack {
-        out.extend_from_slice(WANTS_ACK);
+        out.extend_from_slice(ACK_FIELD);
     }
 }
-
-const WANTS_ACK: &[u8] = b",\"ack\":true";
 
 /// Which fields of the envelope a message to one client brings itself; its own win, as in the original.
 #[derive(Clone, Copy, Debug, Default)]
@@ -126,23 +124,22 @@ impl Body<'_> {
     }
 }
 
-/// With `wants_ack`, a client that acknowledges messages is to acknowledge it.
+/// Writes a message to one client. Returns the place for the field `ack`, which `UnsealedMail::seal` adds; `None` where
+/// the message cannot carry it.
 pub fn write_direct(
     out: &mut Vec<u8>,
     stamp: Stamp,
     channel: &str,
     body: Body<'_>,
-    wants_ack: bool,
-) {
-    match body {
+) -> Option<usize> {
+    let ack_at = match body {
         Body::Message(text) => {
             write_envelope(out, stamp, channel);
             out.extend_from_slice(b",\"message\":");
             out.extend_from_slice(text);
-            if wants_ack {
-                out.extend_from_slice(WANTS_ACK);
-            }
+            let ack_at = out.len();
             out.push(b'}');
+            ack_at
         }
         Body::Fields(object, own) => {
             out.push(b'{');
@@ -161,16 +158,17 @@ pub fn write_direct(
             if !own.sender {
                 out.extend_from_slice(b"\"sender\":\"tantor\",");
             }
-            if wants_ack {
-                out.extend_from_slice(b"\"ack\":true,");
-            }
+            let has_comma = out.last() == Some(&b',');
+            let ack_at = out.len() - usize::from(has_comma);
             let fields = &object[1..];
-            if fields == b"}" && out.last() == Some(&b',') {
+            if fields == b"}" && has_comma {
                 out.pop();
             }
             out.extend_from_slice(fields);
+            ack_at
         }
-    }
+    };
+    body.can_want_ack().then_some(ack_at)
 }
 
 /// The fields of a welcome besides the id of the client.

@@ -18,9 +18,10 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 fn calls_over(store: Arc<dyn Store>) -> Box<dyn Calls> {
+    let config = Config::default();
     let broker = MemoryBroker::new(store.clone(), history_limits(1 << 20));
-    let ports = ports_on(Arc::new(broker), store);
-    let node = Node::new(Arc::new(Config::default()), ports);
+    let ports = ports_on(&config, Arc::new(broker), store);
+    let node = Node::new(Arc::new(config), ports);
     Box::new(NodeCalls::new(Arc::new(node)))
 }
 

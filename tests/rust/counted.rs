@@ -11,7 +11,7 @@ use std::sync::Arc;
 /// A node that keeps no history and saves nothing.
 fn node(config: Config) -> Arc<Node> {
     let broker = MemoryBroker::new(Arc::new(MemoryStore), history_limits(0));
-    let ports = ports_on(Arc::new(broker), Arc::new(MemoryStore));
+    let ports = ports_on(&config, Arc::new(broker), Arc::new(MemoryStore));
     Arc::new(Node::new(Arc::new(config), ports))
 }
 
@@ -97,7 +97,7 @@ fn channels_made_and_deleted_within_one_tick_count_as_freed() {
     const COUNT: usize = 1000;
     let config = Arc::new(Config::default());
     let broker = MemoryBroker::new(Arc::new(MemoryStore), history_limits(1 << 30));
-    let ports = ports_on(Arc::new(broker), Arc::new(MemoryStore));
+    let ports = ports_on(&config, Arc::new(broker), Arc::new(MemoryStore));
     let node = Arc::new(Node::new(config, ports));
     node.tick();
     for number in 0..COUNT {

@@ -132,7 +132,8 @@ proptest! {
                     dropped += released.len() as u64;
                 }
                 Step::Tell(arrives) => {
-                    prop_assert_eq!(mailbox.tell_dropped(), dropped);
+                    prop_assert_eq!(mailbox.dropped(), dropped);
+                    mailbox.tell(dropped);
                     if arrives {
                         mailbox.confirm();
                         dropped = 0;
@@ -204,7 +205,7 @@ fn settle(held: &Held, outcome: &Result<(), StoreError>) {
 
 fn node_over(store: Arc<dyn Store>, config: Config) -> Arc<Node> {
     let broker = MemoryBroker::new(store.clone(), history_limits(config.history_bytes));
-    let ports = ports_on(Arc::new(broker), store);
+    let ports = ports_on(&config, Arc::new(broker), store);
     Arc::new(Node::new(Arc::new(config), ports))
 }
 

@@ -4,6 +4,7 @@
 
 mod admission;
 mod adoption;
+mod adversarial_mail;
 mod adversarial_sessions;
 mod adversarial_store;
 mod adversary;
@@ -18,6 +19,8 @@ mod lanes;
 mod late_claims;
 mod layers;
 mod logged;
+mod mail_contract;
+mod mail_tested;
 mod memory_broker;
 mod messages;
 mod notices;

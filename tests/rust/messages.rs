@@ -3,7 +3,7 @@
 use _tantor::base::clock::WallTime;
 use _tantor::base::error::{Disconnect, ErrorCode};
 use _tantor::wire::command::{Command, Recover, Request};
-use _tantor::wire::frame::Unsealed;
+use _tantor::wire::frame::{EncodedFrame, Unsealed, UnsealedMail};
 use _tantor::wire::json_limits::JsonLimits;
 use _tantor::wire::messages::{self, Body, OwnFields, Publication, Reference, Stamp};
 use proptest::prelude::*;
@@ -241,12 +241,19 @@ proptest! {
         let bytes = serde_json::to_vec(&own).unwrap();
         let mut out = Vec::new();
         let fields = OwnFields { id, channel, timestamp, sender, ack: false };
-        messages::write_direct(&mut out, stamp(), "jungle", Body::Fields(&bytes, fields), false);
+        let ack_at = messages::write_direct(&mut out, stamp(), "jungle", Body::Fields(&bytes, fields));
+        let mail = UnsealedMail::new(&out, ack_at);
+        prop_assert_eq!(mail.can_want_ack(), !id);
         let mut expected = json!({
             "id": "msg_00000000000000ab", "channel": "jungle", "timestamp": 1_700_000_000.000_042, "sender": "tantor",
         });
         expected.as_object_mut().unwrap().extend(own);
-        prop_assert_eq!(serde_json::from_slice::<Value>(&out).unwrap(), expected);
+        let parsed = |frame: EncodedFrame| serde_json::from_slice::<Value>(frame.payload()).unwrap();
+        prop_assert_eq!(&parsed(mail.seal(false)), &expected);
+        if !id {
+            expected["ack"] = json!(true);
+        }
+        prop_assert_eq!(&parsed(mail.seal(true)), &expected);
     }
 
     #[test]

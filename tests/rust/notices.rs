@@ -53,7 +53,7 @@ fn a_client_cannot_return_while_its_leave_is_being_told() {
     // the first sink of a channel stays
     let sink = Arc::clone(&held) as Arc<dyn Sink>;
     broker.attach(&Arc::from(channel), ChannelKind::Public, settings, &sink);
-    let ports = ports_on(broker, Arc::new(MemoryStore));
+    let ports = ports_on(&config, broker, Arc::new(MemoryStore));
     let node = Arc::new(Node::new(Arc::new(config), ports));
     node.shards
         .attach(vec![Arc::new(ShardHandle::new(usize::MAX))]);

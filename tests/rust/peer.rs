@@ -2,6 +2,7 @@
 
 use _tantor::adapters::admit_all::AdmitAll;
 use _tantor::adapters::memory_broker::{BrokerLimits, KeyLimits, MemoryBroker};
+use _tantor::adapters::memory_mail::{MailLimits, MemoryMail};
 use _tantor::adapters::memory_sessions::MemorySessions;
 use _tantor::adapters::memory_store::MemoryStore;
 use _tantor::base::completion::{Abandoned, Completion, Progress};
@@ -36,13 +37,15 @@ pub fn history_limits(history_bytes: usize) -> BrokerLimits {
 }
 
 /// The ports of a node on top of a broker and a store, with the implementations in memory of all others.
-pub fn ports_on(broker: Arc<dyn Broker>, store: Arc<dyn Store>) -> Ports {
+pub fn ports_on(config: &Config, broker: Arc<dyn Broker>, store: Arc<dyn Store>) -> Ports {
     let resume_ttl = Config::default().resume_ttl;
     let sessions = Arc::new(MemorySessions::new(store.clone(), resume_ttl));
+    let mail = MemoryMail::new(store.clone(), MailLimits::of_settings(config));
     Ports {
         broker,
         store,
         sessions,
+        mail: Arc::new(mail),
     }
 }
 
@@ -108,16 +111,12 @@ impl Served {
     pub fn with_sessions(settings: &[(&str, i64)], sessions: Arc<dyn Sessions>) -> Self {
         let store = Arc::new(MemoryStore);
         let broker = MemoryBroker::new(store.clone(), history_limits(1 << 20));
+        let config = config(settings);
         let ports = Ports {
-            broker: Arc::new(broker),
-            store,
             sessions,
+            ..ports_on(&config, Arc::new(broker), store)
         };
-        Self::start(Server::with_ports(
-            config(settings),
-            ports,
-            Arc::new(AdmitAll),
-        ))
+        Self::start(Server::with_ports(config, ports, Arc::new(AdmitAll)))
     }
 
     fn start(server: Arc<Server>) -> Self {

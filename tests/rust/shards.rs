@@ -18,7 +18,7 @@ use std::sync::Arc;
 /// A node with so many shards behind it; nothing is taken from their inboxes yet.
 pub fn node_with_shards(config: Config, shards: usize) -> (Arc<Node>, Vec<Arc<ShardHandle>>) {
     let broker = MemoryBroker::new(Arc::new(MemoryStore), history_limits(config.history_bytes));
-    let ports = ports_on(Arc::new(broker), Arc::new(MemoryStore));
+    let ports = ports_on(&config, Arc::new(broker), Arc::new(MemoryStore));
     node_on(config, ports, shards)
 }
 

@@ -2,7 +2,7 @@
 
 use crate::adversarial_sessions::LateSessions;
 use crate::adversary::Behaviour;
-use crate::peer::{PATIENCE, history_limits};
+use crate::peer::{PATIENCE, history_limits, ports_on};
 use crate::shards::{Greeted, Shard, node_on};
 use _tantor::adapters::memory_broker::MemoryBroker;
 use _tantor::adapters::memory_sessions::MemorySessions;
@@ -37,12 +37,12 @@ impl Process {
     fn new(sessions: Arc<dyn Sessions>, late: Option<Arc<LateSessions>>) -> Self {
         let store = Arc::new(MemoryStore);
         let broker = MemoryBroker::new(store.clone(), history_limits(1 << 20));
+        let config = Config::default();
         let ports = Ports {
-            broker: Arc::new(broker),
-            store,
             sessions,
+            ..ports_on(&config, Arc::new(broker), store)
         };
-        let (node, handles) = node_on(Config::default(), ports, 1);
+        let (node, handles) = node_on(config, ports, 1);
         let shard = Shard::new(0, &node, &handles[0]);
         Self { late, node, shard }
     }

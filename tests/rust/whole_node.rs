@@ -1,9 +1,11 @@
-//! The whole node on a broker that answers late, fails and loses deliveries: clients lose nothing, get nothing twice,
+//! The whole node on ports that answer late, fail, lose deliveries or repeat them: clients lose nothing, get nothing twice,
 //! and get everything in order, or are told of a gap; every call ends once.
 
 mod arrivals;
 mod checks;
+mod letters;
 
+use crate::adversarial_mail::AdversarialMail;
 use crate::adversarial_sessions::LateSessions;
 use crate::adversarial_store::{LateStore, StoreBehaviour};
 use crate::adversary::{Adversary, Behaviour, Random};
@@ -19,8 +21,8 @@ use _tantor::node::{Node, Ports};
 use _tantor::ports::calls::{Emergency, PublishOptions, Published, Sent};
 use _tantor::ports::store::Store;
 use _tantor::settings::config::Config;
-use _tantor::wire::messages::{Body, message_id_text};
 use arrivals::sessions_on;
+use letters::{Letter, mail_on};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -54,8 +56,10 @@ struct World {
     shards: Vec<Shard>,
     visitors: Vec<Visitor>,
     calls: Vec<Call>,
-    /// Letters by number: the client, and the id once the call has ended.
-    letters: Vec<(usize, Option<String>)>,
+    /// By number.
+    letters: Vec<Letter>,
+    /// `None` for mail in memory, which answers at once.
+    late_mail: Option<Arc<AdversarialMail>>,
     /// How many were sent.
     emergencies: usize,
     under_way: usize,
@@ -102,10 +106,14 @@ impl World {
         };
         let broker = Adversary::new(Arc::new(memory), behaviour);
         let (sessions, late) = sessions_on(&store, behaviour);
-        let ports = Ports {
+        let mut ports = Ports {
             sessions: Arc::clone(&late) as _,
-            ..ports_on(Arc::new(broker), store)
+            ..ports_on(&config, Arc::new(broker), Arc::clone(&store))
         };
+        let late_mail = mail_on(store, &config, behaviour);
+        if let Some(late_mail) = &late_mail {
+            ports.mail = Arc::clone(late_mail) as _;
+        }
         let (node, handles) = node_on(config, ports, SHARDS);
         let shards = handles.iter().enumerate();
         let shards = shards.map(|(index, handle)| {
@@ -116,10 +124,13 @@ impl World {
         let (tell, told) = mpsc::channel();
         let mut world = Self {
             shards: shards.collect(),
-            visitors: (0..CLIENTS).map(|_| Visitor::default()).collect(),
+            visitors: (0..CLIENTS)
+                .map(|_| Visitor::with_mail(late_mail.is_some()))
+                .collect(),
             node,
             calls: Vec::new(),
             letters: Vec::new(),
+            late_mail,
             emergencies: 0,
             under_way: 0,
             tell,
@@ -226,25 +237,6 @@ impl World {
         number
     }
 
-    fn send(&mut self, at: usize) {
-        let number = self.letters.len();
-        self.letters.push((at, None));
-        let text = format!("\"{number}\"");
-        let options = PublishOptions::default();
-        let tell = self.tell.clone();
-        let mut later = || {
-            let tell = tell.clone();
-            Completion::new(move |outcome| tell.send(Outcome::Sent(number, outcome)).unwrap())
-        };
-        let (node, id) = (&self.node, &self.visitors[at].id);
-        let body = Body::Message(text.as_bytes());
-        let progress = node.send(id, "mail", body, &options, &mut later);
-        self.under_way += 1;
-        if let Progress::Ended(outcome) = progress {
-            self.tell.send(Outcome::Sent(number, outcome)).unwrap();
-        }
-    }
-
     fn alarm(&mut self) {
         let number = self.emergencies;
         self.emergencies += 1;
@@ -272,9 +264,7 @@ impl World {
                         self.publish_by_application(number);
                     }
                 }
-                Outcome::Sent(number, outcome) => {
-                    self.letters[number].1 = Some(message_id_text(outcome.unwrap().stamp.id));
-                }
+                Outcome::Sent(number, outcome) => self.sent(number, outcome),
                 Outcome::Alarmed(outcome) => assert!(outcome.is_ok(), "{outcome:?}"),
             }
         }
@@ -302,7 +292,7 @@ impl World {
             }
             10 => self.end(at, Disconnect::Lost),
             11 => self.connect(at),
-            12 => self.send(at),
+            12 => self.send_new(at),
             13 if self.below(4) == 0 => self.alarm(),
             14 => match (self.visitors[at].place, self.below(3)) {
                 (Some((index, slot)), 0 | 1) => self.shards[index].dropped(slot),
@@ -341,6 +331,8 @@ impl World {
         // what was lost last is told with the next delivery, which need not come: each client asks once more
         let mut has_asked = false;
         loop {
+            // before the clients read, so that they have read everything then
+            let is_mail_idle = self.late_mail.as_ref().is_none_or(|mail| mail.is_idle());
             self.hear();
             self.node.tick();
             for index in 0..SHARDS {
@@ -360,6 +352,7 @@ impl World {
             }
             let is_quiet = self.under_way == 0
                 && self.visitors.iter().all(Visitor::is_quiet)
+                && is_mail_idle
                 && self.is_club_settled();
             if is_quiet && has_asked {
                 return;

@@ -4,7 +4,7 @@
 use crate::shards::Greeted;
 use _tantor::core::hub::Slot;
 use serde_json::{Value as Json, json};
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// What is known of a publication.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,10 +45,16 @@ pub struct Visitor {
     pub coming: Option<(usize, Slot)>,
     /// Frames to be sent.
     pub outgoing: Vec<Json>,
-    pub letters: HashSet<Json>,
-    pub emergencies: HashSet<String>,
-    /// The emergencies of the connection.
-    alarmed: HashSet<String>,
+    /// Mail may come again on one connection, under the same id.
+    mail_repeats: bool,
+    /// The ids of the letters, by their texts.
+    pub letters: HashMap<String, Json>,
+    /// The letters in the order in which they came first.
+    pub came: Vec<String>,
+    /// The ids of the emergencies, by their texts.
+    pub emergencies: HashMap<String, Json>,
+    /// The mail of the connection.
+    arrived: HashSet<String>,
     channels: BTreeMap<String, Follow>,
     next_ref: u64,
     /// Questions of this connection that were not answered, by `ref`.
@@ -64,6 +70,8 @@ enum Asked {
     /// A channel, and which of the client's joins of it.
     Join(String, u64),
     Publish(usize),
+    /// The acknowledged id.
+    Ack(Json),
     Other,
 }
 
@@ -111,6 +119,13 @@ impl Sight {
 }
 
 impl Visitor {
+    pub fn with_mail(mail_repeats: bool) -> Self {
+        Self {
+            mail_repeats,
+            ..Self::default()
+        }
+    }
+
     pub fn welcome(&mut self, shard: usize, greeted: &Greeted) {
         let field = |name: &str| greeted.welcome[name].as_str().unwrap().to_owned();
         assert!(self.id.is_empty() || self.id == field("client_id"));
@@ -122,11 +137,11 @@ impl Visitor {
     /// The connection has ended. Returns the publications whose answers are lost.
     pub fn lost(&mut self) -> Vec<usize> {
         self.outgoing.clear();
-        self.alarmed.clear();
+        self.arrived.clear();
         let asked = std::mem::take(&mut self.asked);
         let published = asked.into_values().filter_map(|asked| match asked {
             Asked::Publish(number) => Some(number),
-            Asked::Join(..) | Asked::Other => None,
+            Asked::Join(..) | Asked::Ack(_) | Asked::Other => None,
         });
         let published: Vec<usize> = published.collect();
         self.to_repeat.extend(
@@ -221,15 +236,8 @@ impl Visitor {
         let channel = message["channel"].as_str().unwrap_or_default();
         let event = message["event"].as_str().unwrap_or_default();
         if message["ack"] == true {
-            self.outgoing
-                .push(json!({"action": "ack", "ids": [message["id"]]}));
-            if event == "emergency_alert" {
-                let text = message["data"]["message"].as_str().unwrap().to_owned();
-                assert!(self.alarmed.insert(text.clone()), "{text} came twice");
-                self.emergencies.insert(text);
-            } else {
-                self.letters.insert(message["message"].clone());
-            }
+            self.acknowledge(&message["id"]);
+            self.mailed(message);
             return None;
         }
         match event {
@@ -247,6 +255,31 @@ impl Visitor {
             _ => {}
         }
         None
+    }
+
+    fn acknowledge(&mut self, id: &Json) {
+        let frame = json!({"action": "ack", "ids": [id]});
+        self.ask(frame, Asked::Ack(id.clone()));
+    }
+
+    /// Takes a letter or an emergency in. Every copy of it has the same id.
+    fn mailed(&mut self, message: &Json) {
+        let is_emergency = message["event"] == "emergency_alert";
+        let (known, text) = if is_emergency {
+            (&mut self.emergencies, &message["data"]["message"])
+        } else {
+            (&mut self.letters, &message["message"])
+        };
+        let (id, text) = (&message["id"], text.as_str().unwrap().to_owned());
+        let first = known.entry(text.clone()).or_insert_with(|| {
+            if !is_emergency {
+                self.came.push(text.clone());
+            }
+            id.clone()
+        });
+        assert_eq!(first, id, "{text} came under two ids");
+        let is_new = self.arrived.insert(id.to_string());
+        assert!(is_new || self.mail_repeats, "{text} came twice");
     }
 
     fn live(&mut self, channel: &str, offset: u64, number: usize, sight: &mut Sight) {
@@ -271,7 +304,6 @@ impl Visitor {
     }
 
     fn answered(&mut self, message: &Json, sight: &mut Sight) -> Option<(usize, Option<String>)> {
-        // the acknowledgements have no `ref`
         let reference = message["ref"].as_u64();
         assert!(reference.is_some(), "{message}");
         let asked = self.asked.remove(&reference?);
@@ -296,6 +328,12 @@ impl Visitor {
                     self.recover(&channel);
                 }
             }
+            // 113: acknowledged already; anything else is tried again
+            Some(Asked::Ack(id)) if is_error => match message["code"].as_u64() {
+                Some(113) => assert!(self.mail_repeats, "{message}"),
+                _ => self.acknowledge(&id),
+            },
+            Some(Asked::Ack(_)) => {}
             Some(Asked::Other) => assert!(!is_error, "{message}"),
         }
         None

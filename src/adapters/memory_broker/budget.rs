@@ -4,6 +4,7 @@ use super::keys::KeyLimits;
 use crate::core::history::{Bytes, History};
 use crate::ports::broker::CHANNEL_SIZE;
 use crate::ports::durability::StoreError;
+use crate::settings::config::Config;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -15,6 +16,20 @@ pub struct BrokerLimits {
     /// The bound on the bytes of durable publications. Beyond the bound, new publications are refused.
     pub durable_bytes: usize,
     pub keys: KeyLimits,
+}
+
+impl BrokerLimits {
+    pub fn of_settings(config: &Config) -> Self {
+        Self {
+            history_bytes: config.history_bytes,
+            durable_bytes: config.durable_bytes,
+            keys: KeyLimits {
+                ttl: config.idempotency_ttl,
+                total: config.max_idempotency_keys,
+                of_one_client: config.max_client_keys,
+            },
+        }
+    }
 }
 
 /// The memory of the histories of all channels.
