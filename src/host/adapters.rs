@@ -2,6 +2,7 @@
 
 use crate::adapters::memory_broker::{BrokerLimits, MemoryBroker};
 use crate::adapters::memory_mail::{MailLimits, MemoryMail};
+use crate::adapters::memory_presence::MemoryPresence;
 use crate::adapters::memory_sessions::MemorySessions;
 use crate::adapters::memory_store::MemoryStore;
 use crate::adapters::sqlite::{Limits, SqliteStore};
@@ -18,6 +19,7 @@ pub fn ports_over(config: &Config, store: Arc<dyn Store>) -> Ports {
     Ports {
         broker: Arc::new(MemoryBroker::new(store.clone(), limits)),
         mail: Arc::new(MemoryMail::new(store.clone(), mail_limits)),
+        presence: Arc::new(MemoryPresence::default()),
         sessions: Arc::new(MemorySessions::new(store.clone(), config.resume_ttl)),
         store,
     }

@@ -61,12 +61,16 @@ impl Calls for NodeCalls {
                 node.set_user_data(client, json.to_vec());
                 done(Ok(()))
             }
-            Call::Presence { channel } => known(Reply::Ids(node.presence(channel))),
-            Call::Census => known(Reply::Census(node.census())),
+            Call::Presence { channel } => {
+                replied(Reply::Ids, later, |later| node.presence(channel, later))
+            }
+            Call::Census => replied(Reply::Census, later, |later| node.census(later)),
             Call::ChannelNames => known(Reply::Ids(node.channel_names())),
             Call::ChannelCount => known(Reply::Count(node.channels.count())),
             Call::HasChannel { name } => known(Reply::Known(node.channels.contains(name))),
-            Call::Channel { name } => known(Reply::Channel(node.channel_info(name))),
+            Call::Channel { name } => replied(Reply::Channel, later, |later| {
+                node.channel_info(name, later)
+            }),
             Call::ConnectionIds => known(Reply::Ids(node.connection_ids())),
             Call::ConnectionCount => known(Reply::Count(node.connection_count())),
             Call::HasConnection { client } => known(Reply::Known(node.has_connection(client))),
@@ -123,7 +127,7 @@ impl Node {
         Stats {
             connections: self.connection_count(),
             connection_limit: self.shards.limits().connections,
-            census: self.census(),
+            census: self.known_census(),
             queued: self.shards.queued(),
             handshakes: incoming.handshakes,
             unfinished_bytes: incoming.unfinished_bytes,

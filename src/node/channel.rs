@@ -1,12 +1,12 @@
-//! A channel as the node knows it: who is on it, where they are, and which notices wait.
+//! A channel as the node knows it: how many of its members are of this process, where they are, and which notices wait.
 
 use super::gate::Gate;
 use crate::base::clock::{SteadyTime, WallTime};
 use crate::base::sync::{Mutex, Rank};
 use crate::core::hub::ChannelKey;
 use crate::core::interest::Interest;
-use crate::core::roster::Roster;
 use crate::ports::broker::Stream;
+use crate::ports::presence::{ChannelPresence, Presence, Total};
 use crate::settings::channel_kind::ChannelKind;
 use crate::settings::channel_settings::ChannelSettings;
 use std::fmt;
@@ -23,6 +23,8 @@ pub struct Channel {
     pub settings: ChannelSettings,
     /// Attached at its first use (`Node::stream`), when what was saved is known.
     pub(super) stream: OnceLock<Arc<dyn Stream>>,
+    /// The members of all processes.
+    pub(super) presence: Arc<dyn ChannelPresence>,
     pub members: Mutex<Members>,
     pub(super) gate: Gate,
     /// Held while a notice goes out, so that notices keep their order.
@@ -97,14 +99,22 @@ impl Drop for BehindWith {
 }
 
 impl Channel {
-    pub fn new(key: ChannelKey, name: &str, kind: ChannelKind, settings: ChannelSettings) -> Self {
+    pub fn new(
+        key: ChannelKey,
+        name: &str,
+        kind: ChannelKind,
+        settings: ChannelSettings,
+        presence: &dyn Presence,
+    ) -> Self {
+        let name = name.into();
         Self {
             key,
-            name: name.into(),
             kind,
             created: WallTime::now(),
             settings,
             stream: OnceLock::new(),
+            presence: presence.open(&name),
+            name,
             members: Mutex::new(Rank::Members, Members::default()),
             gate: Gate::new(),
             notices: Mutex::new(Rank::Notices, ()),
@@ -134,7 +144,10 @@ impl fmt::Debug for Channel {
 
 #[derive(Debug, Default)]
 pub struct Members {
-    pub roster: Roster,
+    /// The clients of this process that are on the channel.
+    pub own: usize,
+    /// The newest number of members of all processes that presence has reported.
+    pub total: Total,
     pub interest: Interest,
     pub joins: Pending,
     pub leaves: Pending,
@@ -146,6 +159,15 @@ pub struct Members {
     pub is_noticed: bool,
     /// The channel has ended: a thread that still has it looks its name up again.
     pub removed: bool,
+}
+
+impl Members {
+    /// Takes in a number of members that presence has reported, unless a newer one is known.
+    pub fn note(&mut self, total: Total) {
+        if total.version > self.total.version {
+            self.total = total;
+        }
+    }
 }
 
 /// Which of the two notices.
@@ -250,6 +272,7 @@ impl Pending {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::adapters::memory_presence::MemoryPresence;
 
     const MICROSECOND: Duration = Duration::from_micros(1);
 
@@ -288,6 +311,18 @@ mod tests {
     }
 
     #[test]
+    fn of_two_totals_the_newer_one_counts() {
+        let total = |members, version| Total { members, version };
+        let mut members = Members::default();
+        members.note(total(2, 2));
+        // the outcome of an earlier join comes later
+        members.note(total(1, 1));
+        assert_eq!(members.total, total(2, 2));
+        members.note(total(1, 3));
+        assert_eq!(members.total.members, 1);
+    }
+
+    #[test]
     fn publishers_wait_for_what_is_in_flight_and_for_those_behind() {
         let config = crate::settings::config::Config::default();
         let channel = Channel::new(
@@ -295,6 +330,7 @@ mod tests {
             "a",
             ChannelKind::Public,
             config.of_channel("a"),
+            &MemoryPresence::default(),
         );
         let channel = Arc::new(channel);
         let mut first = InFlight::new(&channel, 60);

@@ -6,6 +6,7 @@ use crate::base::clock::SteadyTime;
 use crate::base::names::EMERGENCY_CHANNEL;
 use crate::base::sync::{Mutex, Rank, RwLock};
 use crate::core::hub::{ChannelKey, ChannelKeys};
+use crate::ports::presence::Presence;
 use crate::settings::channel_kind::ChannelKind;
 use crate::settings::config::Config;
 use std::collections::{HashMap, VecDeque};
@@ -16,6 +17,7 @@ const PERMANENT: [&str; 3] = ["jungle", "treehouse", EMERGENCY_CHANNEL];
 
 pub struct Channels {
     config: Arc<Config>,
+    presence: Arc<dyn Presence>,
     by_name: RwLock<HashMap<Arc<str>, Arc<Channel>>>,
     keys: ChannelKeys,
     /// Channels that may end, each with the time since when the channel is empty, in the order of these times. Some may
@@ -27,9 +29,10 @@ pub struct Channels {
 
 impl Channels {
     /// The permanent channels only.
-    pub(super) fn new(config: Arc<Config>) -> Self {
+    pub(super) fn new(config: Arc<Config>, presence: Arc<dyn Presence>) -> Self {
         let channels = Self {
             config,
+            presence,
             by_name: RwLock::new(Rank::Channels, HashMap::new()),
             keys: ChannelKeys::default(),
             empty: Mutex::default(),
@@ -69,7 +72,8 @@ impl Channels {
             return Arc::clone(channel);
         }
         let settings = self.config.of_channel(name);
-        let channel = Arc::new(Channel::new(self.keys.next(), name, kind(), settings));
+        let channel = Channel::new(self.keys.next(), name, kind(), settings, &*self.presence);
+        let channel = Arc::new(channel);
         by_name.insert(Arc::clone(&channel.name), Arc::clone(&channel));
         drop(by_name);
         self.mark_empty(&channel, &mut channel.members.lock());
@@ -83,6 +87,7 @@ impl Channels {
         let ends = end();
         if ends {
             by_name.remove(&channel.name);
+            self.presence.close(&channel.name);
             shrink_map(&mut by_name);
         }
         ends
@@ -160,11 +165,17 @@ pub fn kind_of(name: &str) -> ChannelKind {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::adapters::memory_presence::MemoryPresence;
     use std::time::Duration;
+
+    fn channels() -> Channels {
+        let presence = Arc::new(MemoryPresence::default());
+        Channels::new(Arc::new(Config::default()), presence)
+    }
 
     #[test]
     fn only_channels_that_may_end_are_queued_as_empty() {
-        let channels = Channels::new(Arc::new(Config::default()));
+        let channels = channels();
         assert!(channels.contains("jungle") && channels.contains(EMERGENCY_CHANNEL));
         assert_eq!(channels.empty_count(), 0);
         let river = channels.get_or_add("river", || ChannelKind::Private);
@@ -176,7 +187,7 @@ mod tests {
 
     #[test]
     fn an_empty_channel_is_taken_when_due_or_when_too_many_are_queued() {
-        let channels = Channels::new(Arc::new(Config::default()));
+        let channels = channels();
         let before = SteadyTime::now() - Duration::from_secs(1);
         channels.get_or_add("river", || ChannelKind::Public);
         let later = SteadyTime::now();
@@ -190,7 +201,7 @@ mod tests {
 
     #[test]
     fn a_channel_stays_unless_its_end_succeeds_and_is_held_while_queued() {
-        let channels = Channels::new(Arc::new(Config::default()));
+        let channels = channels();
         let permanent = channels.count();
         let rivers: Vec<_> = (0..=permanent)
             .map(|number| channels.get_or_add(&format!("river {number}"), || ChannelKind::Public))

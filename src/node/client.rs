@@ -4,6 +4,7 @@ use super::channel::Channel;
 use super::delivery::ConnectionId;
 use super::entry::{Entering, Purpose};
 use crate::base::clock::{AtomicWallTime, WallTime};
+use crate::base::completion::Completion;
 use crate::base::sync::{Mutex, Rank};
 use crate::net::peer::Peer;
 use crate::ports::broker::CHANNEL_SIZE;
@@ -213,21 +214,51 @@ impl ClientState {
         self.session == SessionStatus::Kept
     }
 
-    /// Stops entering a channel; returns the entering, if there was one.
-    pub fn stop_entering(&mut self, channel: &str) -> Option<Entering> {
+    /// Stops entering a channel; returns the entering, if there was one. `client` is the client of this state.
+    pub fn stop_entering(&mut self, client: &Arc<str>, channel: &str) -> Option<Entering> {
         let mut entering = self.entering.iter();
         let at = entering.position(|entering| entering.is_of(channel))?;
-        Some(self.entering.swap_remove(at))
+        let stopped = self.entering.swap_remove(at);
+        self.take_back(client, &stopped);
+        Some(stopped)
     }
 
     /// Stops entering every channel. Returns the channels that the application or the server has subscribed the client
-    /// to: the client joins them when it has its next connection.
-    pub fn stop_all_entering(&mut self) -> Vec<Arc<str>> {
+    /// to: the client joins them when it has its next connection. `client` is the client of this state.
+    pub fn stop_all_entering(&mut self, client: &Arc<str>) -> Vec<Arc<str>> {
         let stopped = std::mem::take(&mut self.entering);
+        for entering in &stopped {
+            self.take_back(client, entering);
+        }
         let required = stopped
             .into_iter()
             .filter(|entering| entering.purpose == Purpose::Required);
         required.map(|entering| entering.channel).collect()
+    }
+
+    /// Ends the membership that an entering has begun; not that of a client that was on the channel before. Nobody is
+    /// told, because the join was not told.
+    fn take_back(&self, client: &Arc<str>, entering: &Entering) {
+        if let Some(channel) = entering.joined()
+            && self.position(&channel.name).is_none()
+        {
+            self.leave_silently(client, channel);
+        }
+    }
+
+    /// Ends the membership of this client in the presence of a channel, without a notice.
+    pub fn leave_silently(&self, client: &Arc<str>, channel: &Channel) {
+        // presence reports no failure, and the next report has the new total
+        let _ = channel
+            .presence
+            .leave(client, self.claim, &mut || Completion::new(drop));
+    }
+
+    /// True if this process has asked presence to have the client on a channel.
+    pub fn is_member(&self, channel: &str) -> bool {
+        let mut entering = self.entering.iter();
+        self.position(channel).is_some()
+            || entering.any(|entering| entering.is_of(channel) && entering.joined().is_some())
     }
 
     /// Forgets the subscription to a channel that has ended.
@@ -293,7 +324,7 @@ impl ClientState {
     /// The approximate memory of a client that is away, in bytes, with the channels that have no other subscriber.
     pub fn away_weight(&self) -> usize {
         let joined = self.channels.iter().map(|Joined { channel, .. }| {
-            let is_alone = channel.members.lock().roster.len() == 1;
+            let is_alone = channel.members.lock().own == 1;
             let own = if is_alone { CHANNEL_SIZE } else { 0 };
             own + channel.name.len() + MEMBERSHIP_SIZE
         });

@@ -138,6 +138,19 @@ impl<'a> ClientCalls<'a> {
         }
     }
 
+    fn present(&self, channel: &str, later: &mut Later<'_, Reply>) -> Progress<Reply> {
+        let mut present_later = || {
+            let completion = later();
+            Completion::new(move |present: Result<Reply, Error>| {
+                completion.complete(present.map_err(not_read));
+            })
+        };
+        match self.node.present(channel, &mut present_later) {
+            Progress::Ended(present) => Progress::Ended(present.map_err(not_read)),
+            begun @ Progress::Begun(_) => begun,
+        }
+    }
+
     fn ping(&self) -> Reply {
         self.asker.client.ping(WallTime::now());
         self.emit("ping", Some(names::SYSTEM_CHANNEL), || Detail::None);
@@ -215,7 +228,7 @@ impl Calls for ClientCalls<'_> {
                 self.broadcast(&new, later)
             }
             Call::Ping => Progress::Ended(Ok(self.ping())),
-            Call::Present { channel } => Progress::Ended(Ok(self.node.present(channel))),
+            Call::Present { channel } => self.present(channel, later),
             Call::Page {
                 channel,
                 limit,

@@ -1,6 +1,6 @@
 //! The end of a connection: the client is away for a while, or leaves at once.
 
-use super::channel::{Channel, Notice};
+use super::channel::Channel;
 use super::client::{Client, ClientState, Joined, SessionStatus};
 use super::delivery::{ConnectionId, Delivery};
 use super::wiring::Node;
@@ -10,6 +10,7 @@ use crate::base::names;
 use crate::base::sync::MutexGuard;
 use crate::core::events::{Detail, LogLevel};
 use crate::core::outbound::Unwritten;
+use crate::ports::presence::Departed;
 use crate::wire::frame::EncodedFrame;
 use std::sync::Arc;
 
@@ -17,7 +18,7 @@ impl Node {
     /// Ends a connection of a client. The client is away if it may resume; otherwise it leaves its channels.
     /// `unwritten` are the emergencies that the socket had not taken.
     pub fn disconnect(
-        &self,
+        self: &Arc<Self>,
         client: &Arc<Client>,
         connection_id: ConnectionId,
         disconnect: Disconnect,
@@ -46,7 +47,7 @@ impl Node {
 
     /// Announces the leave of clients that are away for longer than `leave_delay`. Forgets clients whose `resume_ttl` is
     /// over.
-    pub(super) fn expire_away(&self) {
+    pub(super) fn expire_away(self: &Arc<Self>) {
         let now = SteadyTime::now();
         while let Some((number, client)) = self.away.pop_leaving(now) {
             let state = client.state.lock();
@@ -65,7 +66,7 @@ impl Node {
 
     /// Forgets clients that are away while they are too many, or take too many bytes. Must not be called with the state
     /// of a client locked.
-    pub(super) fn forget_surplus(&self) {
+    pub(super) fn forget_surplus(self: &Arc<Self>) {
         while let Some((number, client)) = self.away.pop_surplus() {
             if self.forget_away(&client, number) {
                 self.counters.away_forgotten.add(1);
@@ -85,7 +86,7 @@ impl Node {
     }
 
     /// Lets go of clients that other processes have claimed.
-    pub(super) fn drop_displaced(&self) {
+    pub(super) fn drop_displaced(self: &Arc<Self>) {
         for (id, claim) in self.displaced.take() {
             let Some(client) = self.clients.get(&id) else {
                 continue;
@@ -99,15 +100,16 @@ impl Node {
         }
     }
 
-    /// Drops what this process has of a client that another process has claimed, and closes its connection. Announces
-    /// nothing: the client has moved.
-    pub(super) fn let_go(&self, client: &Arc<Client>, state: &mut ClientState) {
+    /// Drops what this process has of a client that another process has claimed, and closes its connection. The leave is
+    /// announced only where the client is no member any more: then the other process announces that it has joined.
+    pub(super) fn let_go(self: &Arc<Self>, client: &Arc<Client>, state: &mut ClientState) {
         state.session = SessionStatus::NotKept;
         self.away.remove(state);
-        state.entering.clear();
+        state.stop_all_entering(&client.id);
         end_all_live(state);
         let channels = state.channels.drain(..).collect();
-        self.remove_members(client, channels);
+        let left = self.remove_members(client, state, channels);
+        self.announce_left(client, left);
         if let Some(old) = state.connection_id.take() {
             self.clients.release();
             self.displace(client, old);
@@ -142,13 +144,13 @@ impl Node {
     }
 
     fn lose(
-        &self,
+        self: &Arc<Self>,
         client: &Arc<Client>,
         mut state: MutexGuard<'_, ClientState>,
         disconnect: Disconnect,
         unwritten: Vec<Unwritten>,
     ) {
-        let required = state.stop_all_entering();
+        let required = state.stop_all_entering(&client.id);
         end_all_live(&mut state);
         if !state.has_session() || !disconnect.is_abrupt() {
             self.leave_for_good(client, state);
@@ -166,7 +168,7 @@ impl Node {
     }
 
     /// Ends the absence `number` of a client; false if the client has returned meanwhile.
-    fn forget_away(&self, client: &Arc<Client>, number: u64) -> bool {
+    fn forget_away(self: &Arc<Self>, client: &Arc<Client>, number: u64) -> bool {
         let mut state = client.state.lock();
         if !self.away.forget(&mut state, number) {
             return false;
@@ -176,7 +178,7 @@ impl Node {
     }
 
     /// Announces that a client has left its channels. The client joins them again on its return.
-    fn leave_all(&self, client: &Arc<Client>, mut state: MutexGuard<'_, ClientState>) {
+    fn leave_all(self: &Arc<Self>, client: &Arc<Client>, mut state: MutexGuard<'_, ClientState>) {
         let channels: Vec<_> = state.channels.drain(..).collect();
         if let Some(away) = &mut state.away {
             let names = channels
@@ -185,17 +187,21 @@ impl Node {
             away.remembered.extend(names);
         }
         self.away.weigh(&mut state);
-        let left = self.remove_members(client, channels);
+        let left = self.remove_members(client, &state, channels);
         // with the client locked, so that no notice of its return goes out before the notices of its leave
         self.announce_left(client, left);
         drop(state);
     }
 
     /// Removes a client from all its channels, and from the map.
-    fn leave_for_good(&self, client: &Arc<Client>, mut state: MutexGuard<'_, ClientState>) {
-        state.entering.clear();
+    fn leave_for_good(
+        self: &Arc<Self>,
+        client: &Arc<Client>,
+        mut state: MutexGuard<'_, ClientState>,
+    ) {
+        state.stop_all_entering(&client.id);
         let channels: Vec<_> = state.channels.drain(..).collect();
-        let left = self.remove_members(client, channels);
+        let left = self.remove_members(client, &state, channels);
         state.session = SessionStatus::NotKept;
         let is_gone = state.end_if_idle();
         self.sessions.end(&client.id, state.claim);
@@ -210,25 +216,23 @@ impl Node {
         self.broker.forget_keys(&client.id);
     }
 
-    /// Returns each channel with the number of clients that are left on the channel.
+    /// Returns the channels whose presence has answered, each with the outcome.
     fn remove_members(
-        &self,
+        self: &Arc<Self>,
         client: &Arc<Client>,
+        state: &ClientState,
         channels: Vec<Joined>,
-    ) -> Vec<(Arc<Channel>, usize)> {
-        let remove = |joined: Joined| {
-            let mut members = joined.channel.members.lock();
-            self.remove_member(&joined.channel, &mut members, &client.id);
-            let total = members.roster.len();
-            drop(members);
-            (joined.channel, total)
+    ) -> Vec<(Arc<Channel>, Departed)> {
+        let remove = |Joined { channel, .. }| {
+            let departed = self.remove_member(client, state, &channel)?;
+            Some((channel, departed))
         };
-        channels.into_iter().map(remove).collect()
+        channels.into_iter().filter_map(remove).collect()
     }
 
-    fn announce_left(&self, client: &Arc<Client>, left: Vec<(Arc<Channel>, usize)>) {
-        for (channel, total) in left {
-            self.notice(&channel, Notice::Left, &client.id, total);
+    fn announce_left(&self, client: &Arc<Client>, left: Vec<(Arc<Channel>, Departed)>) {
+        for (channel, departed) in left {
+            self.tell_left(&channel, &client.id, departed);
         }
     }
 }

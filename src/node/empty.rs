@@ -30,7 +30,7 @@ impl Node {
         for name in self.broker.take_emptied() {
             if let Some(channel) = self.channels.get(&name) {
                 let mut members = channel.members.lock();
-                if members.roster.is_empty() && !members.removed {
+                if members.own == 0 && !members.removed {
                     self.channels.mark_empty(&channel, &mut members);
                 }
             }
@@ -45,7 +45,7 @@ impl Node {
         self.channels.remove_if(channel, || {
             let mut members = channel.members.lock();
             members.is_marked_empty = false;
-            if members.removed || !members.roster.is_empty() {
+            if members.removed || members.own > 0 {
                 return false;
             }
             // the channel may have been filled and emptied again since it was marked

@@ -1,38 +1,52 @@
-//! How a connection enters a channel: it is subscribed between two publications, behind its reply.
+//! How a connection enters a channel: the client becomes a member, and its connection is subscribed between two
+//! publications, behind its reply.
 //!
-//! The broker may answer at once, or later and on another thread. Until it does, the gate of the channel keeps what is
-//! published, and the client's further questions about the channel wait.
+//! Presence and the broker are asked one after the other. Each may answer at once, or later and on another thread. Until
+//! the broker answers, the gate of the channel keeps what is published; until both have answered, the client's further
+//! questions about the channel wait.
+//!
+//! Presence is asked, to join or to leave, only with the client locked, and each end of a subscription or of an entering
+//! lets a leave follow. So what presence was asked last says whether the client is on the channel.
 
 use super::channel::Channel;
-use super::client::{Client, ClientState, Joined, Live};
-use super::delivery::{ConnectionId, Delivery};
-use super::encode::encode;
-use super::entry::{Entering, Entry, Purpose};
-use super::gate::{GatedPublication, Place};
+use super::client::{Client, ClientState};
+use super::entry::{Entering, Entry, Purpose, Step};
 use super::question::Question;
-use super::recovery::JoinReply;
-use super::sink::LOST;
 use super::wiring::Node;
-use crate::base::completion::Completion;
+use crate::base::completion::{Completion, Progress};
 use crate::base::error::{ErrorCode, Refusal};
 use crate::core::events::LogLevel;
-use crate::core::history::StreamPosition;
 use crate::ports::broker::{Failure, Query, Reading, View};
-use crate::wire::messages;
+use crate::ports::presence::Arrived;
 use std::sync::Arc;
 
-/// A channel that a client has joined, and the number of its subscribers, to be announced to the channel.
-pub(super) type NewMember = (Arc<Channel>, usize);
+/// A client that this process has put on a channel.
+pub(super) struct NewMember {
+    pub channel: Arc<Channel>,
+    /// The number of subscribers.
+    pub total: usize,
+    /// The client was on the channel in no process, so the join is announced to the channel.
+    pub is_new: bool,
+}
+
+/// An attempt to enter a channel.
+#[derive(Clone, Copy)]
+pub(super) struct EntryAttempt<'a> {
+    pub client: &'a Arc<Client>,
+    pub channel: &'a Arc<Channel>,
+    pub purpose: Purpose,
+    pub question: Option<&'a Question<'a>>,
+}
 
 /// The outcome of entering a channel.
-enum Entered {
-    /// The client is a new subscriber; the number of subscribers.
-    Joined(usize),
+pub(super) enum Entered {
+    /// The client is a new subscriber in this process.
+    Joined(Arrived),
     /// The client was a subscriber; its new connection gets publications now.
     Live,
     /// The channel has ended.
     ChannelEnded,
-    /// The broker has failed.
+    /// Presence or the broker has failed.
     Failed(Failure),
 }
 
@@ -40,10 +54,10 @@ enum Entered {
 pub(super) const LEFT: &str = "the client has left the channel";
 
 impl Node {
-    /// Puts a client on a channel. Returns the channel and its number of subscribers if the client is a new subscriber; the
-    /// caller then announces the join. Returns `None` if the client is on the channel already, or the broker has not
-    /// answered yet. The question is answered before the connection gets anything that is published on the channel from
-    /// then on. Without a question, the server wants the subscription, and asks a broker that has failed again. The caller saves the membership.
+    /// Puts a client on a channel. Returns the new member; the caller then announces the join. Returns `None` if the
+    /// client is on the channel already, or presence or the broker has not answered yet. The question is answered before
+    /// the connection gets anything that is published on the channel from then on. Without a question, the server wants
+    /// the subscription, and asks again after a failure. The caller saves the membership.
     pub(super) fn add_subscription(
         self: &Arc<Self>,
         client: &Arc<Client>,
@@ -63,6 +77,8 @@ impl Node {
             }
             return None;
         }
+        let purpose = question.map_or(Purpose::Required, |_| Purpose::Asked);
+        let mut known = None;
         if let Some(at) = state.position(name) {
             let joined = &state.channels[at];
             if joined.live.is_some() || state.connection_id.is_none() {
@@ -71,53 +87,58 @@ impl Node {
                 }
                 return None;
             }
-            // the broker has failed when the connection began
-            let channel = Arc::clone(&joined.channel);
-            match self.enter(client, state, &channel, Purpose::Live, question)? {
-                Entered::ChannelEnded => state.forget_ended(&channel),
-                Entered::Failed(failure) => {
-                    self.fail(client, state, (name, Purpose::Live), question, &failure);
-                    return None;
-                }
-                Entered::Joined(_) | Entered::Live => return None,
-            }
+            // presence or the broker has failed when the connection began
+            known = Some(Arc::clone(&joined.channel));
         }
-        let purpose = question.map_or(Purpose::Required, |_| Purpose::Asked);
         loop {
-            let channel = self.channel(name);
-            match self.enter(client, state, &channel, purpose, question)? {
-                Entered::Joined(total) => return Some((channel, total)),
+            let (channel, purpose) = match known.take() {
+                Some(channel) => (channel, Purpose::Live),
+                None => (self.channel(name), purpose),
+            };
+            let attempt = EntryAttempt {
+                client,
+                channel: &channel,
+                purpose,
+                question,
+            };
+            match self.enter(state, &attempt)? {
+                Entered::Joined(arrived) => return Some(NewMember::new(channel, arrived)),
                 Entered::Live => return None,
                 // its successor is another channel
-                Entered::ChannelEnded => {}
+                Entered::ChannelEnded => state.forget_ended(&channel),
                 Entered::Failed(failure) => {
-                    self.fail(client, state, (name, purpose), question, &failure);
+                    self.fail(state, &attempt, &failure);
                     return None;
                 }
             }
         }
     }
 
-    /// Gives the new connection of a client what is published on a channel that the client is on.
+    /// Gives the new connection of a client what is published on a channel that the client is on, and moves its
+    /// membership to the claim of this connection.
     pub(super) fn go_live(
         self: &Arc<Self>,
         client: &Arc<Client>,
         state: &mut ClientState,
         channel: &Arc<Channel>,
     ) {
-        let entered = self.enter(client, state, channel, Purpose::Live, None);
-        if let Some(Entered::Failed(failure)) = entered {
-            self.fail(
-                client,
-                state,
-                (&channel.name, Purpose::Live),
-                None,
-                &failure,
-            );
+        // the connection that was displaced gets nothing more, and the new one is not taken for subscribed if this fails
+        let joined = state.position(&channel.name);
+        if let Some(before) = joined.and_then(|at| state.channels[at].live.take()) {
+            channel.members.lock().interest.remove(before.shard);
+        }
+        let attempt = EntryAttempt {
+            client,
+            channel,
+            purpose: Purpose::Live,
+            question: None,
+        };
+        if let Some(Entered::Failed(failure)) = self.enter(state, &attempt) {
+            self.fail(state, &attempt, &failure);
         }
     }
 
-    /// Asks the broker again about channels that clients could not enter, because the broker had failed.
+    /// Asks again about channels that clients could not enter, because presence or the broker had failed.
     pub(super) fn enter_again(self: &Arc<Self>) {
         let failed = std::mem::take(&mut *self.failed_enterings.lock());
         for (client, number) in failed {
@@ -127,96 +148,185 @@ impl Node {
                 continue;
             };
             let joined = self.enter_anew(&client, &mut state, &entering, None);
-            drop(state);
             self.tell_joined(&client, joined);
         }
     }
 
-    /// Reads the position of the stream, and subscribes the connection behind it; `None` if that happens later.
+    /// Makes the client a member, and goes on as `read_position`; `None` if that ends later.
     fn enter(
         self: &Arc<Self>,
-        client: &Arc<Client>,
         state: &mut ClientState,
-        channel: &Arc<Channel>,
-        purpose: Purpose,
-        question: Option<&Question<'_>>,
+        attempt: &EntryAttempt<'_>,
     ) -> Option<Entered> {
+        let (client, channel) = (attempt.client, attempt.channel);
+        let mut number = None;
+        let joining = channel.presence.join(&client.id, state.claim, &mut || {
+            let next = self.next_entering();
+            number = Some(next);
+            self.when_joined(attempt, next)
+        });
+        if let Progress::Ended(outcome) = joining {
+            return self.read_position(state, attempt, outcome, &mut Vec::new());
+        }
+        // an adapter that answers later has made the completion
+        state.entering.push(Entering {
+            number: number?,
+            purpose: attempt.purpose,
+            channel: Arc::clone(&channel.name),
+            step: Step::Joining(Arc::clone(channel)),
+            questions: Vec::new(),
+        });
+        None
+    }
+
+    /// Goes on once presence has answered.
+    fn when_joined(
+        self: &Arc<Self>,
+        attempt: &EntryAttempt<'_>,
+        number: u64,
+    ) -> Completion<Arrived, Failure> {
+        let (node, client) = (Arc::clone(self), Arc::clone(attempt.client));
+        let channel = Arc::clone(attempt.channel);
+        let question = attempt.question.map(Question::to_owned);
+        Completion::new(move |outcome| {
+            let mut state = client.state.lock();
+            let question = question.as_ref();
+            let Some(mut entering) = state.take_entering(number) else {
+                node.refuse_late_question(&state, &channel, question);
+                return;
+            };
+            let attempt = EntryAttempt {
+                client: &client,
+                channel: &channel,
+                purpose: entering.purpose,
+                question,
+            };
+            let questions = &mut entering.questions;
+            let entered = node.read_position(&mut state, &attempt, outcome, questions);
+            if let Some(entered) = entered {
+                node.conclude(&mut state, &attempt, &entering, entered);
+            }
+        })
+    }
+
+    /// Reads the position of the stream, and subscribes the connection behind it; `None` if that happens later. Then
+    /// `questions` wait until the client is on the channel.
+    fn read_position(
+        self: &Arc<Self>,
+        state: &mut ClientState,
+        attempt: &EntryAttempt<'_>,
+        joined: Result<Arrived, Failure>,
+        questions: &mut Vec<Question<'static>>,
+    ) -> Option<Entered> {
+        let arrived = match joined {
+            Ok(arrived) => arrived,
+            Err(failure) => return Some(not_entered(state, attempt, failure)),
+        };
+        let channel = attempt.channel;
         let entry = Entry::new(channel);
-        let query = question.map_or(Query::Position, |question| {
+        let query = attempt.question.map_or(Query::Position, |question| {
             question.query(None, self.max_reply_bytes())
         });
         let mut number = None;
         let reading = self.stream(channel).read(query, &mut || {
             let next = self.next_entering();
             number = Some(next);
-            self.enter_later(client, &channel.name, next, question)
+            self.when_read(attempt, next)
         });
         if let Reading::Ended(outcome) = reading {
-            return Some(self.finish(client, state, &entry, outcome, question));
+            return Some(self.finish(state, attempt, (&entry, arrived), outcome));
         }
         // a broker that answers later has made the completion
         state.entering.push(Entering {
             number: number?,
-            purpose,
+            purpose: attempt.purpose,
             channel: Arc::clone(&channel.name),
-            entry: Some(entry),
-            questions: Vec::new(),
+            step: Step::Reading(entry, arrived),
+            questions: std::mem::take(questions),
         });
         None
     }
 
     /// Finishes entering once the broker has answered.
-    fn enter_later(
+    fn when_read(
         self: &Arc<Self>,
-        client: &Arc<Client>,
-        name: &Arc<str>,
+        attempt: &EntryAttempt<'_>,
         number: u64,
-        question: Option<&Question<'_>>,
     ) -> Completion<View, Failure> {
-        let (node, client) = (Arc::clone(self), Arc::clone(client));
-        let (name, question) = (Arc::clone(name), question.map(Question::to_owned));
+        let (node, client) = (Arc::clone(self), Arc::clone(attempt.client));
+        let channel = Arc::clone(attempt.channel);
+        let question = attempt.question.map(Question::to_owned);
         Completion::new(move |outcome| {
             let mut state = client.state.lock();
             let question = question.as_ref();
-            let entering = state.take_entering(number);
-            let Some((entering, entry)) = entering.and_then(Entering::into_parts) else {
-                // the client has left the channel, or lost the connection
-                if let Some(question) = question
-                    && state.connection_id == Some(question.connection_id)
-                {
-                    node.refuse_question(question, &name, LEFT);
-                }
+            let mut entering = state.take_entering(number);
+            let step = entering
+                .as_mut()
+                .map(|entering| std::mem::replace(&mut entering.step, Step::Failed));
+            let (Some(entering), Some(Step::Reading(entry, arrived))) = (entering, step) else {
+                node.refuse_late_question(&state, &channel, question);
                 return;
             };
-            let joined = match node.finish(&client, &mut state, &entry, outcome, question) {
-                Entered::Joined(total) => {
-                    let channel = Arc::clone(entry.channel());
-                    node.save_joined(&client, &state, &channel.name);
-                    node.ask_all(&client, &mut state, &entering);
-                    Some((channel, total))
-                }
-                Entered::Live => {
-                    node.ask_all(&client, &mut state, &entering);
-                    None
-                }
-                Entered::ChannelEnded => {
-                    state.forget_ended(entry.channel());
-                    node.enter_anew(&client, &mut state, &entering, question)
-                }
-                Entered::Failed(failure) => {
-                    let name = &*entering.channel;
-                    let attempt = (name, entering.purpose);
-                    node.fail(&client, &mut state, attempt, question, &failure);
-                    node.refuse_questions(&entering.questions, name, &failure.to_string());
-                    None
-                }
+            let attempt = EntryAttempt {
+                client: &client,
+                channel: &channel,
+                purpose: entering.purpose,
+                question,
             };
-            drop(state);
-            node.tell_joined(&client, joined);
+            let entered = node.finish(&mut state, &attempt, (&entry, arrived), outcome);
+            node.conclude(&mut state, &attempt, &entering, entered);
         })
     }
 
-    /// Enters a channel another time: the broker had failed, or the channel has a successor.
+    /// Subscribes a client behind the position that was read. Where that fails, the client is no member.
+    fn finish(
+        &self,
+        state: &mut ClientState,
+        attempt: &EntryAttempt<'_>,
+        entry: (&Entry, Arrived),
+        outcome: Result<View, Failure>,
+    ) -> Entered {
+        let outcome = outcome.and_then(|view| {
+            self.subscribe_behind(state, attempt, entry, &view)
+                .ok_or(Failure::Closed)
+        });
+        outcome.unwrap_or_else(|failure| not_entered(state, attempt, failure))
+    }
+
+    /// Ends an attempt that did not end inside the call, with the client locked, so that the client's leave is told
+    /// behind its join.
+    fn conclude(
+        self: &Arc<Self>,
+        state: &mut ClientState,
+        attempt: &EntryAttempt<'_>,
+        entering: &Entering,
+        entered: Entered,
+    ) {
+        let (client, channel) = (attempt.client, attempt.channel);
+        let joined = match entered {
+            Entered::Joined(arrived) => {
+                self.save_joined(client, state, &channel.name);
+                self.ask_all(client, state, entering);
+                Some(NewMember::new(Arc::clone(channel), arrived))
+            }
+            Entered::Live => {
+                self.ask_all(client, state, entering);
+                None
+            }
+            Entered::ChannelEnded => {
+                state.forget_ended(channel);
+                self.enter_anew(client, state, entering, attempt.question)
+            }
+            Entered::Failed(failure) => {
+                self.fail(state, attempt, &failure);
+                self.refuse_questions(&entering.questions, &channel.name, &failure.to_string());
+                None
+            }
+        };
+        self.tell_joined(client, joined);
+    }
+
+    /// Enters a channel another time: presence or the broker had failed, or the channel has a successor.
     fn enter_anew(
         self: &Arc<Self>,
         client: &Arc<Client>,
@@ -255,20 +365,14 @@ impl Node {
         joined
     }
 
-    /// Ends an attempt to enter a channel: the broker has failed. Tells the client that has asked; has the broker asked
-    /// again where the server wants the subscription.
-    fn fail(
-        &self,
-        client: &Arc<Client>,
-        state: &mut ClientState,
-        (name, purpose): (&str, Purpose),
-        question: Option<&Question<'_>>,
-        failure: &Failure,
-    ) {
-        if let Some(question) = question {
+    /// Ends an attempt to enter a channel: presence or the broker has failed. Tells the client that has asked; asks again
+    /// where the server wants the subscription.
+    fn fail(&self, state: &mut ClientState, attempt: &EntryAttempt<'_>, failure: &Failure) {
+        let (client, name) = (attempt.client, &attempt.channel.name);
+        if let Some(question) = attempt.question {
             self.refuse_question(question, name, &failure.to_string());
         }
-        if purpose == Purpose::Asked {
+        if attempt.purpose == Purpose::Asked {
             return;
         }
         self.events.log(LogLevel::Warning, "storage", || {
@@ -278,13 +382,27 @@ impl Node {
         let number = self.next_entering();
         state.entering.push(Entering {
             number,
-            purpose,
-            channel: name.into(),
-            entry: None,
+            purpose: attempt.purpose,
+            channel: Arc::clone(name),
+            step: Step::Failed,
             questions: Vec::new(),
         });
         let failed = (Arc::clone(client), number);
         self.failed_enterings.lock().push(failed);
+    }
+
+    /// Refuses a question whose client has left the channel meanwhile, or lost the connection.
+    fn refuse_late_question(
+        &self,
+        state: &ClientState,
+        channel: &Channel,
+        question: Option<&Question<'_>>,
+    ) {
+        if let Some(question) = question
+            && state.connection_id == Some(question.connection_id)
+        {
+            self.refuse_question(question, &channel.name, LEFT);
+        }
     }
 
     pub(super) fn refuse_question(&self, question: &Question<'_>, channel: &str, problem: &str) {
@@ -302,111 +420,34 @@ impl Node {
             self.refuse_question(question, channel, problem);
         }
     }
+}
 
-    /// Subscribes a client behind the position that was read.
-    fn finish(
-        &self,
-        client: &Arc<Client>,
-        state: &mut ClientState,
-        entry: &Entry,
-        outcome: Result<View, Failure>,
-        question: Option<&Question<'_>>,
-    ) -> Entered {
-        match outcome {
-            Ok(view) => self.subscribe_behind(client, state, entry, &view, question),
-            Err(Failure::Closed) => Entered::ChannelEnded,
-            Err(failure) => Entered::Failed(failure),
+impl NewMember {
+    fn new(channel: Arc<Channel>, arrived: Arrived) -> Self {
+        Self {
+            channel,
+            total: arrived.total.members,
+            is_new: arrived.is_new,
         }
     }
+}
 
-    fn subscribe_behind(
-        &self,
-        client: &Arc<Client>,
-        state: &mut ClientState,
-        entry: &Entry,
-        view: &View,
-        question: Option<&Question<'_>>,
-    ) -> Entered {
-        let channel = entry.channel();
-        let gate = entry.lock();
-        let mut members = channel.members.lock();
-        if members.removed {
+/// Ends a failed attempt: the client is no member, unless it was on the channel before and the channel lasts.
+fn not_entered(state: &ClientState, attempt: &EntryAttempt<'_>, failure: Failure) -> Entered {
+    let (client, channel) = (attempt.client, attempt.channel);
+    match failure {
+        Failure::Closed => {
+            state.leave_silently(&client.id, channel);
             return Entered::ChannelEnded;
         }
-        state.forget_predecessors(channel);
-        let known = state.position(&channel.name);
-        if known.is_none() {
-            members.roster.add(&client.id);
+        _ if state.position(&channel.name).is_none() => {
+            state.leave_silently(&client.id, channel);
         }
-        let total = members.roster.len();
-        if let Some(question) = question.filter(|question| question.wants_reply()) {
-            let reply = JoinReply {
-                view,
-                through: view.position.offset,
-                subscribers: total,
-            };
-            let frame = self.join_reply(question, &channel.name, &reply);
-            self.shards.push_direct(question.connection_id, frame);
-        }
-        let live = state.connection_id.map(|connection_id| {
-            members.interest.add(connection_id.shard);
-            let target = (connection_id, client.wants_gaps());
-            let gated = gate.behind(view.position);
-            self.push_entered(target, channel, gated);
-            Live {
-                from: view.position.offset,
-                shard: connection_id.shard,
-            }
-        });
-        let Some(at) = known else {
-            drop(members);
-            state.forget_channel(&channel.name);
-            state.channels.push(Joined {
-                channel: Arc::clone(channel),
-                live,
-            });
-            return Entered::Joined(total);
-        };
-        // the connection that was displaced gets nothing more
-        if let Some(before) = std::mem::replace(&mut state.channels[at].live, live) {
-            members.interest.remove(before.shard);
-        }
-        Entered::Live
+        _ => {}
     }
-
-    /// Subscribes a connection, and hands it what the gate has kept; in place of what the gate could not keep, a gap, if
-    /// the client understands gaps.
-    fn push_entered<'a>(
-        &self,
-        (connection_id, wants_gaps): (ConnectionId, bool),
-        channel: &Channel,
-        gated: Result<impl Iterator<Item = &'a GatedPublication>, Option<StreamPosition>>,
-    ) {
-        let shard = connection_id.shard;
-        let missing = gated.as_ref().err().copied();
-        if let Ok(gated) = gated {
-            for publication in gated.filter(|gated| wants_gaps || gated.place != Place::Gap) {
-                let delivery = Delivery::Direct {
-                    connection_id,
-                    frame: publication.frame.clone(),
-                    priority: publication.priority,
-                    receipt: None,
-                };
-                self.shards.push(shard, delivery);
-            }
-        } else {
-            self.counters.dropped(LOST, &channel.name, 1);
-        }
-        if let Some(top) = missing.filter(|_| wants_gaps) {
-            let stamp = self.stamps.next();
-            let top = top.map(|top| (top.epoch, top.offset));
-            let write = |out: &mut Vec<u8>| messages::write_lost(out, stamp, &channel.name, top);
-            self.shards.push_direct(connection_id, encode(write));
-        }
-        let delivery = Delivery::Subscribe {
-            connection_id,
-            channel: channel.key,
-        };
-        self.shards.push(shard, delivery);
-    }
+    Entered::Failed(match failure {
+        // what may have been done was taken back
+        Failure::Unknown(problem) => Failure::Unavailable(problem),
+        failure => failure,
+    })
 }

@@ -3,6 +3,7 @@
 use super::channel::Channel;
 use super::gate::OpenGate;
 use super::question::Question;
+use crate::ports::presence::Arrived;
 use std::sync::Arc;
 
 /// Counts a connection as entering a channel until this is dropped: the gate of the channel keeps what is published.
@@ -12,27 +13,36 @@ pub struct Entry {
     from: u64,
 }
 
-/// A channel that a client is entering: the broker has not answered yet, or has failed and is asked again.
+/// A channel that a client is entering: presence or the broker has not answered yet, or has failed and is asked again.
 pub struct Entering {
     /// A number that is unique among all attempts to enter a channel.
     pub number: u64,
     pub purpose: Purpose,
     pub channel: Arc<str>,
-    /// `None` while the broker is not asked.
-    pub entry: Option<Entry>,
+    pub step: Step,
     /// What the client has asked about the channel since the entering began.
     pub questions: Vec<Question<'static>>,
 }
 
-/// Why a client enters a channel. The purpose decides what follows when the broker fails, or when the channel ends.
+/// How far a client has come on its way into a channel.
+pub enum Step {
+    /// Presence was asked to make the client a member.
+    Joining(Arc<Channel>),
+    /// Presence has answered, and the broker was asked.
+    Reading(Entry, Arrived),
+    /// One of them has failed, and is asked again at the next tick.
+    Failed,
+}
+
+/// Why a client enters a channel. The purpose decides what follows when presence or the broker fails, or when the channel ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// The client has asked. After a failure the client gets an error and may ask again.
     Asked,
-    /// The application, or the server, subscribes the client. After a failure the node asks the broker again.
+    /// The application, or the server, subscribes the client. After a failure the node asks again.
     Required,
-    /// The client is on the channel, and its new connection needs the publications. After a failure the node asks the
-    /// broker again; a channel that was deleted is not entered anew.
+    /// The client is on the channel, and its new connection needs the publications. After a failure the node asks
+    /// again; a channel that was deleted is not entered anew.
     Live,
 }
 
@@ -69,10 +79,13 @@ impl Entering {
         &*self.channel == channel
     }
 
-    /// Takes the entry out; `None` while the broker is not asked.
-    pub fn into_parts(mut self) -> Option<(Self, Entry)> {
-        let entry = self.entry.take()?;
-        Some((self, entry))
+    /// The channel whose presence may have the client as a member because of this entering.
+    pub fn joined(&self) -> Option<&Arc<Channel>> {
+        match &self.step {
+            Step::Joining(channel) => Some(channel),
+            Step::Reading(entry, _) => Some(entry.channel()),
+            Step::Failed => None,
+        }
     }
 
     /// Keeps a question until the client is on the channel; false if too many wait.
@@ -96,7 +109,7 @@ mod tests {
             number: 1,
             purpose,
             channel: channel.into(),
-            entry: None,
+            step: Step::Failed,
             questions: Vec::new(),
         }
     }
@@ -124,7 +137,7 @@ mod tests {
         state.entering.push(entering("c", Purpose::Live));
         assert_eq!(state.channel_count(), 3);
         assert!(!state.end_if_idle(), "the client enters channels");
-        assert_eq!(state.stop_all_entering(), [Arc::from("b")]);
+        assert_eq!(state.stop_all_entering(&"dumbo".into()), [Arc::from("b")]);
         assert!(state.end_if_idle());
     }
 }

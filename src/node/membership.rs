@@ -10,9 +10,12 @@ use super::entering::{LEFT, NewMember};
 use super::question::Question;
 use super::wiring::Node;
 use crate::base::clock::SteadyTime;
+use crate::base::completion::{Completion, Progress};
 use crate::base::error::{Error, ErrorCode, Refusal, argument};
 use crate::base::names;
 use crate::core::events::Detail;
+use crate::ports::broker::Failure;
+use crate::ports::presence::Departed;
 use crate::settings::channel_kind::ChannelKind;
 use crate::wire::messages::{self, Publication};
 use std::sync::Arc;
@@ -35,7 +38,7 @@ impl Node {
     /// Unsubscribes a client from a channel. Does nothing for a client without the subscription.
     ///
     /// Errors: as `subscribe`.
-    pub fn unsubscribe(&self, client_id: &str, channel: &str) -> Result<(), Error> {
+    pub fn unsubscribe(self: &Arc<Self>, client_id: &str, channel: &str) -> Result<(), Error> {
         names::check_client_id(client_id).map_err(argument)?;
         names::check_channel_name(channel).map_err(argument)?;
         let client = self.clients.get(client_id);
@@ -71,18 +74,17 @@ impl Node {
             client.set_wants_gaps(true);
         }
         let joined = self.add_subscription(client, &mut state, channel, Some(question));
-        if let Some((channel, _)) = &joined {
-            self.save_joined(client, &state, &channel.name);
+        if let Some(member) = &joined {
+            self.save_joined(client, &state, &member.channel.name);
         }
-        drop(state);
         Ok(self.tell_joined(client, joined))
     }
 
-    /// Unsubscribes a client from a channel; returns the notice of the leave.
-    pub(super) fn leave(&self, client: &Arc<Client>, channel: &str) -> Option<FanOut> {
+    /// Unsubscribes a client from a channel; returns the notice of the leave, if it was published.
+    pub(super) fn leave(self: &Arc<Self>, client: &Arc<Client>, channel: &str) -> Option<FanOut> {
         let mut state = client.state.lock();
         let was_remembered = state.forget_channel(channel);
-        let entering = state.stop_entering(channel);
+        let entering = state.stop_entering(&client.id, channel);
         if let Some(entering) = &entering {
             self.refuse_questions(&entering.questions, channel, LEFT);
         }
@@ -99,18 +101,16 @@ impl Node {
             return None;
         };
         let Joined { channel, live } = state.channels.remove(at);
-        let mut members = channel.members.lock();
-        self.remove_member(&channel, &mut members, &client.id);
-        let total = members.roster.len();
-        self.end_live(&state, live, &channel, &mut members);
-        drop(members);
+        let departed = self.remove_member(client, &state, &channel);
+        self.end_live(&state, live, &channel, &mut channel.members.lock());
         self.save_left(client, &state, &channel.name);
         let is_idle = state.end_if_idle();
+        let told = departed.and_then(|departed| self.tell_left(&channel, &client.id, departed));
         drop(state);
         if is_idle {
             self.clients.remove(&client.id);
         }
-        Some(self.notice(&channel, Notice::Left, &client.id, total))
+        told
     }
 
     /// Creates a channel of a kind; false if there is a channel of this name.
@@ -146,8 +146,9 @@ impl Node {
                     return false;
                 }
                 members.removed = true;
-                ids = members.roster.ids().cloned().collect();
             }
+            ids = channel.presence.own();
+            self.presence.remove(name);
             // a thread that still has the channel must not open the stream of its successor
             self.stream(&channel);
             self.broker.remove(name);
@@ -169,8 +170,10 @@ impl Node {
                 .position(|joined| Arc::ptr_eq(&joined.channel, &channel))
             {
                 let live = state.channels.remove(at).live;
+                // a join may have taken effect behind the removal of all members
+                state.leave_silently(&id, &channel);
                 let mut members = channel.members.lock();
-                members.roster.remove(&id);
+                members.own = members.own.saturating_sub(1);
                 self.end_live(&state, live, &channel, &mut members);
                 drop(members);
                 self.save_left(&client, &state, name);
@@ -198,7 +201,7 @@ impl Node {
         let mut waiting = Vec::new();
         for channel in noticed {
             let mut members = channel.members.lock();
-            let subscribers = members.roster.len();
+            let subscribers = members.total.members;
             let joined = members.joins.take_due(subscribers, now);
             // leaves wait until the joins are published
             let left = if members.joins.is_waiting() {
@@ -241,29 +244,59 @@ impl Node {
             return false;
         }
         let joined = self.add_subscription(client, &mut state, name, None);
-        if let Some((channel, _)) = &joined {
-            self.save_joined(client, &state, &channel.name);
+        if let Some(member) = &joined {
+            self.save_joined(client, &state, &member.channel.name);
         }
-        drop(state);
         self.tell_joined(client, joined);
         true
     }
 
-    /// Tells a channel that a client has joined; returns the notice. Not to be called with the client's state locked.
+    /// Tells a channel that a client has joined; returns the notice. To be called with the client locked, so that the
+    /// notice of its leave follows.
     pub(super) fn tell_joined(&self, client: &Client, joined: Option<NewMember>) -> Option<FanOut> {
-        let (channel, total) = joined?;
-        Some(self.notice(&channel, Notice::Joined, &client.id, total))
+        let member = joined.filter(|member| member.is_new)?;
+        let channel = &member.channel;
+        Some(self.notice(channel, Notice::Joined, &client.id, member.total))
     }
 
+    /// Ends the membership of a client whose subscription has ended. Returns the outcome, which the caller announces;
+    /// `None` if presence answers later, which then announces the leave. To be called with the client locked.
     pub(super) fn remove_member(
+        self: &Arc<Self>,
+        client: &Client,
+        state: &ClientState,
+        channel: &Arc<Channel>,
+    ) -> Option<Departed> {
+        let leaving = channel.presence.leave(&client.id, state.claim, &mut || {
+            let (node, channel) = (Arc::clone(self), Arc::clone(channel));
+            let id = Arc::clone(&client.id);
+            // the completion of a later join runs behind this one, so the notice of a return follows
+            Completion::new(move |outcome| {
+                let departed = departed(&mut channel.members.lock(), outcome);
+                node.tell_left(&channel, &id, departed);
+            })
+        });
+        let mut members = channel.members.lock();
+        members.own = members.own.saturating_sub(1);
+        if members.own == 0 && !members.removed {
+            self.channels.mark_empty(channel, &mut members);
+        }
+        match leaving {
+            Progress::Ended(outcome) => Some(departed(&mut members, outcome)),
+            Progress::Begun(_) => None,
+        }
+    }
+
+    /// Tells a channel that a client has left; returns the notice.
+    pub(super) fn tell_left(
         &self,
         channel: &Arc<Channel>,
-        members: &mut Members,
         id: &Arc<str>,
-    ) {
-        if members.roster.remove(id) && members.roster.is_empty() {
-            self.channels.mark_empty(channel, members);
-        }
+        departed: Departed,
+    ) -> Option<FanOut> {
+        // the process that the client has moved to announces its leave
+        let has_left = !departed.has_moved;
+        has_left.then(|| self.notice(channel, Notice::Left, id, departed.total.members))
     }
 
     /// Ends the subscription of a connection, if it has one.
@@ -312,7 +345,7 @@ impl Node {
             let mut members = channel.members.lock();
             let now = SteadyTime::now();
             let limit = self.config.notice_limit;
-            let subscribers = members.roster.len();
+            let subscribers = members.total.members;
             match notice {
                 Notice::Joined => (members.joins.add(id, subscribers, limit, now), None),
                 // a leave must not overtake the joins that wait: the join of the same client may be one of them
@@ -350,7 +383,7 @@ impl Node {
         let stream = self.stream(channel);
         // totals go out in the order in which they were true
         let _order = channel.notices.lock();
-        let data = notice_data(id, channel.members.lock().roster.len(), count);
+        let data = notice_data(id, channel.members.lock().total.members, count);
         let publication = Publication {
             channel: &channel.name,
             event: notice.event(),
@@ -361,6 +394,18 @@ impl Node {
         self.counters.encoded.add(1);
         with_encoded(self.stamps.next(), &publication, |body| stream.notify(body))
     }
+}
+
+/// Takes in the outcome of a leave.
+fn departed(members: &mut Members, outcome: Result<Departed, Failure>) -> Departed {
+    if let Ok(departed) = &outcome {
+        members.note(departed.total);
+    }
+    // a leave does not fail, but its outcome may be lost
+    outcome.unwrap_or(Departed {
+        total: members.total,
+        has_moved: false,
+    })
 }
 
 fn notice_data(id: &str, total: usize, count: Option<usize>) -> Vec<u8> {

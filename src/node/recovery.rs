@@ -1,5 +1,6 @@
 //! The past of a channel for its clients: missed publications for a client that joins, and pages of history.
 
+use super::channel::Channel;
 use super::client::Joined;
 use super::encode::encode;
 use super::entry::Entry;
@@ -11,7 +12,8 @@ use crate::base::error::{Error, argument};
 use crate::base::names;
 use crate::core::history::{Page, StreamPosition, Unrecovered};
 use crate::ports::broker::{Failure, Found, Query, Reading, View};
-use crate::ports::calls::{HistoryPage, Reply};
+use crate::ports::calls::HistoryPage;
+use crate::ports::presence::Total;
 use crate::wire::frame::EncodedFrame;
 use crate::wire::messages;
 use std::sync::Arc;
@@ -83,26 +85,51 @@ impl Node {
             let seen = question.last_seen();
             seen.is_some_and(|offset| offset < *from)
         });
-        let query = question.query(through, self.max_reply_bytes());
         let channel = &joined.channel;
+        let counting = channel.presence.count(&mut || {
+            let (node, channel) = (Arc::clone(self), Arc::clone(channel));
+            let question = question.to_owned();
+            Completion::new(move |total| node.read_missed(&channel, &question, through, total))
+        });
+        if let Progress::Ended(total) = counting {
+            self.read_missed(channel, question, through, total);
+        }
+    }
+
+    /// Reads what a client on a channel has missed, and answers.
+    fn read_missed(
+        self: &Arc<Self>,
+        channel: &Arc<Channel>,
+        question: &Question<'_>,
+        through: Option<u64>,
+        total: Result<Total, Failure>,
+    ) {
+        let subscribers = match total {
+            Ok(total) => total.members,
+            Err(failure) => {
+                self.refuse_question(question, &channel.name, &failure.to_string());
+                return;
+            }
+        };
+        let query = question.query(through, self.max_reply_bytes());
         // what is published meanwhile belongs before the answer, and into it
         let mut entry = Some(Entry::new(channel));
         let reading = self.stream(channel).read(query, &mut || {
             let (node, question, entry) = (Arc::clone(self), question.to_owned(), entry.take());
             Completion::new(move |outcome| {
                 if let Some(entry) = entry {
-                    node.answer_view(&entry, &question, through, outcome);
+                    node.answer_view((&entry, subscribers), &question, through, outcome);
                 }
             })
         });
         if let (Reading::Ended(outcome), Some(entry)) = (reading, entry) {
-            self.answer_view(&entry, question, through, outcome);
+            self.answer_view((&entry, subscribers), question, through, outcome);
         }
     }
 
     fn answer_view(
         &self,
-        entry: &Entry,
+        (entry, subscribers): (&Entry, usize),
         question: &Question<'_>,
         through: Option<u64>,
         outcome: Result<View, Failure>,
@@ -120,7 +147,7 @@ impl Node {
         let reply = JoinReply {
             view: &view,
             through: through.unwrap_or(view.position.offset),
-            subscribers: channel.members.lock().roster.len(),
+            subscribers,
         };
         let frame = self.join_reply(question, &channel.name, &reply);
         self.shards.push_direct(question.connection_id, frame);
@@ -160,21 +187,6 @@ impl Node {
     /// Larger replies would make a client too slow at once.
     pub(super) fn max_reply_bytes(&self) -> usize {
         self.config.max_pending_bytes / 2
-    }
-
-    /// The number of subscribers of a channel, and the first of them.
-    pub(super) fn present(&self, name: &str) -> Reply {
-        let Some(channel) = self.channels.get(name) else {
-            return Reply::Present {
-                online: 0,
-                users: Vec::new(),
-            };
-        };
-        let members = channel.members.lock();
-        Reply::Present {
-            online: members.roster.len(),
-            users: members.roster.ids().take(MAX_PRESENT).cloned().collect(),
-        }
     }
 }
 
@@ -224,6 +236,3 @@ fn page_of(view: View) -> HistoryPage {
         is_cut,
     }
 }
-
-/// Most names in the answer to `presence`.
-const MAX_PRESENT: usize = 1000;

@@ -1,11 +1,11 @@
-//! Reports of the node about its channels, connections and queues.
+//! Reports of the node about its channels, connections and queues, from what this process knows.
 
 use super::client::Client;
 use super::wiring::Node;
 use crate::base::names::EMERGENCY_CHANNEL;
 use crate::core::events::LogLevel;
 use crate::ports::broker::BrokerSize;
-use crate::ports::calls::{ChannelInfo, ConnectionInfo};
+use crate::ports::calls::ConnectionInfo;
 use crate::ports::stats::HistorySize;
 use crate::settings::channel_kind::ChannelKind;
 use std::sync::Arc;
@@ -34,26 +34,14 @@ impl Node {
         (send > 0 && receive > 0).then(|| sockets * 2 * (send + receive))
     }
 
-    /// The subscribers of a channel; none for a channel that does not exist.
-    pub fn presence(&self, channel: &str) -> Vec<Arc<str>> {
-        let channel = self.channels.get(channel);
-        channel.map_or_else(Vec::new, |channel| {
-            channel.members.lock().roster.ids().cloned().collect()
-        })
-    }
-
-    /// How many are on each channel, in the order in which the channels were made.
-    pub fn census(&self) -> Vec<(Arc<str>, usize)> {
-        self.channels
-            .all()
-            .iter()
-            .map(|channel| {
-                (
-                    Arc::clone(&channel.name),
-                    channel.members.lock().roster.len(),
-                )
-            })
-            .collect()
+    /// How many are on each channel, as presence has reported last, in the order in which the channels were made.
+    pub(super) fn known_census(&self) -> Vec<(Arc<str>, usize)> {
+        let channels = self.channels.all().into_iter();
+        let counted = channels.map(|channel| {
+            let members = channel.members.lock().total.members;
+            (Arc::clone(&channel.name), members)
+        });
+        counted.collect()
     }
 
     /// Names in the order in which the channels were made.
@@ -63,17 +51,6 @@ impl Node {
             .iter()
             .map(|channel| Arc::clone(&channel.name))
             .collect()
-    }
-
-    pub fn channel_info(&self, name: &str) -> Option<ChannelInfo> {
-        let channel = self.channels.get(name)?;
-        let subscribers = channel.members.lock().roster.ids().cloned().collect();
-        Some(ChannelInfo {
-            name: Arc::clone(&channel.name),
-            kind: channel.kind,
-            subscribers,
-            created_at: channel.created,
-        })
     }
 
     /// Ids of the connected clients, in the order in which they connected.

@@ -34,7 +34,7 @@ impl Node {
 
     /// Restores clients. They are away, and have all of `resume_ttl` to return.
     fn restore_clients(
-        &self,
+        self: &Arc<Self>,
         clients: Vec<SavedClient>,
         mut memberships: HashMap<Arc<str>, Vec<Arc<str>>>,
     ) {

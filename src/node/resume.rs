@@ -74,7 +74,7 @@ impl Node {
         let mut names = state.channel_names();
         let mut remembered = self.away.remove(state);
         // what the displaced connection has asked for, the client asks for again if it still wants to
-        let mut required = state.stop_all_entering();
+        let mut required = state.stop_all_entering(&client.id);
         // the application may subscribe a client that is away to a channel which the client joins again anyway
         required.retain(|name| !names.contains(name));
         names.extend(required.iter().cloned());
@@ -171,7 +171,12 @@ impl Node {
 
     /// Brings a client to the state in which it was claimed: away, or connected by an older connection of this process.
     /// True if this process did not have that state.
-    fn take_over(&self, client: &Arc<Client>, state: &mut ClientState, claimed: &Claimed) -> bool {
+    fn take_over(
+        self: &Arc<Self>,
+        client: &Arc<Client>,
+        state: &mut ClientState,
+        claimed: &Claimed,
+    ) -> bool {
         if state.has_session() && claimed.origin == Origin::Here {
             return false;
         }

@@ -118,7 +118,7 @@ impl Node {
 
     /// Expects a client from now on that has a session; returns its token as text.
     fn hand_out(
-        &self,
+        self: &Arc<Self>,
         client: &Arc<Client>,
         mut state: MutexGuard<'_, ClientState>,
         secret: &Secret,

@@ -8,6 +8,7 @@ use super::clients::Clients;
 use super::counters::Counters;
 use super::displaced::Displaced;
 use super::emergencies::Emergencies;
+use super::lease::Lease;
 use super::mailroom::Mailroom;
 use super::shards::Shards;
 use super::sink::{ChannelSink, Distributor};
@@ -20,6 +21,7 @@ use crate::base::sync::Mutex;
 use crate::core::events::EventQueue;
 use crate::ports::broker::{Broker, Sink, Stream};
 use crate::ports::mail::{Mail, MailSink};
+use crate::ports::presence::{Presence, PresenceSink};
 use crate::ports::sessions::Sessions;
 use crate::ports::store::Store;
 use crate::settings::config::Config;
@@ -38,6 +40,8 @@ pub struct Node {
     pub(super) clients: Clients,
     pub(super) stamps: Arc<Stamps>,
     pub(super) broker: Arc<dyn Broker>,
+    pub(super) presence: Arc<dyn Presence>,
+    pub(super) lease: Arc<Lease>,
     pub(super) sessions: Arc<dyn Sessions>,
     pub(super) displaced: Arc<Displaced>,
     pub channels: Channels,
@@ -47,7 +51,7 @@ pub struct Node {
     pub(super) mailroom: Arc<Mailroom>,
     pub(super) upkeep: Upkeep,
     pub(super) distributor: Arc<Distributor>,
-    /// Enterings for which the broker has failed, by client and number: tried again at the next tick.
+    /// Enterings for which presence or the broker has failed, by client and number: tried again at the next tick.
     pub(super) failed_enterings: Mutex<Vec<(Arc<Client>, u64)>>,
     enterings: AtomicU64,
 }
@@ -55,6 +59,7 @@ pub struct Node {
 /// The implementations of the ports that a node works on.
 pub struct Ports {
     pub broker: Arc<dyn Broker>,
+    pub presence: Arc<dyn Presence>,
     pub store: Arc<dyn Store>,
     pub sessions: Arc<dyn Sessions>,
     pub mail: Arc<dyn Mail>,
@@ -64,12 +69,15 @@ impl Node {
     pub fn new(config: Arc<Config>, ports: Ports) -> Self {
         let Ports {
             broker,
+            presence,
             store,
             sessions,
             mail,
         } = ports;
         let displaced = Arc::new(Displaced::default());
         sessions.attach(Arc::clone(&displaced) as _);
+        let lease = Arc::new(Lease::default());
+        presence.attach(&(Arc::clone(&lease) as Arc<dyn PresenceSink>));
         let events = Arc::new(EventQueue::new(config.event_queue_bytes));
         let counters = Arc::new(Counters::default());
         let store = Arc::new(Storage::new(store));
@@ -93,8 +101,10 @@ impl Node {
             broker,
             sessions,
             displaced,
+            channels: Channels::new(Arc::clone(&config), Arc::clone(&presence)),
+            presence,
+            lease,
             store,
-            channels: Channels::new(Arc::clone(&config)),
             clients: Clients::default(),
             away: AwayClients::new(Arc::clone(&config)),
             emergencies: Emergencies::new(),

@@ -6,6 +6,7 @@ pub mod calls;
 pub mod claim;
 pub mod durability;
 pub mod mail;
+pub mod presence;
 pub mod saved_sessions;
 pub mod sessions;
 pub mod stats;

@@ -5,6 +5,7 @@
 mod admission;
 mod adoption;
 mod adversarial_mail;
+mod adversarial_presence;
 mod adversarial_sessions;
 mod adversarial_store;
 mod adversary;
@@ -28,6 +29,8 @@ mod opening;
 mod oracle;
 mod order;
 mod peer;
+mod presence_contract;
+mod present;
 mod recovery;
 mod saved_keys;
 mod sessions;

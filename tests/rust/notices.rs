@@ -1,6 +1,6 @@
 //! The order of notices when a client returns while its leave is being told.
 
-use crate::peer::{PATIENCE, connected, eventually, history_limits, ports_on};
+use crate::peer::{PATIENCE, connected, eventually, history_limits, members, ports_on};
 use _tantor::adapters::memory_broker::MemoryBroker;
 use _tantor::adapters::memory_store::MemoryStore;
 use _tantor::base::error::Disconnect;
@@ -80,7 +80,7 @@ fn a_client_cannot_return_while_its_leave_is_being_told() {
         thread::sleep(10 * LEAVE_DELAY);
         scope.spawn(|| node.tick());
         eventually("the client is off the channel", || {
-            node.presence(channel).is_empty()
+            members(&node, channel).is_empty()
         });
         scope.spawn(|| {
             // needs the lock of the client, as its return does

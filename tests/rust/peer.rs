@@ -3,6 +3,7 @@
 use _tantor::adapters::admit_all::AdmitAll;
 use _tantor::adapters::memory_broker::{BrokerLimits, KeyLimits, MemoryBroker};
 use _tantor::adapters::memory_mail::{MailLimits, MemoryMail};
+use _tantor::adapters::memory_presence::MemoryPresence;
 use _tantor::adapters::memory_sessions::MemorySessions;
 use _tantor::adapters::memory_store::MemoryStore;
 use _tantor::base::completion::{Abandoned, Completion, Progress};
@@ -17,7 +18,7 @@ use _tantor::settings::config::{Config, Value};
 use serde_json::Value as Json;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 /// How long anything may take; generous, for what is waited for always comes.
@@ -43,6 +44,7 @@ pub fn ports_on(config: &Config, broker: Arc<dyn Broker>, store: Arc<dyn Store>)
     let mail = MemoryMail::new(store.clone(), MailLimits::of_settings(config));
     Ports {
         broker,
+        presence: Arc::new(MemoryPresence::default()),
         store,
         sessions,
         mail: Arc::new(mail),
@@ -55,6 +57,26 @@ pub fn connected(connecting: Connecting) -> Option<Connected> {
         Connecting::Connected(connected) => Some(connected),
         Connecting::NotConnected(_) => None,
         Connecting::Begun => panic!("the connect has not ended"),
+    }
+}
+
+/// The members of a channel, whenever presence answers; asks again where presence fails.
+pub fn members(node: &Node, channel: &str) -> Vec<Arc<str>> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let (tell, told) = mpsc::channel();
+        let mut later = || {
+            let tell = tell.clone();
+            Completion::new(move |members| tell.send(members).unwrap())
+        };
+        let outcome = match node.presence(channel, &mut later) {
+            Progress::Ended(outcome) => outcome,
+            Progress::Begun(_) => told.recv_timeout(PATIENCE).unwrap(),
+        };
+        if let Ok(members) = outcome {
+            return members;
+        }
+        assert!(Instant::now() < deadline, "presence always fails");
     }
 }
 

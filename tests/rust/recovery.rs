@@ -1,7 +1,7 @@
 //! Recover-and-merge against a model: in whatever order clients are lost, come back, join and leave, and however far
 //! shards are behind, each of them has every publication once and in order, or is told that it has not.
 
-use crate::peer::broadcast;
+use crate::peer::{broadcast, members};
 use crate::shards::{Shard, node_with_shards};
 use _tantor::base::error::Disconnect;
 use _tantor::core::hub::Slot;
@@ -256,7 +256,7 @@ impl World {
             }
         }
         for (channel, name) in CHANNELS.iter().enumerate() {
-            let present = self.node.presence(name).len();
+            let present = members(&self.node, name).len();
             assert_eq!(present, self.present_on(channel), "present after {step:?}");
         }
     }

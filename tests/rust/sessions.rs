@@ -1,7 +1,7 @@
 //! Clients that come, go and come back on several threads, while the application puts them on channels and takes them
 //! off, ends channels, and sends emergencies: nothing hangs, and in the end everything adds up.
 
-use crate::peer::{PATIENCE, broadcast, emergency, ended, eventually, not_later};
+use crate::peer::{PATIENCE, broadcast, emergency, ended, eventually, members, not_later};
 use crate::shards::{Shard, node_with_shards};
 use _tantor::base::error::Disconnect;
 use _tantor::base::random::random_u64;
@@ -148,11 +148,14 @@ fn meddle(node: &Arc<Node>, known: &Known) {
         }
         5 => node.set_user_data(&id, b"1".to_vec()),
         6 => drop((
-            node.census(),
+            ended(node.census(&mut not_later)),
             node.connection_ids(),
             node.worst_connections(3),
         )),
-        7 => drop((node.connection_info(&id), node.channel_info(channel))),
+        7 => drop((
+            node.connection_info(&id),
+            ended(node.channel_info(channel, &mut not_later)),
+        )),
         8 if node.has_connection(&id) => {
             let body = Body::Message(b"\"hello\"");
             let options = _tantor::ports::calls::PublishOptions::default();
@@ -181,7 +184,7 @@ fn check_sums(node: &Arc<Node>, shards: &mut [Shard]) {
     assert_eq!(ids.len(), open.len(), "one connection for each client");
     assert_eq!(ids, node.connection_ids().into_iter().collect());
     for channel in CHANNELS {
-        let present: BTreeSet<_> = node.presence(channel).into_iter().collect();
+        let present: BTreeSet<_> = members(node, channel).into_iter().collect();
         let wanted: BTreeSet<_> = present.intersection(&ids).cloned().collect();
         let says_so = |id: &Arc<str>| {
             let info = node.connection_info(id).unwrap();
@@ -230,7 +233,7 @@ fn check_nothing_stays(node: &Arc<Node>, shards: &mut [Shard], known: &Known) {
         node.stats().mail == (0, 0)
     });
     for channel in CHANNELS {
-        assert_eq!(node.presence(channel).len(), 0, "{channel}");
+        assert_eq!(members(node, channel).len(), 0, "{channel}");
     }
     for id in ids.iter() {
         node.set_user_data(id, b"1".to_vec());

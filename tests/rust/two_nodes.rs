@@ -2,7 +2,7 @@
 
 use crate::adversarial_sessions::LateSessions;
 use crate::adversary::Behaviour;
-use crate::peer::{PATIENCE, history_limits, ports_on};
+use crate::peer::{PATIENCE, history_limits, members, ports_on};
 use crate::shards::{Greeted, Shard, node_on};
 use _tantor::adapters::memory_broker::MemoryBroker;
 use _tantor::adapters::memory_sessions::MemorySessions;
@@ -90,7 +90,7 @@ impl Process {
     }
 
     fn presence(&self, channel: &str) -> Vec<String> {
-        let ids = self.node.presence(channel);
+        let ids = members(&self.node, channel);
         ids.iter().map(ToString::to_string).collect()
     }
 }

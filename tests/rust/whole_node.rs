@@ -1,11 +1,14 @@
-//! The whole node on ports that answer late, fail, lose deliveries or repeat them: clients lose nothing, get nothing twice,
-//! and get everything in order, or are told of a gap; every call ends once.
+//! The whole node on ports that answer late, fail, lose deliveries and members, or repeat: clients lose nothing, get
+//! nothing twice, and get everything in order, or are told of a gap; every call ends once; every join and leave is told
+//! once.
 
 mod arrivals;
 mod checks;
 mod letters;
+mod members;
 
 use crate::adversarial_mail::AdversarialMail;
+use crate::adversarial_presence::{AdversarialPresence, PresenceBehaviour};
 use crate::adversarial_sessions::LateSessions;
 use crate::adversarial_store::{LateStore, StoreBehaviour};
 use crate::adversary::{Adversary, Behaviour, Random};
@@ -23,7 +26,7 @@ use _tantor::ports::store::Store;
 use _tantor::settings::config::Config;
 use arrivals::sessions_on;
 use letters::{Letter, mail_on};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -37,6 +40,8 @@ const LASTING: [&str; 2] = ["jungle", "den"];
 const FLEETING: &str = "camp";
 /// A channel on which only the application puts clients.
 const CLUB: &str = "club";
+/// The events of a join and of a leave.
+const NOTICES: [&str; 2] = ["user_joined", "user_left"];
 
 /// A publication of the application or of a client, by its number.
 struct Call {
@@ -53,6 +58,7 @@ enum Outcome {
 
 struct World {
     node: Arc<Node>,
+    presence: Arc<AdversarialPresence>,
     shards: Vec<Shard>,
     visitors: Vec<Visitor>,
     calls: Vec<Call>,
@@ -94,6 +100,12 @@ impl World {
                 1 << 20
             },
             durable: saves,
+            // of some seeds a client that is lost leaves its channels at once
+            leave_delay: if seed.is_multiple_of(5) {
+                Duration::ZERO
+            } else {
+                Config::default().leave_delay
+            },
             ..Config::default()
         };
         let mut random = Random::new(seed);
@@ -106,7 +118,16 @@ impl World {
         };
         let broker = Adversary::new(Arc::new(memory), behaviour);
         let (sessions, late) = sessions_on(&store, behaviour);
+        let rates = PresenceBehaviour {
+            seed,
+            unavailable: random.below(3) * 10,
+            unknown: random.below(3) * 10,
+            lost: random.below(3) * 2,
+            delay: Duration::from_micros(random.below(3) * 100),
+        };
+        let presence = Arc::new(AdversarialPresence::new(Arc::default(), rates));
         let mut ports = Ports {
+            presence: presence.clone(),
             sessions: Arc::clone(&late) as _,
             ..ports_on(&config, Arc::new(broker), Arc::clone(&store))
         };
@@ -115,6 +136,10 @@ impl World {
             ports.mail = Arc::clone(late_mail) as _;
         }
         let (node, handles) = node_on(config, ports, SHARDS);
+        for notice in NOTICES {
+            node.events.want(notice, true);
+        }
+        node.events.open();
         let shards = handles.iter().enumerate();
         let shards = shards.map(|(index, handle)| {
             let mut shard = Shard::new(index, &node, handle);
@@ -128,6 +153,7 @@ impl World {
                 .map(|_| Visitor::with_mail(late_mail.is_some()))
                 .collect(),
             node,
+            presence,
             calls: Vec::new(),
             letters: Vec::new(),
             late_mail,
@@ -327,6 +353,7 @@ impl World {
 
     /// Everybody connects and reads, until nothing is under way any more.
     fn settle(&mut self) {
+        self.presence.be_safe();
         let deadline = Instant::now() + PATIENCE;
         // what was lost last is told with the next delivery, which need not come: each client asks once more
         let mut has_asked = false;
@@ -372,12 +399,6 @@ impl World {
             thread::sleep(Duration::from_micros(100));
         }
     }
-
-    fn is_club_settled(&self) -> bool {
-        let present: BTreeSet<_> = self.node.presence(CLUB).into_iter().collect();
-        let is_there = |id: &String| present.contains(id.as_str());
-        self.club.iter().all(|(id, wanted)| is_there(id) == *wanted)
-    }
 }
 
 fn run(seed: u64) {
@@ -388,6 +409,7 @@ fn run(seed: u64) {
             world.step();
         }
         world.settle();
+        world.check_members();
         world.check();
         tell.send(()).unwrap();
     });

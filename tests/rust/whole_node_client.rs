@@ -56,6 +56,8 @@ pub struct Visitor {
     /// The mail of the connection.
     arrived: HashSet<String>,
     channels: BTreeMap<String, Follow>,
+    /// The last notice of each channel: its client and total.
+    notices: BTreeMap<String, (String, usize)>,
     next_ref: u64,
     /// Questions of this connection that were not answered, by `ref`.
     asked: BTreeMap<u64, Asked>,
@@ -169,6 +171,17 @@ impl Visitor {
             && self.outgoing.is_empty()
     }
 
+    /// The client wants to be on the channel.
+    pub fn follows(&self, channel: &str) -> bool {
+        self.channels.contains_key(channel)
+    }
+
+    /// The last notice of the channel is of this client, with this total.
+    pub fn was_told(&self, channel: &str, id: &str, total: usize) -> bool {
+        let last = self.notices.get(channel);
+        last.is_some_and(|(last, of)| last == id && *of == total)
+    }
+
     pub fn publish(&mut self, number: usize, channel: &str, key: Option<&str>) {
         let mut frame =
             json!({"action": "broadcast", "channel": channel, "event": "n", "data": number});
@@ -243,6 +256,11 @@ impl Visitor {
         match event {
             "reply" | "error" => return self.answered(message, sight),
             "gap" => self.recover(channel),
+            "user_joined" | "user_left" => {
+                let id = message["data"]["client_id"].as_str().unwrap().to_owned();
+                let total = message["data"]["total_users"].as_u64().unwrap() as usize;
+                self.notices.insert(channel.to_owned(), (id, total));
+            }
             "n" => {
                 let (offset, number) = (&message["offset"], &message["data"]);
                 self.live(
