@@ -97,12 +97,12 @@ impl Node {
         if let Some(old) = displaced {
             self.displace(client, old);
         }
-        drop(guard);
-        let known = *emergencies;
-        drop(emergencies);
         for joined in joined {
             self.tell_joined(client, joined);
         }
+        drop(guard);
+        let known = *emergencies;
+        drop(emergencies);
         self.counters.resumes.add(1);
         Connecting::Connected(Connected {
             client: Arc::clone(client),
