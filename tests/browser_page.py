@@ -1,4 +1,4 @@
-"""A page that uses the JavaScript client, and what tests do with the page."""
+"""A page that uses the JavaScript client, and the actions of tests on the page."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -13,11 +13,11 @@ MakeServer = Callable[..., Tantor]
 Connect = Callable[..., WebSocketClient]
 OpenPage = Callable[..., "Page"]
 
-# What is quick to notice and to return; a test that wants to see what brings a client back has it wait for long.
+# QUICK makes a client notice a loss and return quickly. PATIENT makes it wait, for tests of what makes it return.
 QUICK = {"heartbeatSlack": 500, "probeTimeout": 1000, "connectTimeout": 2000, "minDelay": 20, "maxDelay": 500}
 PATIENT = {"minDelay": 600_000, "maxDelay": 600_000}
 
-# `start(port, options)` connects; `numbers` is what the channel has shown, `told` all else.
+# `start(port, options)` connects; `numbers` are the numbers that were shown, in order, `told` all other events.
 PAGE = """<!doctype html><title>A page of another port</title><script type="module">
   import { connect } from "http://127.0.0.1:%d/tantor.js";
   window.start = async (port, options = {}, channel = "den") => {
@@ -34,7 +34,7 @@ PAGE = """<!doctype html><title>A page of another port</title><script type="modu
   window.ready = true;
 </script>"""
 
-# Timers and clocks of a page stop with it; this makes the page believe that it is hidden or shown.
+# Makes the page believe that it is hidden or shown, because a page that is really hidden stops its timers.
 SHOW = """state => {
   Object.defineProperty(document, "visibilityState", { configurable: true, get: () => state });
   document.dispatchEvent(new Event("visibilitychange"));
@@ -54,7 +54,7 @@ def publish(server: Tantor, first: int, last: int) -> None:
 
 
 def shows(page: "Page", last: int, first: int = 1) -> None:
-    """Wait until the page has shown just these numbers, in order, and has told of no gap."""
+    """Wait until the page has shown exactly these numbers, in order, and no gap."""
     expected = list(range(first, last + 1))
     eventually(lambda: page.evaluate("numbers.at(-1)") == last, lambda: page.evaluate("[numbers, told]"), 30)
     assert page.evaluate("numbers") == expected
@@ -72,7 +72,7 @@ def connects(page: "Page") -> int:
 
 
 def hold_up(page: "Page", seconds: float, then: str = "") -> None:
-    """Keep the page's scripts from running for a while, and have one run then."""
+    """Block the scripts of the page for a while, and run one script then."""
     script = (
         "([ms, then]) => void setTimeout(() => { for (const end = Date.now() + ms; Date.now() < end; ); eval(then); })"
     )

@@ -1,4 +1,4 @@
-"""A server of one channel as the wire's description has it, for tests of a client's session without sockets.
+"""A model of a server with one channel, as docs/protocol.md describes it, for tests of client sessions without sockets.
 
 It knows what was published when, so that it can say what a client has to have been shown or told. Frames to the client
 wait in `wire`, in lanes, until `deliver`.
@@ -21,7 +21,7 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True)
 class Published:
-    """A publication: its number in all, and where it stood."""
+    """A publication: its number among all publications, and its position."""
 
     number: int
     epoch: str
@@ -30,7 +30,7 @@ class Published:
 
 @dataclass
 class Told:
-    """A gap, and how much was published when it was told."""
+    """A gap, and the number of publications when the client was told of the gap."""
 
     gap: Gap
     published: int
@@ -44,13 +44,13 @@ class ModelServer:
     reply_limit: int
     published: list[Published] = field(default_factory=list)
     wire: deque[tuple[int, Message]] = field(default_factory=deque)
-    # to the client of now: what waits for its acknowledgement, and all
+    # mail of the present client: messages that wait for an acknowledgement, and all messages
     mailbox: dict[str, Message] = field(default_factory=dict)
     mailed: list[str] = field(default_factory=list)
     is_connected: bool = False
     is_member: bool = False
     is_known: bool = False
-    # how much was published when the client was first put on the channel
+    # the number of publications when the client was first subscribed
     joined_at: int | None = None
 
     def __post_init__(self) -> None:
@@ -79,7 +79,7 @@ class ModelServer:
             self._push(message, lane)
 
     def skip(self) -> None:
-        """A publication could not be saved: it was never there, but its offset is used."""
+        """Fail to save a publication: nobody gets it, and its offset is used."""
         self.top += 1
 
     def notice(self) -> None:
@@ -87,7 +87,7 @@ class ModelServer:
             self._push(self._message(channel=CHANNEL, event="user_joined", data={}, trumpeted_by="tantor"))
 
     def send(self) -> None:
-        """To the client alone: kept until it is acknowledged."""
+        """Send a message to the client alone, which is kept until the client acknowledges it."""
         message = self._message(channel="jungle", message="mail", ack=True)
         self.mailbox[message["id"]] = message
         self.mailed.append(message["id"])
@@ -95,7 +95,7 @@ class ModelServer:
             self._push(message)
 
     def shed(self, count: int) -> None:
-        """The client was slow: the oldest publications that wait for it are dropped, and it is told."""
+        """Drop the oldest waiting publications, because the client is slow, and send a gap."""
         waiting = [(lane, message) for lane, message in self.wire if message.get("event") == "news"][:count]
         for entry in waiting:
             self.wire.remove(entry)
@@ -109,7 +109,7 @@ class ModelServer:
         self.wire.clear()
 
     def restart(self, lost: int | None) -> None:
-        """Killed: without a store (`lost` None) all is gone, else the last so many publications."""
+        """Kill the server: without a store (`lost` None) everything is lost, else the last `lost` publications."""
         self.cut()
         if lost is None:
             self.is_member = self.is_known = False
@@ -157,7 +157,7 @@ class ModelServer:
         self._live_from = self.top
 
     def take(self, text: str) -> None:
-        """A frame of the client."""
+        """Handle a frame of the client."""
         command = json.loads(text)
         ref = command["ref"]
         match command["action"]:
@@ -188,7 +188,7 @@ class ModelServer:
         if recover is None:
             return self._reply(ref)
         offset = recover["offset"]
-        # what came after it went live comes live
+        # publications after the subscription come live
         is_resuming = was_member and offset < self._live_from
         through = self._live_from if is_resuming else self.top
         missed = [message for at, message in self._history if offset < at <= through]
@@ -218,7 +218,7 @@ class ModelServer:
         return {"id": f"msg_{self._clock:016x}", "timestamp": float(self._clock), "sender": "tantor", **fields}
 
     def _push(self, message: Message, lane: int = NORMAL) -> None:
-        """Behind what waits in its lane and in higher ones."""
+        """Queue a message behind those of its lane and of higher lanes."""
         at = next((at for at, (other, _) in enumerate(self.wire) if other < lane), len(self.wire))
         # but never before the welcome
         if self.wire and self.wire[0][1].get("event") == "welcome":
@@ -227,7 +227,7 @@ class ModelServer:
 
 
 class ModelClient:
-    """A session with a server of the model: moves frames, takes messages, notes what it is told."""
+    """A session with the model server: moves frames, takes messages, records events."""
 
     def __init__(self, server: ModelServer, max_buffered: int) -> None:
         self.server = server
@@ -235,7 +235,7 @@ class ModelClient:
         self.shown: list[int] = []
         self.mail: list[str] = []
         self.told: list[Told] = []
-        # how much was published when it knew that it is on the channel
+        # the number of publications when the session knew that it is subscribed
         self.joined_at: int | None = None
         self.answered: set[str] = set()
         self.asked: set[str] = {self.session.join(CHANNEL)}
@@ -258,7 +258,7 @@ class ModelClient:
         self.asked.add(self.session.command("presence", {"channel": CHANNEL}))
 
     def deliver(self, count: int) -> None:
-        """As the reader does: not beyond what there is room for, but for answers."""
+        """Move frames to the session as its reader does: answers always, other messages while there is room."""
         session = self.session
         while count and self.server.wire and (session.has_room or (session.is_waiting and not session.is_overfull)):
             _, message = self.server.wire.popleft()
@@ -284,7 +284,7 @@ class ModelClient:
         self.session.flush_acks()
 
     def settle(self) -> None:
-        """Until nothing is under way any more."""
+        """Move frames until none is under way."""
         self.connect()
         for _ in range(10_000):
             before = (len(self.server.wire), len(self.shown), len(self.mail), self.server._clock)

@@ -1,4 +1,4 @@
-"""What the tests of `tantor.client` share: clients with short times, and waiting inside an event loop."""
+"""Shared by the tests of `tantor.client`: clients with short timeouts, and waiting inside an event loop."""
 
 import asyncio
 import socket
@@ -19,7 +19,7 @@ DEADLINE = 60.0
 
 
 async def soon(condition: Callable[[], T], message: str | Callable[[], object], timeout: float = DEADLINE) -> T:
-    """As `support.eventually`, with the loop running."""
+    """Wait for a condition as `support.eventually` does, while the event loop runs."""
     deadline = time.monotonic() + timeout
     while not (value := condition()):
         if time.monotonic() > deadline:
@@ -30,7 +30,7 @@ async def soon(condition: Callable[[], T], message: str | Callable[[], object], 
 
 
 class Watched:
-    """A client with short times, and what it was told."""
+    """A client with short timeouts, and the events that it got."""
 
     def __init__(self, port: int, path: str = "/", **settings: Any) -> None:
         self.states: list[State] = []
@@ -78,12 +78,12 @@ def publish(server: Tantor, numbers: range, channel: str = "news") -> None:
 
 
 def is_idle(client: Client) -> bool:
-    """Whether nothing is left of any command."""
+    """True if no command is left in the client."""
     return not client._futures and not client._session.is_waiting
 
 
 class Refusing:
-    """An HTTP server that gives each connection the same answer, and notes when."""
+    """An HTTP server that gives each connection the same answer, and records the times."""
 
     def __init__(self, answer: str) -> None:
         self._answer = answer.encode()

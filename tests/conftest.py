@@ -27,7 +27,7 @@ CHROMIUM_ARGUMENTS = [
     "--disable-sync",
 ]
 
-# Tests of these files share what is expensive to make: one process runs the whole file.
+# Tests of these files share expensive fixtures, so one process runs the whole file.
 SHARING_FILES = {"tests/test_data.py", "tests/test_dropin.py", "tests/test_types.py"}
 
 
@@ -38,7 +38,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With `-n`: whoever is free runs the next test, or the next of the files that stay together."""
+    """Schedule tests with `-n`: a free process runs the next test, or the next file that stays together."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduler(LoadScopeScheduling):
@@ -63,7 +63,7 @@ def free_port() -> int:
 
 @pytest.fixture
 def database(tmp_path: Path) -> str:
-    """The address of a database that is not there yet."""
+    """The URL of a database that does not exist yet."""
     return f"sqlite:///{tmp_path / 'tantor.db'}"
 
 
@@ -80,7 +80,7 @@ def make_server(request: pytest.FixtureRequest) -> "Iterator[Callable[..., Tanto
     buffers = {"send_buffer_bytes": 0} if request.node.get_closest_marker("system_buffers") else {}
 
     def make(**settings: Any) -> Tantor:
-        # a test's clients hang up without a word: nothing is worth a long wait at the end
+        # the clients of tests end without a close frame, so a long drain would be of no use
         server = Tantor(**({"port": 0, "host": "127.0.0.1", "drain_timeout": 1} | buffers | settings))
         servers.append(server)
         server.start_background()
@@ -95,7 +95,7 @@ def make_server(request: pytest.FixtureRequest) -> "Iterator[Callable[..., Tanto
 
 @pytest.fixture
 def server(make_server: "Callable[..., Tantor]") -> "Tantor":
-    """A running server with the settings of the start."""
+    """A running server with default settings."""
     return make_server()
 
 
@@ -116,7 +116,7 @@ def tantor() -> "Iterator[Tantor]":
 
 @pytest.fixture
 def connect(make_server: "Callable[..., Tantor]") -> Iterator[Callable[..., WebSocketClient]]:
-    """`connect(server, **options)`: a client that has been welcomed; hangs up before the server stops."""
+    """`connect(server, **options)`: a client that has its welcome; it disconnects before the server stops."""
     with ExitStack() as stack:
 
         def open_client(server: "Tantor", path: str = "/", **options: Any) -> WebSocketClient:
@@ -127,7 +127,7 @@ def connect(make_server: "Callable[..., Tantor]") -> Iterator[Callable[..., WebS
 
 @pytest.fixture
 def healthy(server: "Tantor") -> Iterator[Healthy]:
-    """A client that must notice nothing of what the test does to the server."""
+    """A client that must not be affected by what the test does to the server."""
     with closing(Healthy(server)) as client:
         yield client
         client.notices_nothing()

@@ -1,4 +1,4 @@
-"""The blocks of the user's document, and what their tests do with them."""
+"""The code blocks of the user's document, and the functions that run them in tests."""
 
 import ast
 import asyncio
@@ -24,7 +24,7 @@ COVERED: set[str] = set()
 
 
 def covers(*titles: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Marks which blocks a test runs."""
+    """Mark a test with the numbers of the blocks that it runs."""
     assert set(titles) <= BLOCKS.keys(), f"no such block: {set(titles) - BLOCKS.keys()}"
     COVERED.update(titles)
     return lambda test: test
@@ -59,13 +59,13 @@ def output_of() -> Iterator[io.StringIO]:
 
 @contextlib.contextmanager
 def welcomed(port: int) -> Iterator[tuple[ClientConnection, str]]:
-    """A client of the `websockets` package that has been welcomed, and its id."""
+    """A client of the `websockets` package that has its welcome, and its client id."""
     with connect(f"ws://127.0.0.1:{port}", proxy=None) as client:
         yield client, receive(client, event="welcome")["client_id"]
 
 
 def receive(client: ClientConnection, **fields: Any) -> dict[str, Any]:
-    """The next message that has these fields."""
+    """Return the next message that has these fields."""
     seen = []
     while True:
         try:

@@ -1,4 +1,4 @@
-"""A TCP proxy between clients and a server that does to connections what networks do to them.
+"""A TCP proxy between clients and a server that causes the faults of real networks.
 
     with FaultProxy(server.port) as proxy:
         client = connect(proxy.port)
@@ -27,14 +27,14 @@ BOTH = "both"
 RESET = "reset"
 FIN = "fin"
 
-# What the kernel buffers for each socket: small, so that a stall is soon felt at the other end.
+# The kernel's buffer of each socket: small, so that the other end notices a stall soon.
 SOCKET_BUFFER = 64 * 1024
 
-# What waits in a direction of a connection while it is delayed: as many reads, of at most so many bytes.
+# The most that waits in one direction of a delayed connection: reads, and bytes of one read.
 QUEUED_CHUNKS = 64
 CHUNK = 16 * 1024
 
-# How long the ends of a connection that was cut with FIN have to end it too.
+# How long both ends of a connection that was cut with FIN may take to end it too.
 LINGER = 2.0
 
 COMMAND_TIMEOUT = 10.0
@@ -57,7 +57,7 @@ class FaultProxy:
         self._listening: socket.socket | None = None
         self._accept_again: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        # it keeps the port while connections are refused
+        # this socket keeps the port while connections are refused
         self._reserved = self._bind(0)
         self.port: int = self._reserved.getsockname()[1]
         self._loop = asyncio.new_event_loop()
@@ -73,11 +73,11 @@ class FaultProxy:
 
     @property
     def connections(self) -> "list[Link]":
-        """Those that are open, the oldest first."""
+        """The open connections, the oldest first."""
         return self._call(lambda: list(self._links))
 
     def cut(self, how: str = RESET, *, connection: "Link | None" = None) -> int:
-        """End connections in both directions, with `RESET` or `FIN`; returns how many."""
+        """End connections in both directions, with `RESET` or `FIN`; return their number."""
 
         async def cut() -> int:
             links = self._chosen(connection)
@@ -88,7 +88,7 @@ class FaultProxy:
         return self._run(cut())
 
     def refuse(self, seconds: float | None = None) -> None:
-        """Refuse connects, for so long or until `accept()`. Connections that there are go on."""
+        """Refuse connects for a time, or until `accept()`. Existing connections go on."""
 
         async def refuse() -> None:
             self._forget_timer()
@@ -99,7 +99,7 @@ class FaultProxy:
         self._run(refuse())
 
     def accept(self) -> None:
-        """Take connects again."""
+        """Accept connects again."""
 
         def accept() -> None:
             self._forget_timer()
@@ -108,17 +108,17 @@ class FaultProxy:
         self._call(accept)
 
     def stall(self, direction: str = BOTH, *, connection: "Link | None" = None, later: bool = False) -> None:
-        """Forward nothing until `resume()`; nothing is lost. With `later` also on connections yet to come."""
+        """Forward nothing until `resume()`, without loss. With `later`, future connections too."""
         directions(direction)
         self._set(connection, later, lambda conditions: conditions.open_gates(direction, is_open=False))
 
     def drop(self, direction: str = BOTH, *, connection: "Link | None" = None, later: bool = False) -> None:
-        """Swallow all bytes, and the end of the stream too: a black hole. Connections do not recover from it."""
+        """Drop all bytes and the end of the stream, as a black hole. Connections do not recover."""
         names = directions(direction)
         self._set(connection, later, lambda conditions: conditions.dropped.update(names))
 
     def delay(self, seconds: float, direction: str = BOTH, *, connection: "Link | None" = None) -> None:
-        """Forward each byte so much later, also on connections yet to come unless one is named."""
+        """Delay each byte; without a named connection, on future connections too."""
         delays = dict.fromkeys(directions(direction), seconds)
 
         def delay(conditions: Conditions) -> None:
@@ -127,7 +127,7 @@ class FaultProxy:
         self._set(connection, connection is None, delay)
 
     def resume(self, *, connection: "Link | None" = None) -> None:
-        """End stalls and delays, and, without a connection, what was to befall those yet to come."""
+        """End stalls and delays; without a named connection, those of future connections too."""
 
         def resume(conditions: Conditions) -> None:
             conditions.open_gates(BOTH, is_open=True)
@@ -141,7 +141,7 @@ class FaultProxy:
             self._call(clear_later)
 
     def half_close(self, direction: str = TO_SERVER, *, connection: "Link | None" = None) -> None:
-        """End one direction with FIN, behind what was forwarded; the other goes on."""
+        """End one direction with FIN, after the forwarded bytes; the other direction goes on."""
         directions(direction)
 
         def half_close() -> None:
@@ -193,7 +193,7 @@ class FaultProxy:
             self._listening = None
 
     def _accept_from(self, listener: socket.socket) -> None:
-        # no task waits here: if it were cancelled, a connection that it has accepted would be lost
+        # no task waits here, because its cancellation would lose an accepted connection
         try:
             client, _ = listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
@@ -255,7 +255,7 @@ class FaultProxy:
 
 
 class Conditions:
-    """What happens to what is forwarded, by direction."""
+    """The faults of each direction."""
 
     def __init__(self) -> None:
         self.gates = {TO_SERVER: asyncio.Event(), TO_CLIENT: asyncio.Event()}
@@ -300,7 +300,7 @@ class Link:
         return f"<Link {self.number}: {self.forwarded}>"
 
     async def run(self) -> None:
-        """Forward until both directions have ended, one is broken or the connection is cut."""
+        """Forward until both directions have ended, one direction is broken, or the connection is cut."""
         loop = asyncio.get_running_loop()
         self._pumps = [loop.create_task(self._pump(direction)) for direction in (TO_SERVER, TO_CLIENT)]
         is_broken = True
@@ -308,7 +308,7 @@ class Link:
             waiting: set[asyncio.Task[None]] = set(self._pumps)
             while waiting:
                 done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                # when one side has reset it, so do we the other
+                # a reset of one side becomes a reset of the other
                 is_broken = any(pump.cancelled() or pump.exception() for pump in done)
                 if is_broken:
                     break
@@ -394,7 +394,7 @@ class Link:
             await asyncio.get_running_loop().create_future()
 
 
-# When to go on, and the bytes.
+# The time at which bytes are forwarded, and the bytes.
 Delayed = asyncio.Queue[tuple[float, bytes]]
 
 
@@ -407,7 +407,7 @@ def directions(direction: str) -> tuple[str, ...]:
 
 
 def shut_down(end: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # it may have ended by itself
+    with contextlib.suppress(OSError):  # the connection may have ended by itself
         end.shutdown(socket.SHUT_WR)
 
 
@@ -418,7 +418,7 @@ def reset(end: socket.socket) -> None:
 
 
 async def finish(end: socket.socket) -> None:
-    """Read what still comes, so that closing is no reset, until the other side has ended too or its time is over."""
+    """Read until the other side has ended or the time is over, because closing with unread bytes would be a reset."""
     loop = asyncio.get_running_loop()
     with contextlib.suppress(OSError, TimeoutError):
         async with asyncio.timeout(LINGER):

@@ -1,4 +1,4 @@
-"""A client that notices when its server is busy with bad clients."""
+"""A well-behaved client, which shows whether bad clients affect others."""
 
 import time
 
@@ -7,7 +7,7 @@ from tantor import Tantor
 
 
 class Healthy:
-    """A client on a channel of its own, to which messages go all the while."""
+    """A client on a channel of its own, on which messages are published all the time."""
 
     def __init__(self, server: Tantor) -> None:
         self._server = server
@@ -18,7 +18,7 @@ class Healthy:
         self._sent = 0
 
     def notices_nothing(self) -> None:
-        """It is still connected, gets all that is sent to it in time and in order, and nothing else."""
+        """Check that the client is connected and got every message in time, in order, and nothing else."""
         for _ in range(5):
             self._sent += 1
             assert self._server.broadcast("health", "beat", self._sent).result() == 1

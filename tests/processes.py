@@ -26,7 +26,7 @@ def run_python(
     environment: Mapping[str, str] | None = None,
     options: Iterable[str] = (),
 ) -> subprocess.CompletedProcess[str]:
-    """Run a script in a fresh interpreter; a script that hangs fails with all that it had said."""
+    """Run a script in a new interpreter. A script that hangs fails with its whole output."""
     command = [sys.executable, *options, "-c", source, *map(str, arguments)]
     try:
         return subprocess.run(
@@ -44,14 +44,14 @@ def run_python(
 
 
 def script_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment for a script: UTF-8 output at once, this module, and no setting of ours that lay about."""
+    """The environment of a script: unbuffered UTF-8 output, this module on the path, and no TANTOR_ variables."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TANTOR_")}
     added = {"PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1", "PYTHONPATH": str(TESTS)}
     return kept | added | dict(extra or {})
 
 
 class Script:
-    """A script that goes on running: read its lines, signal it, wait for its end."""
+    """A script that runs in the background: read its lines, send signals, wait for its end."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Script:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # with all that it has started itself
+        # with all processes that the script has started
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(10)
@@ -87,7 +87,7 @@ class Script:
         return self._log.read_text(encoding="utf-8", errors="replace")
 
     def wait_for_line(self, start: str, timeout: float = 30.0) -> str:
-        """The rest of the first line that starts so."""
+        """Return the rest of the first line with this prefix."""
 
         def found() -> str | None:
             lines = self.output.splitlines(keepends=True)
@@ -144,19 +144,19 @@ def _native_threads(pid: int) -> list[str]:
     return threads
 
 
-# Some tests mean to fork with threads running, of which Python from 3.12 on warns.
+# Some tests fork with threads on purpose; Python from 3.12 on warns of that.
 QUIET_FORK = ("-W", "ignore::DeprecationWarning")
 
 
 def script(source: str, folder: Path) -> Script:
-    """Start a script from a file of its own, as multiprocessing needs it."""
+    """Start a script from a file, as multiprocessing needs it."""
     file = folder / "script.py"
     file.write_text(textwrap.dedent(source), encoding="utf-8")
     return Script([sys.executable, *QUIET_FORK, str(file)], log=folder / "log")
 
 
 def works(source: str, *options: str) -> str:
-    """Run a script that must end well and say nothing on stderr; what it printed."""
+    """Run a script that must succeed without output on stderr; return its output."""
     done = run_python(textwrap.dedent(source), options=(*QUIET_FORK, *options), timeout=60)
     assert (done.returncode, done.stderr) == (0, ""), f"{done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout

@@ -1,4 +1,4 @@
-"""Publishing on a channel, and where the channel is, for the tests of recovery."""
+"""For the tests of recovery: publishing on a channel, and the position of a channel."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Clients that are lost and come back, for the tests of that."""
+"""For the tests of resuming: clients that are lost and come back."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +19,7 @@ def is_gone(server: Tantor, client: WebSocketClient) -> None:
 
 
 def lost(server: Tantor, client: WebSocketClient) -> str:
-    """Breaks a connection; the token with which the client can come back."""
+    """Break a connection; return the token with which the client can resume."""
     client.reset()
     is_gone(server, client)
     return str(client.welcome["resume"])
@@ -30,7 +30,7 @@ def path(token: str) -> str:
 
 
 def resume(server: Tantor, connect: Connect, client: WebSocketClient) -> WebSocketClient:
-    """The client again, lost and back."""
+    """Lose a client and let it resume; return the new connection."""
     return connect(server, path(lost(server, client)))
 
 

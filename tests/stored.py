@@ -1,4 +1,4 @@
-"""What the tests of the database share: what is in it, seen from inside and from outside."""
+"""For the tests of the database: its content, read by the server and by another process."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ def numbers(tantor: Tantor, channel: str) -> list[Any]:
 
 
 def rows(file: Path, sql: str) -> list[dict[str, Any]]:
-    """What another process reads."""
+    """Return rows as another process reads them."""
     source = """
         import json, sqlite3, sys
         connection = sqlite3.connect(sys.argv[1])
@@ -40,7 +40,7 @@ def rows(file: Path, sql: str) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def locked_by_another(file: Path, folder: Path) -> Iterator[None]:
-    """Another process holds the file's write lock."""
+    """Hold the write lock of the file in another process."""
     source = f"""
         import sqlite3, time
         connection = sqlite3.connect({str(file)!r}, isolation_level=None)

@@ -1,4 +1,4 @@
-"""What clients have to live through: steady publishing, faults at random, a server that is killed and started again."""
+"""Storms for clients: steady publishing, random faults, a server that is killed and started again."""
 
 import contextlib
 import random
@@ -17,7 +17,7 @@ from tantor import Tantor
 
 @contextlib.contextmanager
 def publishing(server: Tantor, channel: str, threads: int = 8, pause: float = 0.001) -> Iterator[Callable[[], int]]:
-    """Publishes from threads until the function that it gives is called, which returns the number of publications."""
+    """Publish from threads. Return a function that ends this and returns the number of publications."""
     done = threading.Event()
     counts = [0] * threads
     errors: list[BaseException] = []
@@ -50,7 +50,7 @@ def publishing(server: Tantor, channel: str, threads: int = 8, pause: float = 0.
 
 
 class Publisher(threading.Thread):
-    """Broadcasts 1, 2, 3… on a channel until it is ended."""
+    """Broadcasts 1, 2, 3… on a channel until `end` is called."""
 
     def __init__(self, server: Tantor, channel: str, per_second: float) -> None:
         super().__init__(daemon=True)
@@ -65,19 +65,19 @@ class Publisher(threading.Thread):
             self.last += 1
 
     def end(self) -> int:
-        """Returns the last number."""
+        """End, and return the last number."""
         self._end.set()
         self.join(10)
         return self.last
 
 
 class Storm(threading.Thread):
-    """Faults at random, of single connections and, for two seconds each, of all."""
+    """Random faults: of single connections, and of all connections for two seconds."""
 
     def __init__(self, proxy: FaultProxy, seconds: float, seed: int) -> None:
         super().__init__(daemon=True)
         self.counts: dict[str, int] = {}
-        # when they end, the first first
+        # the times at which faults end, the earliest first
         self._stalls: list[tuple[float, Link]] = []
         self._proxy, self._seconds, self._random = proxy, seconds, random.Random(seed)
         self.start()
@@ -116,7 +116,7 @@ class Storm(threading.Thread):
         self.counts[fault] = self.counts.get(fault, 0) + 1
 
 
-# Serves and publishes 1, 2, 3… durably, from where an earlier one was killed. Says what is saved.
+# Serves, and publishes 1, 2, 3… durably, on from the last number of a killed process. Prints each saved number.
 DURABLE_SERVER = """
 import sys, time
 from tantor import Tantor
@@ -136,7 +136,7 @@ while True:
 
 
 class DurableServer:
-    """A server in a process of its own, on SQLite; killed and started again, it goes on."""
+    """A server in a process of its own, on SQLite, that continues after a kill and a new start."""
 
     def __init__(self, database: Path, channel: str, per_second: float) -> None:
         self.port = free_port()
@@ -160,7 +160,7 @@ class DurableServer:
         assert line == "listening\n", f"the server said {line!r}"
 
     def kill(self) -> int:
-        """As `kill -9` does; returns the last number that was said to be saved."""
+        """Kill the process with SIGKILL; return the last number that it reported as saved."""
         self._process.kill()
         said, _ = self._process.communicate()
         return int((said.splitlines() or ["0"])[-1])

@@ -1,4 +1,4 @@
-"""What the tests share: waiting for conditions, parts that may be missing, and a client at the level of bytes."""
+"""Shared by all tests: waiting for conditions, optional parts, and a WebSocket client that shows every byte."""
 
 import base64
 import contextlib
@@ -32,7 +32,7 @@ CONTINUATION = 0x0
 
 
 def missing(part: str) -> NoReturn:
-    """Skip by name, or fail where everything must be there (REQUIRE_ALL=1)."""
+    """Skip a test by the name of the missing part; fail instead where REQUIRE_ALL=1."""
     if REQUIRE_ALL:
         pytest.fail(f"{part} is missing, and REQUIRE_ALL=1 wants everything tested")
     pytest.skip(f"{part} is missing")
@@ -49,12 +49,12 @@ def eventually(condition: Callable[[], T], message: str | Callable[[], object], 
     return value
 
 
-# Each keeps a port's number for this process; see `free_port`.
+# Sockets that reserve the numbers of ports for this process; see `free_port`.
 _RESERVATIONS: list[socket.socket] = []
 
 
 def free_port() -> int:
-    """A port of the loopback interface on which nobody listens, and which no other test process is given.
+    """Return a free port of the loopback interface, which no other test process gets.
 
     The port is below the ports that systems give to outgoing connections. A UDP socket with the same number reserves
     the port until this process ends: TCP ports are not affected by it, and other test processes cannot bind it.
@@ -81,7 +81,7 @@ def accepts_connections(port: int, host: str = "127.0.0.1") -> bool:
 
 @dataclass(frozen=True)
 class Frame:
-    """One WebSocket frame as it stood on the wire."""
+    """One WebSocket frame, as on the wire."""
 
     opcode: int
     payload: bytes
@@ -90,7 +90,7 @@ class Frame:
 
 
 class ClosedError(Exception):
-    """The server closed: with a close frame (`code`, `reason`), or without (`code` is None)."""
+    """The server closed the connection: with a close frame (`code`, `reason`), or without one (`code` is None)."""
 
     def __init__(self, code: int | None, reason: str = "") -> None:
         super().__init__(f"closed with {code} {reason!r}")
@@ -101,7 +101,7 @@ class ClosedError(Exception):
 def encode_frame(
     opcode: int, payload: bytes, *, fin: bool = True, masked: bool = True, rsv: int = 0, length: int | None = None
 ) -> bytes:
-    """A client's frame, or a broken one. `length` is what it declares, when that is not the payload's."""
+    """Encode a frame of a client, perhaps a malformed one. `length` replaces the declared length of the payload."""
     length = len(payload) if length is None else length
     mask_bit = 0x80 if masked else 0
     head = bytes([(0x80 if fin else 0) | rsv << 4 | opcode])
@@ -134,7 +134,7 @@ def handshake_request(port: int | Path, path: str = "/", *, key: str = "", heade
 
 
 class WebSocketClient:
-    """A WebSocket client that shows every byte. It answers pings only while it is being read from."""
+    """A WebSocket client that shows every byte. It answers pings only while a test reads from it."""
 
     def __init__(
         self,
@@ -175,7 +175,7 @@ class WebSocketClient:
         self.close()
 
     def greet(self) -> Self:
-        """Read the welcome, which is the first message of all."""
+        """Read the welcome, which is the first message."""
         self.welcome = self.receive()
         assert self.welcome.get("event") == "welcome", f"the first message was {self.welcome}"
         self.client_id = self.welcome["client_id"]
@@ -188,7 +188,7 @@ class WebSocketClient:
         self.send_frame(TEXT, text.encode())
 
     def send_frame(self, opcode: int, payload: bytes = b"", **form: Any) -> None:
-        """Send one frame; `form` as for `encode_frame`."""
+        """Send one frame; `form` has the options of `encode_frame`."""
         self.send_raw(encode_frame(opcode, payload, **form))
 
     def send_raw(self, data: bytes) -> None:
@@ -198,7 +198,7 @@ class WebSocketClient:
         self.send_json({"action": action, **fields})
 
     def ask(self, action: str, timeout: float = 10.0, **fields: Any) -> dict[str, Any]:
-        """Send a command with a `ref` of its own; its answer, a reply or an error. Others go to `heard`."""
+        """Send a command with a new `ref`; return its reply or error. Other messages go to `heard`."""
         reference = secrets.token_hex(8)
         self.action(action, ref=reference, **fields)
         *others, answer = self.receive_all_until(ref=reference, timeout=timeout)
@@ -206,7 +206,7 @@ class WebSocketClient:
         return answer
 
     def receive(self, timeout: float = 10.0) -> dict[str, Any]:
-        """The next JSON message. Raises `ClosedError` when the server closes instead."""
+        """Return the next JSON message. Raises `ClosedError` if the server closes the connection."""
         deadline = time.monotonic() + timeout
         while True:
             frame = self.read_frame(max(0.001, deadline - time.monotonic()))
@@ -228,13 +228,13 @@ class WebSocketClient:
     def receive_until(
         self, condition: Callable[[dict[str, Any]], object] | None = None, /, timeout: float = 10.0, **fields: Any
     ) -> dict[str, Any]:
-        """Skip messages up to one that meets the condition and has these fields."""
+        """Skip messages until one meets the condition and has these fields; return that message."""
         return self.receive_all_until(condition, timeout=timeout, **fields)[-1]
 
     def receive_all_until(
         self, condition: Callable[[dict[str, Any]], object] | None = None, /, timeout: float = 10.0, **fields: Any
     ) -> list[dict[str, Any]]:
-        """All messages up to and with the first that meets the condition and has these fields."""
+        """Return all messages up to the first, inclusive, that meets the condition and has these fields."""
         deadline = time.monotonic() + timeout
         seen: list[dict[str, Any]] = []
         while True:
@@ -249,7 +249,7 @@ class WebSocketClient:
                 return seen
 
     def settle(self, server: Any) -> list[dict[str, Any]]:
-        """All messages that were under way: what this client sent is dealt with, what was sent to it is here.
+        """Return all messages that were under way. The server has then handled every frame that this client sent.
 
         A ping runs through the client's own commands, then a `send` through what Python has handed over.
         """
@@ -260,7 +260,7 @@ class WebSocketClient:
         return seen[:-1] + self.receive_all_until(fence=fence)[:-1]
 
     def read_frame(self, timeout: float = 10.0) -> Frame:
-        """The next frame, of any kind. Raises `ClosedError(None)` at the end of the stream."""
+        """Return the next frame of any kind. Raises `ClosedError(None)` at the end of the stream."""
         deadline = time.monotonic() + timeout
         first, second = self._read(2, deadline)
         assert not second & 0x80, "the server masked a frame"
@@ -273,7 +273,7 @@ class WebSocketClient:
         return Frame(first & 0x0F, payload, bool(first & 0x80), first >> 4 & 0b111)
 
     def wait_closed(self, timeout: float = 15.0) -> int | None:
-        """Read to the end of the stream; the close code, None if the server sent none."""
+        """Read to the end of the stream; return the close code, or None if the server sent none."""
         deadline = time.monotonic() + timeout
         code: int | None = None
         while True:
@@ -286,22 +286,22 @@ class WebSocketClient:
                 self._answer_close(code)
 
     def close(self) -> None:
-        """Drop the connection as it is, without a word."""
+        """End the connection without a close frame."""
         self.socket.close()
 
     def reset(self) -> None:
-        """Drop the connection with a TCP reset."""
+        """End the connection with a TCP reset."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.socket.close()
 
     def say_goodbye(self, code: int = 1000) -> None:
-        """Close the way a browser does, and wait for the answer."""
+        """Send a close frame as a browser does, and wait for the answer."""
         self.send_frame(CLOSE, code.to_bytes(2))
         assert self.wait_closed() == code
         self.close()
 
     def _answer_close(self, code: int) -> None:
-        with contextlib.suppress(OSError):  # the server need not wait for it
+        with contextlib.suppress(OSError):  # the server need not wait for this end
             self.send_frame(CLOSE, code.to_bytes(2))
 
     def _read(self, count: int, deadline: float) -> bytes:
@@ -327,7 +327,7 @@ class WebSocketClient:
 
 
 def http_request(port: int | Path, request: bytes | str, timeout: float = 10.0) -> tuple[int, dict[str, str], bytes]:
-    """Send bytes and read the answer to its end: status, headers in lower case, body."""
+    """Send bytes and read the whole answer; return status, headers with lower-case names, and body."""
     with socket.socket(socket.AF_UNIX if isinstance(port, Path) else socket.AF_INET) as connection:
         connection.settimeout(timeout)
         connection.connect(str(port) if isinstance(port, Path) else ("127.0.0.1", port))
@@ -341,7 +341,7 @@ def read_http_response(connection: socket.socket) -> tuple[int, dict[str, str], 
         while chunk := connection.recv(65536):
             data += chunk
     except ConnectionResetError:
-        pass  # what came before it counts
+        pass  # the bytes before the reset count
     head, separator, body = data.partition(b"\r\n\r\n")
     assert separator, f"no HTTP answer in {data!r}"
     status, *lines = head.decode("latin-1").split("\r\n")
@@ -350,7 +350,7 @@ def read_http_response(connection: socket.socket) -> tuple[int, dict[str, str], 
 
 
 def allow_descriptors(count: int) -> None:
-    """Let this process open so many files, or skip by name where the system does not."""
+    """Raise the limit of open files of this process; skip the test where the system does not allow that."""
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -398,7 +398,7 @@ class Site:
 
 
 def waits_for(server: Any, client: WebSocketClient) -> int:
-    """Bytes that wait for a client's socket."""
+    """Return the bytes that wait for the socket of a client."""
     return int(dict(server.stats()["worst_connections"]).get(client.client_id, 0))
 
 

@@ -1,4 +1,4 @@
-"""The tests' own proxy does what it says."""
+"""The faults of the tests' proxy are as documented."""
 
 import contextlib
 import socket
@@ -14,7 +14,7 @@ SHORT = 0.3  # for what must not happen: a slow machine cannot make it happen
 
 
 class Echo:
-    """A server that sends back what it gets; `ended` counts the streams that it has seen end, by FIN or reset."""
+    """An echo server; `ended` counts the streams that have ended, by FIN or reset."""
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))

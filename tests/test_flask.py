@@ -450,7 +450,7 @@ def test_under_the_reloader_it_is_served_once_by_the_child(tmp_path: Path) -> No
 
 
 def listeners(pid: int, port: int) -> set[int]:
-    """Which of a process and its children listen on a port."""
+    """Return those of a process and its children that listen on a port."""
     return {
         process.pid
         for process in family(pid)

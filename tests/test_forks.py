@@ -37,7 +37,7 @@ def in_child(work, ending=os._exit):
         if done:
             break
         if time.monotonic() > deadline:
-            os.kill(pid, 6)  # it shows where it is
+            os.kill(pid, 6)  # SIGABRT makes the process print its stacks
             os.waitpid(pid, 0)
             raise SystemExit("the child hung")
         time.sleep(0.01)
@@ -222,7 +222,7 @@ assert not failures, failures
 
 @needs_fork
 def test_forks_while_servers_are_looked_at_start_and_are_let_go(tmp_path: Path) -> None:
-    """Whoever has the interpreter's lock waits for nobody who waits for a fork."""
+    """A thread that holds the interpreter lock never waits for a thread that waits for a fork."""
     works(f"""{CHILD}
 import gc
 current = idle = make()

@@ -1,4 +1,4 @@
-"""What is kept of a channel: offsets, bounds, settings by name and pattern, and pages, on the wire and from Python."""
+"""Histories: offsets, bounds, settings by name and pattern, and pages, on the wire and from Python."""
 
 import json
 import re
@@ -25,7 +25,7 @@ def publish(server: Tantor, channel: str, count: int, start: int = 1) -> None:
 
 
 def numbers(publications: list[dict[str, Any]]) -> list[int]:
-    """What was published, after a look at whether each has its offset and all are in order."""
+    """Return the published data, after a check that all offsets are there and in order."""
     offsets = [publication["offset"] for publication in publications]
     assert offsets == sorted(set(offsets)), offsets
     return [publication["data"] for publication in publications]

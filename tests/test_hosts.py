@@ -1,4 +1,4 @@
-"""Tantor inside of what runs applications: gunicorn, and gevent with its monkey patching."""
+"""Tantor in application servers: gunicorn, and gevent with its monkey patching."""
 
 import contextlib
 import importlib.util
@@ -115,7 +115,7 @@ def test_gunicorn_with_preload_that_starts_it_at_import_says_what_is_wrong(free_
 
 
 def is_healthy(port: int) -> bool:
-    """It serves, and is not the one that is just stopping."""
+    """True if the new worker serves, and not the worker that is stopping."""
     with contextlib.suppress(OSError, AssertionError):  # no server, or none that answers any more
         return http_request(port, "GET /healthz HTTP/1.1\r\n\r\n")[0] == 200
     return False

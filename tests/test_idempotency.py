@@ -273,7 +273,7 @@ def test_a_key_grows_no_younger_by_a_stop(make_server: MakeServer, database: str
 
 
 def test_a_key_of_what_is_not_kept_is_not_saved(make_server: MakeServer, database: str, connect: Connect) -> None:
-    """Who repeats it after a restart means that it may be lost, and nothing can bring it back."""
+    """A repeat after a restart finds no key, because the first publication was not saved."""
     settings = {"database": database, "channel_settings": {"cursor": {"history_size": 0}}}
     first = make_server(**settings)
     client = connect(first)

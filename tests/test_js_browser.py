@@ -70,7 +70,7 @@ def page(open_page: OpenPage) -> "Page":
     return open_page()
 
 
-# the way there and back
+# basic exchange
 
 
 def test_a_page_of_another_port_imports_it_and_talks(open_page: OpenPage, server: Tantor) -> None:
@@ -190,7 +190,7 @@ def test_a_page_that_does_not_read_is_closed_as_slow_and_gets_all_the_same(
 
 def test_a_page_that_was_held_up_keeps_its_connection_and_misses_nothing(page: "Page", server: Tantor) -> None:
     start(page, server.port)
-    # longer than its patience with a silent server
+    # longer than the client waits for a silent server
     hold_up(page, 3, "window.idle = true")
     publish(server, 1, 50)
     page.wait_for_function("window.idle", timeout=20_000)
@@ -278,7 +278,7 @@ def test_a_frozen_tab_keeps_its_connection_and_misses_nothing(page: "Page", serv
     thaw = freeze(page)
     asleep = time.monotonic()
     publish(server, 1, 5)
-    # beyond its patience with a silent server
+    # longer than the client waits for a silent server
     eventually(lambda: time.monotonic() > asleep + 3, "3 s")
     thaw()
     publish(server, 6, 6)
@@ -303,7 +303,7 @@ def test_a_connection_that_ends_before_it_has_answered_a_woken_tab_is_replaced_a
     start(page, proxy.port, **PATIENT | {"probeTimeout": 300})
     proxy.drop(TO_SERVER)
     page.evaluate("document.dispatchEvent(new Event('resume'))")
-    # what is heard is no answer: it may have waited in the tab while that was frozen
+    # a message is no proof of a live server: it may have waited in the frozen tab
     publish(server, 1, 1)
     shows(page, 1)
     page.evaluate("new Promise(resolve => setTimeout(resolve, 400))")

@@ -27,7 +27,7 @@ FAULT_SECONDS = float(os.environ.get("TANTOR_FAULT_SECONDS", "15"))
 
 
 def node(*arguments: str, timeout: float, needs: str = "ws", **environment: str) -> None:
-    """Run node in the tests' folder; what it says is shown, and is the failure's message."""
+    """Run node in the folder of the tests; its output is shown, and becomes the message of a failure."""
     if shutil.which("node") is None:
         missing("node")
     if not (NODE / "node_modules" / needs).is_dir():
@@ -140,7 +140,7 @@ def application(tmp_path: Path) -> Path:
 
 
 def run_in(folder: Path, *command: str) -> str:
-    """What a command says; its failure shows all of that."""
+    """Return the output of a command; a failure shows the whole output."""
     result = subprocess.run(
         command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=100, check=False
     )

@@ -1,4 +1,4 @@
-"""No two modules of the package import each other round a circle. `tests/rust/layers.rs` holds the same for Rust."""
+"""The package has no circular imports. `tests/rust/layers.rs` checks the same for Rust."""
 
 import ast
 import graphlib
@@ -42,7 +42,7 @@ def _imports_of(name: str, path: Path, modules: dict[str, Path]) -> set[str]:
 
 
 def find_circle(imports: dict[str, set[str]]) -> list[str] | None:
-    """Modules that import each other in turn, the first again at the end; None if there is no circle."""
+    """Return the modules of a circular import, the first again at the end; None if there is none."""
     try:
         graphlib.TopologicalSorter(imports).prepare()
     except graphlib.CycleError as error:

@@ -92,7 +92,7 @@ def test_a_time_limit_on_start_stops_the_server() -> None:
 
 def test_a_start_that_ran_out_of_time_leaves_the_next_one_alone() -> None:
     server = quick()
-    for _ in range(100):  # now and then the start is in time all the same
+    for _ in range(100):  # sometimes the start is in time nevertheless
         try:
             server.start_background(timeout=0)
         except TimeoutError as error:
@@ -102,7 +102,7 @@ def test_a_start_that_ran_out_of_time_leaves_the_next_one_alone() -> None:
         assert server._wait_stopped(15)
     assert not server.is_running
     with server:
-        # what was left of the first start would end the second one's shards
+        # a stop signal left over from the first start would end the shards of the second
         assert all(serves(server) for _ in range(5))
 
 

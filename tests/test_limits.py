@@ -1,4 +1,4 @@
-"""docs/limits.md names every bound, and its formula holds."""
+"""docs/limits.md names every bound, and its memory formula holds."""
 
 import asyncio
 import contextlib
@@ -130,7 +130,7 @@ def test_events_of_coroutines_under_way_are_bounded_by_bytes(make_server: MakeSe
 
     server.on_event("message", work)
     client, other = connect(server), connect(server)
-    # far more than the system's buffers take
+    # far more than the buffers of the system
     total = 1000
     sending = threading.Thread(target=send_events, args=(client, total))
     sending.start()
@@ -175,7 +175,7 @@ SMALL = {
     "channel_settings": {"orders:*": {"durable": True}, "stalled": {"slow_consumer": "drop_oldest"}},
 }
 
-# Runs what the test asks for, one call after another.
+# Runs the calls that the test sends, one after another.
 SERVER = """
     import json, sys, threading
     from multiprocessing.connection import Listener
@@ -219,7 +219,7 @@ SERVER = """
 
 
 class Filled:
-    """A server in a process of its own, with small bounds, and what is done to bring each queue to its bound."""
+    """A server in a process of its own with small bounds, and methods that fill each queue to its bound."""
 
     def __init__(self, port: int, control: Any, process: psutil.Process, stack: ExitStack) -> None:
         self.port = port
@@ -339,7 +339,7 @@ def test_all_queues_at_their_bounds_take_no_more_than_the_formula_says(tmp_path:
             server.fill_changes()
             stats = server.stats()
         shown = {name: value for name, value in stats.items() if name != "channels"}
-        # each is full, and not fuller
+        # each queue is full, and no fuller than its bound
         for gauge, bound in {
             "durable_bytes": SMALL["durable_bytes"],
             "history_bytes": SMALL["history_bytes"],

@@ -1,4 +1,4 @@
-"""Mailboxes: what is sent to one client is kept until it has it, within bounds that are told."""
+"""Mailboxes: messages to one client are kept until the client has them, within bounds."""
 
 import threading
 from collections.abc import Callable, Iterable
@@ -128,7 +128,7 @@ def test_what_was_dropped_is_told_until_the_client_has_shown_that_it_heard(
     client = connect(server)
     path = lose(server, client)
     send_numbers(server, client.client_id, range(3))
-    silent = connect(server, path)  # its welcome may have been lost on the way, as far as the server knows
+    silent = connect(server, path)  # the server does not know whether the welcome has arrived
     assert silent.welcome["dropped"] == 2
     returned = connect(server, lose(server, silent))
     assert returned.welcome["dropped"] == 2
@@ -143,7 +143,7 @@ def test_the_oldest_go_beyond_mailbox_bytes(make_server: MakeServer, connect: Co
         server.send("user-7", {"n": number, "fill": "x" * 2000})
     stats = server.stats()
     assert 2 <= stats["mailbox_messages"] <= 5
-    assert stats["mailbox_bytes"] <= 10_000 + 1024  # what a mailbox takes itself
+    assert stats["mailbox_bytes"] <= 10_000 + 1024  # the memory of the mailbox itself
     kept = stats["mailbox_messages"]
     assert stats["dropped"] == {"mailbox_full": {"*": 20 - kept}}
     client = connect(server, f"/?resume={server.resume_token('user-7')}")
@@ -206,7 +206,7 @@ def test_mail_to_ids_that_nobody_ever_uses_takes_no_more_memory_than_may(make_se
     assert again - before < 64 << 20  # the last 100,000 messages' receipts are in it too
 
 
-# Nobody is remembered for nothing
+# Clients without mail are forgotten
 
 
 def test_a_client_that_had_mail_and_has_left_is_forgotten(server: Tantor, connect: Connect) -> None:

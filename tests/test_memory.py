@@ -1,4 +1,4 @@
-"""What bad input took of memory comes back."""
+"""Memory that bad input has taken is freed."""
 
 import json
 import socket
@@ -37,7 +37,7 @@ def hold_large_messages(port: int) -> list[WebSocketClient]:
 
 
 def hold_heads(port: int) -> list[socket.socket]:
-    """Handshakes that never end."""
+    """Open handshakes that never complete."""
     connections = [socket.create_connection(("127.0.0.1", port), 10) for _ in range(CROWD)]
     for connection in connections:
         connection.sendall(b"GET / HTTP/1.1\r\nX: " + b"x" * 15_000)
@@ -45,7 +45,7 @@ def hold_heads(port: int) -> list[socket.socket]:
 
 
 def leave_unread(port: int) -> list[WebSocketClient]:
-    """Clients that never read, to which half a mebibyte waits."""
+    """Connect clients that never read, each with half a mebibyte waiting."""
     clients = [WebSocketClient(port, receive_buffer=4096) for _ in range(CROWD // 3)]
     with WebSocketClient(port).greet() as sender:
         for _ in range(8):
@@ -83,7 +83,7 @@ def test_memory_returns_to_where_it_was(attack: Callable[[int], list[Any]], tmp_
         def resident() -> int:
             return int(process.memory_info().rss)
 
-        with WebSocketClient(port).greet() as client:  # what the first client of all takes stays
+        with WebSocketClient(port).greet() as client:  # memory that the very first client takes stays
             client.action("broadcast", event="warm", data="x" * 100_000)
             client.receive_until(event="warm")
         settled(0)

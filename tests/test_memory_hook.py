@@ -22,7 +22,7 @@ MakeServer = Callable[..., Tantor]
 
 
 class Recorder:
-    """Remembers what it is handed, and on which thread."""
+    """A Memory that records its calls and their threads."""
 
     def __init__(self) -> None:
         self.entries: list[tuple[str, Any, Any]] = []
@@ -34,7 +34,7 @@ class Recorder:
 
 
 class Held(Recorder):
-    """Is as slow as its gate says."""
+    """A Memory that waits for a gate."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
     ]
 
 
-# What the application sets
+# A Memory that the application sets
 
 
 def test_what_is_sent_is_handed_over_with_the_originals_key_value_and_ttl(server: Tantor) -> None:

@@ -53,7 +53,7 @@ def test_a_thousand_operations_that_end_together_wake_their_loop_once_or_twice(
     async def main() -> None:
         pending = [server.broadcast("jungle", "news", number, durable=True) for number in range(1000)]
         tasks = [asyncio.create_task(one) for one in pending]
-        await asyncio.sleep(0)  # each task waits now, or is done
+        await asyncio.sleep(0)  # each task waits or has ended now
         before = loop.calls
         for one in pending:
             one.result(PATIENCE)

@@ -1,4 +1,4 @@
-"""Lanes, emergencies, and what became of a message."""
+"""Lanes, emergencies, and delivery reports."""
 
 import threading
 from collections.abc import Callable
@@ -16,7 +16,7 @@ Message = dict[str, Any]
 
 
 def names(messages: list[Message]) -> list[str]:
-    """The names that messages were given, in their order on the wire."""
+    """Return the names of messages in their order on the wire."""
     return [name for message in messages if (name := message.get("name") or message.get("data", {}).get("name"))]
 
 
@@ -269,7 +269,7 @@ def test_a_client_that_is_new_gets_no_emergency_from_before(server: Tantor, conn
     assert alerts(connect(server).settle(server)) == []
 
 
-# What became of a message
+# Delivery reports
 
 
 def test_delivery_tells_handed_over_from_written(server: Tantor, connect: Connect) -> None:

@@ -165,7 +165,7 @@ ENDS: dict[str, tuple[str, int]] = {
 
 @contextlib.contextmanager
 def traffic(port: int) -> Iterator[None]:
-    """Clients that send and read all the while, and come and go, until the server is gone."""
+    """Run clients that send, read, connect and disconnect until the server has ended."""
     over = threading.Event()
 
     def talk() -> None:

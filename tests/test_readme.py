@@ -1,4 +1,4 @@
-"""The README's examples, typed in as they stand but for the port."""
+"""The examples of the README, as they are except for the port."""
 
 import json
 import threading

@@ -1,4 +1,4 @@
-"""Replies, and joins that give what was missed: all of it or nothing, gapless, under publishing threads."""
+"""Replies, and joins with recovery: all missed publications or none, without gaps, while threads publish."""
 
 import itertools
 import json

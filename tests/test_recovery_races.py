@@ -1,4 +1,4 @@
-"""Joins and recovery while eight threads publish: nothing is missed, and nothing seen twice."""
+"""Joins and recovery while eight threads publish: nothing is lost, and nothing comes twice."""
 
 import contextlib
 import random
