@@ -48,8 +48,8 @@ pub struct ClientState {
     pub session: SessionStatus,
     /// `None` for a client that is not away.
     pub away: Option<Box<Away>>,
-    /// Data of the application: JSON.
-    pub user_data: Option<Bytes>,
+    /// Data of the application: JSON. In a box, because few clients have such data.
+    pub user_data: Option<Box<Bytes>>,
     /// The client is not in `Clients` any more: a thread that still has the client looks its id up again.
     pub removed: bool,
 }
@@ -167,7 +167,7 @@ impl Client {
         SessionState {
             joined: self.joined,
             last_ping: self.last_ping(),
-            user_data: state.user_data.clone(),
+            user_data: state.user_data.as_deref().cloned(),
             channels,
         }
     }
@@ -330,7 +330,7 @@ impl ClientState {
         });
         let remembered = self.away.iter().flat_map(|away| &away.remembered);
         let remembered = remembered.map(|name| name.len() + MEMBERSHIP_SIZE);
-        let user_data = self.user_data.as_ref().map_or(0, Bytes::len);
+        let user_data = self.user_data.as_deref().map_or(0, Bytes::len);
         CLIENT_SIZE + user_data + joined.chain(remembered).sum::<usize>()
     }
 

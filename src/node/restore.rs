@@ -47,7 +47,7 @@ impl Node {
             };
             let mut state = client.state.lock();
             state.session = SessionStatus::Kept;
-            state.user_data = saved.user_data;
+            state.user_data = saved.user_data.map(Box::new);
             let channels = memberships.remove(&saved.id).unwrap_or_default();
             self.away.add(&client, &mut state, channels);
             self.mail.expect(&client.id);

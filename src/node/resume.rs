@@ -189,7 +189,7 @@ impl Node {
         } else if let Some(saved) = claimed.state.as_deref() {
             channels.clone_from(&saved.channels);
             if saved.user_data.is_some() {
-                state.user_data.clone_from(&saved.user_data);
+                state.user_data = saved.user_data.clone().map(Box::new);
             }
         }
         self.expect(client, state, channels);

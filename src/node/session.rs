@@ -52,7 +52,7 @@ impl Node {
     /// The data that the application attached to a client, as JSON; `None` for an unknown client.
     pub fn user_data(&self, client_id: &str) -> Option<Bytes> {
         let client = self.clients.get(client_id)?;
-        client.state.lock().user_data.clone()
+        client.state.lock().user_data.as_deref().cloned()
     }
 
     /// Attaches data of the application to a client, as JSON, for as long as the client is known.
@@ -61,7 +61,7 @@ impl Node {
         if let Some(client) = client {
             let mut state = client.state.lock();
             let json = Bytes::from(json);
-            state.user_data = Some(json.clone());
+            state.user_data = Some(Box::new(json.clone()));
             self.save_change(&client, &state, Change::UserData(&json));
         }
     }
