@@ -276,7 +276,8 @@ impl Node {
         let channels = [Arc::from(self.config.default_channel.as_str())];
         let outcome = attempt.refused.map(ResumeOutcome::Refused);
         let welcome = self.welcome(&client, secret.as_ref(), &channels, outcome);
-        self.open_mail(&client, &state, request, 0);
+        // the welcome of a new client tells nothing of mail
+        self.open_mail(&client, &state, request);
         drop(state);
         Connecting::Connected(Connected {
             client,

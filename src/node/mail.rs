@@ -122,33 +122,24 @@ impl Node {
         }
     }
 
-    /// What waits for a client. Where the port does not know at once, the welcome tells of nothing, and the dropped
-    /// messages are told another time.
-    pub(super) fn backlog(&self, client: &Client) -> Backlog {
-        let mut unheard = || Completion::new(drop);
-        match self.mail.waiting(&client.id, &mut unheard) {
-            Progress::Ended(Ok(backlog)) => backlog,
-            Progress::Ended(Err(_)) | Progress::Begun(_) => Backlog::default(),
-        }
-    }
-
-    /// Has the mail of a client come to its connection, behind the welcome, which has told of `told` dropped messages.
+    /// Has the mail of a client come to its connection: through the inbox of the shard, which queues the welcome before
+    /// it looks into its inbox. Returns what the welcome tells of the mail.
     pub(super) fn open_mail(
         &self,
         client: &Client,
         state: &ClientState,
         request: &ConnectRequest<'_>,
-        told: u64,
-    ) {
-        if let (Some(claim), Some(connection_id)) = (state.claim, state.connection_id) {
+    ) -> Backlog {
+        let opened = state.claim.zip(state.connection_id);
+        let backlog = opened.and_then(|(claim, connection_id)| {
             let opening = Opening {
                 claim,
                 address: connection_id.address(),
                 acknowledges: request.acknowledges,
-                told,
             };
-            self.mail.open(&client.id, opening);
-        }
+            self.mail.open(&client.id, opening)
+        });
+        backlog.unwrap_or_default()
     }
 
     /// The time for which a message is kept.

@@ -82,10 +82,9 @@ impl Node {
         if has_changed {
             self.save_state(client, state, &names);
         }
-        let Backlog { waiting, dropped } = self.backlog(client);
+        let Backlog { waiting, dropped } = self.open_mail(client, state, request);
         let outcome = ResumeOutcome::Resumed { waiting, dropped };
         let welcome = self.welcome(client, claimed.secret.as_ref(), &names, Some(outcome));
-        self.open_mail(client, state, request, dropped);
         for at in 0..state.channels.len() {
             let channel = Arc::clone(&state.channels[at].channel);
             self.go_live(client, state, &channel);

@@ -18,8 +18,8 @@ use std::time::Duration;
 ///
 /// The calls on one client take effect in the order in which one process makes them; `keep_emergency` takes effect
 /// behind all earlier calls of this process, and before all later ones. A call under a claim changes nothing when the
-/// client was opened or closed under a newer one. Calls without an outcome cannot fail: an adapter that cannot reach its backend tries
-/// again.
+/// client was opened or closed under a newer one. Calls without an outcome cannot fail: an adapter that cannot reach
+/// its backend tries again.
 pub trait Mail: Send + Sync {
     /// Sets the sink of this process.
     ///
@@ -31,22 +31,15 @@ pub trait Mail: Send + Sync {
     /// Ordering: before the first `open`, and again each time the storage was opened anew. Errors: none. Blocking: no.
     fn restore(&self, mail: Vec<SavedMail>, used_keys: &[UsedKey]);
 
-    /// What waits for a client, for its welcome. Changes nothing.
-    ///
-    /// Ordering: as all calls on one client. Errors: `Failure`. Blocking: no. The outcome never comes inside the call on
-    /// the caller's own thread: an outcome that is known at once is `Progress::Ended`.
-    fn waiting(
-        &self,
-        client: &str,
-        later: &mut Later<'_, Backlog, Failure>,
-    ) -> Progress<Backlog, Failure>;
-
     /// A connection takes the mail of a client from now on: first what waits, in the order in which it was sent, then
     /// what is sent. What waits is kept on for a client that acknowledges, and is gone for any other.
     ///
-    /// Ordering: when the welcome is on its way, because mail may reach the sink inside the call. A claim opens once.
-    /// Errors: none. Blocking: no.
-    fn open(&self, client: &Arc<str>, opening: Opening);
+    /// Returns what has waited, for the welcome, which then tells the client how many messages were dropped. `None` where
+    /// that is not known at once: the welcome says nothing of mail, and a later one tells of the dropped messages.
+    ///
+    /// Ordering: mail may reach the sink inside the call, so the caller sees to it that the connection takes nothing from
+    /// the sink before the welcome. A claim opens once. Errors: none. Blocking: no.
+    fn open(&self, client: &Arc<str>, opening: Opening) -> Option<Backlog>;
 
     /// The connection of a claim has shown that its welcome has arrived: the dropped messages that the welcome has told
     /// of do not count any more.
@@ -163,11 +156,9 @@ pub struct Opening {
     pub address: Address,
     /// The client acknowledges what is sent to it.
     pub acknowledges: bool,
-    /// The number of dropped messages in the welcome of the connection.
-    pub told: u64,
 }
 
-/// What waits for a client.
+/// What waits for a client, as its welcome tells.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Backlog {
     pub waiting: usize,

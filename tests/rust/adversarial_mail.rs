@@ -71,6 +71,11 @@ impl AdversarialMail {
         }
     }
 
+    /// What waits for a client, by the calls that have taken effect.
+    pub fn backlog(&self, client: &str) -> Backlog {
+        self.inner.backlog(client)
+    }
+
     /// True when every call has taken effect, its outcome is told, and the sink has heard of everything.
     pub fn is_idle(&self) -> bool {
         self.lines.pending.load(Ordering::Acquire) == 0
@@ -163,18 +168,10 @@ impl Mail for AdversarialMail {
         self.inner.restore(mail, used_keys);
     }
 
-    fn waiting(
-        &self,
-        client: &str,
-        later: &mut Later<'_, Backlog, Failure>,
-    ) -> Progress<Backlog, Failure> {
-        let client = client.to_owned();
-        self.answer(later(), move |inner, later| inner.waiting(&client, later))
-    }
-
-    fn open(&self, client: &Arc<str>, opening: Opening) {
+    fn open(&self, client: &Arc<str>, opening: Opening) -> Option<Backlog> {
         let client = Arc::clone(client);
-        self.enqueue(move |inner, _| inner.open(&client, opening));
+        self.enqueue(move |inner, _| inner.open_untold(&client, opening));
+        None
     }
 
     fn confirm(&self, client: &str, claim: ClaimNumber) {

@@ -133,7 +133,7 @@ proptest! {
                 }
                 Step::Tell(arrives) => {
                     prop_assert_eq!(mailbox.dropped(), dropped);
-                    mailbox.tell(dropped);
+                    mailbox.tell();
                     if arrives {
                         mailbox.confirm();
                         dropped = 0;

@@ -229,7 +229,6 @@ fn after_an_unknown_outcome_a_retry_under_the_key_sends_once() {
             claim: ClaimNumber::FIRST,
             address: address(1),
             acknowledges: false,
-            told: 0,
         };
         one.mail.open(&Arc::from("dumbo"), opening);
         let mut reported = Vec::new();
@@ -261,14 +260,18 @@ fn nothing_is_handed_over_after_its_time_and_the_welcome_tells_of_it_until_confi
         eventually("the first has expired", || {
             one.backlog("dumbo").waiting == 1
         });
+        let mut is_told = false;
         for claim in 1..=2 {
             assert_eq!(one.backlog("dumbo").dropped, 1, "{name}");
-            one.open("dumbo", claim, false);
+            let opened = one.open("dumbo", claim, false);
+            is_told = opened.is_some_and(|backlog| backlog.dropped == 1);
             one.close("dumbo", claim);
         }
         one.open("dumbo", 3, false);
         one.mail.confirm("dumbo", claim_number(3));
-        assert_eq!(one.backlog("dumbo"), Backlog::default(), "{name}");
+        let untold = u64::from(!is_told);
+        assert_eq!(one.backlog("dumbo").dropped, untold, "{name}");
+        assert_eq!(is_told, name == "memory", "{name}");
         one.settle();
         assert_eq!(
             [one.sink.at(1), one.sink.at(2)],
@@ -291,6 +294,28 @@ fn nothing_is_handed_over_after_its_time_and_the_welcome_tells_of_it_until_confi
             one.mail.size().messages == 0
         });
     }
+}
+
+#[test]
+fn a_welcome_tells_exactly_what_was_dropped_before_the_first_message_that_follows() {
+    let limits = MailLimits {
+        mailbox_size: 2,
+        ..limits()
+    };
+    let one = Process::memory(memory(limits));
+    let sent = AtomicU64::new(0);
+    thread::scope(|scope| {
+        scope.spawn(|| send_counted(&one, "dumbo", 0..4000, &sent));
+        let opened = while_sending(&sent, 4000, |claim| {
+            let backlog = one.open("dumbo", claim, true).unwrap();
+            if backlog.waiting > 0 {
+                let first = one.sink.at(claim as u32)[0];
+                assert_eq!(backlog.dropped, first, "those before the first");
+            }
+            one.close("dumbo", claim);
+        });
+        assert!(opened > 1);
+    });
 }
 
 #[test]

@@ -74,6 +74,7 @@ pub struct Process {
     pub mail: Arc<dyn Mail>,
     pub sink: Arc<Recorder>,
     pub is_idle: Box<dyn Fn() -> bool + Send + Sync>,
+    backlog: Box<dyn Fn(&str) -> Backlog + Send + Sync>,
 }
 
 /// An implementation to test: two processes on one backend.
@@ -85,22 +86,31 @@ pub struct Tested {
 
 impl Process {
     pub fn memory(mail: MemoryMail) -> Self {
-        Self::of(Arc::new(mail), Box::new(|| true))
+        let mail = Arc::new(mail);
+        let same = Arc::clone(&mail);
+        let backlog = Box::new(move |client: &str| same.backlog(client));
+        Self::of(mail, Box::new(|| true), backlog)
     }
 
     pub fn adversary(mail: MemoryMail, behaviour: Behaviour) -> Self {
         let mail = Arc::new(AdversarialMail::new(mail, behaviour));
-        let same = Arc::clone(&mail);
-        Self::of(mail, Box::new(move || same.is_idle()))
+        let (same, backlog_of) = (Arc::clone(&mail), Arc::clone(&mail));
+        let backlog = Box::new(move |client: &str| backlog_of.backlog(client));
+        Self::of(mail, Box::new(move || same.is_idle()), backlog)
     }
 
-    fn of(mail: Arc<dyn Mail>, is_idle: Box<dyn Fn() -> bool + Send + Sync>) -> Self {
+    fn of(
+        mail: Arc<dyn Mail>,
+        is_idle: Box<dyn Fn() -> bool + Send + Sync>,
+        backlog: Box<dyn Fn(&str) -> Backlog + Send + Sync>,
+    ) -> Self {
         let sink = Arc::new(Recorder::default());
         mail.attach(Arc::clone(&sink) as Arc<dyn MailSink>);
         Self {
             mail,
             sink,
             is_idle,
+            backlog,
         }
     }
 
@@ -109,14 +119,13 @@ impl Process {
         eventually("everything has taken effect", || (self.is_idle)());
     }
 
-    pub fn open(&self, client: &str, claim: u64, acknowledges: bool) {
+    pub fn open(&self, client: &str, claim: u64, acknowledges: bool) -> Option<Backlog> {
         let opening = Opening {
             claim: claim_number(claim),
             address: address(claim as u32),
             acknowledges,
-            told: self.backlog(client).dropped,
         };
-        self.mail.open(&Arc::from(client), opening);
+        self.mail.open(&Arc::from(client), opening)
     }
 
     pub fn close(&self, client: &str, claim: u64) {
@@ -125,7 +134,8 @@ impl Process {
     }
 
     pub fn backlog(&self, client: &str) -> Backlog {
-        outcome(|later| self.mail.waiting(client, later)).unwrap()
+        self.settle();
+        (self.backlog)(client)
     }
 
     pub fn acknowledge(&self, client: &str, claim: u64, ids: &[u64]) -> Acknowledged {

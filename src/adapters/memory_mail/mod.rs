@@ -21,7 +21,7 @@ use crate::ports::saved_sessions::{SavedMail, SavedSessions};
 use crate::wire::frame::EncodedFrame;
 use backend::Backend;
 pub use limits::MailLimits;
-use post::{Line, Phase};
+use post::{Kept, Line, Phase};
 use std::sync::Arc;
 
 /// The mail of one process. Processes on one backend have a `MemoryMail` each.
@@ -39,6 +39,21 @@ impl MemoryMail {
         }
     }
 
+    /// What waits for a client. Drops what has expired.
+    pub fn backlog(&self, client: &str) -> Backlog {
+        let backlog = self.backend.change(client, |post| {
+            let kept = post.kept.as_mut()?;
+            self.backend.expire(self.sink, kept);
+            Some(kept.backlog())
+        });
+        backlog.flatten().unwrap_or_default()
+    }
+
+    /// As `open`, where the welcome does not tell what has waited.
+    pub fn open_untold(&self, client: &Arc<str>, opening: Opening) {
+        self.open_telling(client, opening, |_| {});
+    }
+
     /// Another process on the same backend. `number` is another one for each process, from 1 to 3.
     #[must_use]
     pub fn beside(&self, number: u16) -> Self {
@@ -46,6 +61,27 @@ impl MemoryMail {
             backend: Arc::clone(&self.backend),
             sink: number,
         }
+    }
+
+    /// Opens a connection; calls `tell` with the mailbox before what waits is handed over.
+    fn open_telling(&self, client: &Arc<str>, opening: Opening, tell: impl FnOnce(&mut Kept)) {
+        let line = Line {
+            sink: self.sink,
+            acknowledges: opening.acknowledges,
+            address: opening.address,
+        };
+        self.backend.change_or_add(client, |post| {
+            if post.claim.is_some_and(|newest| opening.claim <= newest) {
+                return;
+            }
+            post.claim = Some(opening.claim);
+            post.phase = Phase::Connected(line);
+            if let Some(kept) = &mut post.kept {
+                self.backend.expire(self.sink, kept);
+                tell(kept);
+                self.backend.hand_over_all(line, kept);
+            }
+        });
     }
 }
 
@@ -60,42 +96,13 @@ impl Mail for MemoryMail {
         self.backend.make_room(self.sink);
     }
 
-    fn waiting(
-        &self,
-        client: &str,
-        _: &mut Later<'_, Backlog, Failure>,
-    ) -> Progress<Backlog, Failure> {
-        let backlog = self.backend.change(client, |post| {
-            let Some(kept) = &mut post.kept else {
-                return Backlog::default();
-            };
-            self.backend.expire(self.sink, kept);
-            Backlog {
-                waiting: kept.mailbox.len(),
-                dropped: kept.mailbox.dropped(),
-            }
+    fn open(&self, client: &Arc<str>, opening: Opening) -> Option<Backlog> {
+        let mut backlog = Backlog::default();
+        self.open_telling(client, opening, |kept| {
+            backlog = kept.backlog();
+            kept.mailbox.tell();
         });
-        Progress::Ended(Ok(backlog.unwrap_or_default()))
-    }
-
-    fn open(&self, client: &Arc<str>, opening: Opening) {
-        let line = Line {
-            sink: self.sink,
-            acknowledges: opening.acknowledges,
-            address: opening.address,
-        };
-        self.backend.change_or_add(client, |post| {
-            if post.claim.is_some_and(|newest| opening.claim <= newest) {
-                return;
-            }
-            post.claim = Some(opening.claim);
-            post.phase = Phase::Connected(line);
-            if let Some(kept) = &mut post.kept {
-                self.backend.expire(self.sink, kept);
-                kept.mailbox.tell(opening.told);
-                self.backend.hand_over_all(line, kept);
-            }
-        });
+        Some(backlog)
     }
 
     fn confirm(&self, client: &str, claim: ClaimNumber) {

@@ -2,7 +2,7 @@
 
 use crate::core::mailbox::Mailbox;
 use crate::ports::claim::ClaimNumber;
-use crate::ports::mail::Address;
+use crate::ports::mail::{Address, Backlog};
 use std::sync::Arc;
 
 /// A client. Every connected client has one, so it is small.
@@ -43,6 +43,15 @@ pub(super) struct Kept {
     pub acknowledged: Vec<u64>,
     /// The client is in the rounds.
     pub is_in_round: bool,
+}
+
+impl Kept {
+    pub fn backlog(&self) -> Backlog {
+        Backlog {
+            waiting: self.mailbox.len(),
+            dropped: self.mailbox.dropped(),
+        }
+    }
 }
 
 impl Post {
