@@ -4,11 +4,12 @@ use super::channel::Channel;
 use super::delivery::ConnectionId;
 use super::entry::{Entering, Purpose};
 use crate::base::clock::{AtomicWallTime, WallTime};
-use crate::base::completion::Completion;
+use crate::base::completion::{Completion, Progress};
 use crate::base::sync::{Mutex, Rank};
 use crate::net::peer::Peer;
-use crate::ports::broker::CHANNEL_SIZE;
+use crate::ports::broker::{CHANNEL_SIZE, Failure};
 use crate::ports::claim::ClaimNumber;
+use crate::ports::presence::Departed;
 use crate::ports::sessions::SessionState;
 use bytes::Bytes;
 use smallvec::SmallVec;
@@ -247,11 +248,14 @@ impl ClientState {
     }
 
     /// Ends the membership of this client in the presence of a channel, without a notice.
-    pub fn leave_silently(&self, client: &Arc<str>, channel: &Channel) {
-        // presence reports no failure, and the next report has the new total
-        let _ = channel
-            .presence
-            .leave(client, self.claim, &mut || Completion::new(drop));
+    pub fn leave_silently(&self, client: &Arc<str>, channel: &Arc<Channel>) {
+        let leaving = channel.presence.leave(client, self.claim, &mut || {
+            let channel = Arc::clone(channel);
+            Completion::new(move |outcome| note_departed(&channel, &outcome))
+        });
+        if let Progress::Ended(outcome) = leaving {
+            note_departed(channel, &outcome);
+        }
     }
 
     /// True if this process has asked presence to have the client on a channel.
@@ -339,5 +343,46 @@ impl ClientState {
         let joined = self.channels.iter().map(|joined| &joined.channel.name);
         let remembered = self.away.iter().flat_map(|away| &away.remembered);
         joined.chain(remembered).cloned().collect()
+    }
+}
+
+/// Takes in the number of members that are left; a leave does not fail, but its outcome may be lost.
+fn note_departed(channel: &Channel, outcome: &Result<Departed, Failure>) {
+    if let Ok(departed) = outcome {
+        channel.members.lock().note(departed.total);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adapters::memory_presence::MemoryPresence;
+    use crate::core::hub::ChannelKey;
+    use crate::ports::presence::Presence;
+    use crate::settings::channel_kind::ChannelKind;
+    use crate::settings::config::Config;
+
+    #[test]
+    fn a_client_that_leaves_silently_does_not_count_any_more() {
+        let presence = MemoryPresence::default();
+        let settings = Config::default().of_channel("den");
+        let kind = ChannelKind::Public;
+        let channel = Channel::new(ChannelKey::nth(0), "den", kind, settings, &presence);
+        let channel = Arc::new(channel);
+        let join = |id: &str| {
+            let joined = presence
+                .open(&channel.name)
+                .join(&id.into(), None, &mut || {
+                    panic!("memory answers at once");
+                });
+            let Progress::Ended(Ok(arrived)) = joined else {
+                panic!("memory does not fail");
+            };
+            channel.members.lock().note(arrived.total);
+        };
+        join("entering");
+        join("other");
+        ClientState::default().leave_silently(&"entering".into(), &channel);
+        assert_eq!(channel.members.lock().total.members, 1);
     }
 }
