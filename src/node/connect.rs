@@ -26,8 +26,8 @@ const UNKNOWN: &str =
 const USED: &str = "the resume token is not the client's latest: it was used before, or made up";
 
 impl Node {
-    /// Connects a client: the one that it was, if its token says so, or a new one. Refuses when as many clients as allowed
-    /// are connected; a client that takes the place of its own older connection is not one more.
+    /// Connects a client: the client of the identity or of the resume token, or a new client. Refuses when as many clients
+    /// as allowed are connected. A client that replaces its own older connection counts once.
     pub fn connect(
         self: &Arc<Self>,
         connection_id: ConnectionId,

@@ -34,7 +34,8 @@ pub enum Step {
     Failed,
 }
 
-/// Why a client enters a channel. The purpose decides what follows when presence or the broker fails, or when the channel ends.
+/// Why a client enters a channel. The purpose decides what follows when presence or the broker fails, or when the
+/// channel ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// The client has asked. After a failure the client gets an error and may ask again.

@@ -1,4 +1,4 @@
-//! The store of the node: opened and closed, watched, and given the changes of mail.
+//! The store of the node: opened, closed and watched. The ports that save their changes have the store too.
 
 use crate::base::error::Error;
 use crate::base::fork::{ForkSensitive, OwningProcess};
@@ -10,8 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-/// The store, with the process that has it open. The mail of one client must be saved with the state of the client
-/// locked, so that its changes are saved in their order.
+/// The store, with the process that has it open.
 pub struct Storage {
     store: Arc<dyn Store>,
     /// The process that opened the store; none after `close`.

@@ -14,8 +14,10 @@ const MAX_EXPIRY_INTERVAL: Duration = Duration::from_secs(10);
 const MIN_EXPIRY_INTERVAL: Duration = Duration::from_millis(500);
 
 impl Node {
-    /// Does the regular work that is due: clients that other processes have claimed, channels that clients could not enter, members to be joined anew, notices that waited, clients that are away, mail, empty channels, publications
-    /// that expired. Returns approximately how many bytes less the node holds now than at its peak since the last tick.
+    /// Does the regular work that is due: lets go of clients that other processes have claimed, enters channels again
+    /// after a failure, joins lost members anew, publishes notices that waited, expires clients that are away, mail,
+    /// empty channels and publications. Returns approximately how many bytes less the node holds now than at its peak
+    /// since the last tick.
     pub fn tick(self: &Arc<Self>) -> usize {
         self.drop_displaced();
         self.enter_again();
