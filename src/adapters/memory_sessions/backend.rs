@@ -29,7 +29,8 @@ pub struct Backend {
 pub struct AllSessions {
     pub records: Records,
     /// What another process, or the store, needs of a session besides its record. Empty while there is neither.
-    pub kept: HashMap<Arc<str>, Kept>,
+    /// In boxes, because a growing map has much unused room.
+    pub kept: HashMap<Arc<str>, Box<Kept>>,
     /// The latest claim on any client: the numbers of an ended session are not used again.
     last_claim: Option<ClaimNumber>,
 }
@@ -154,7 +155,7 @@ impl Backend {
                 sessions.kept.remove(client);
             }
             let kept = sessions.kept.entry(Arc::clone(client));
-            let kept = kept.or_insert_with(|| Kept::new(request.since, process));
+            let kept = kept.or_insert_with(|| Box::new(Kept::new(request.since, process)));
             if !is_new && self.is_shared() {
                 claimed.state = Some(Box::new(kept.state.clone()));
             }
@@ -235,11 +236,40 @@ impl Backend {
 }
 
 impl Kept {
+    /// Adds a channel; false if the state has it.
+    pub fn add_channel(&mut self, channel: &Arc<str>) -> bool {
+        let channels = &mut self.state.channels;
+        let is_new = !channels.contains(channel);
+        if is_new {
+            if channels.is_empty() {
+                // most clients are on one channel
+                channels.reserve_exact(1);
+            }
+            channels.push(Arc::clone(channel));
+        }
+        is_new
+    }
+
     pub fn new(since: WallTime, process: usize) -> Self {
         Self {
             state: SessionState::new(since, since),
             process,
             is_held: false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_state_of_a_client_on_one_channel_takes_little_memory() {
+        let mut kept = Kept::new(WallTime::now(), 0);
+        assert!(kept.add_channel(&"jungle".into()));
+        assert!(!kept.add_channel(&"jungle".into()), "it is on the channel");
+        assert_eq!(kept.state.channels.capacity(), 1);
+        assert!(size_of::<Kept>() <= 88, "with the header of malloc: 96");
+        assert!(kept.add_channel(&"den".into()));
     }
 }

@@ -76,7 +76,7 @@ impl Sessions for MemorySessions {
                 process: self.process,
                 is_held: false,
             };
-            sessions.kept.insert(Arc::clone(&saved.id), kept);
+            sessions.kept.insert(Arc::clone(&saved.id), Box::new(kept));
         }
     }
 
@@ -155,8 +155,7 @@ impl Sessions for MemorySessions {
                 backend.save_client(client, &record, kept);
             }
             Change::Joined(channel) => {
-                if !kept.state.channels.contains(channel) {
-                    kept.state.channels.push(Arc::clone(channel));
+                if kept.add_channel(channel) {
                     backend.save_joined(client, channel);
                 }
             }
@@ -182,7 +181,7 @@ impl Sessions for MemorySessions {
         if backend.keeps_state() {
             let now = WallTime::now();
             let kept = sessions.kept.entry(Arc::clone(client));
-            let kept = kept.or_insert_with(|| Kept::new(now, self.process));
+            let kept = kept.or_insert_with(|| Box::new(Kept::new(now, self.process)));
             if is_new {
                 backend.replace(client, kept, state());
             }
