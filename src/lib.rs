@@ -6,6 +6,7 @@ pub mod adapters;
 pub mod base;
 pub mod core;
 pub mod host;
+pub mod link;
 pub mod net;
 pub mod node;
 pub mod ports;

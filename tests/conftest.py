@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -50,10 +51,19 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 @pytest.fixture(autouse=True)
-def no_settings_lie_about(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_settings_lie_about(monkeypatch: pytest.MonkeyPatch, runtime_dir: Path) -> None:
     for name in list(os.environ):
         if name.startswith("TANTOR_") and name != "TANTOR_WHEEL":
             monkeypatch.delenv(name)
+    # the apps of different tests may have the same name and folder
+    monkeypatch.setenv("TANTOR_RUNTIME_DIR", str(runtime_dir))
+
+
+@pytest.fixture
+def runtime_dir() -> Iterator[Path]:
+    """A folder in which the processes of a test meet; its path is short, as the address of a Unix socket has to be."""
+    with tempfile.TemporaryDirectory(prefix="tt", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture

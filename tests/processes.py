@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 from support import TESTS, eventually
 
+RUNTIME_DIR = "TANTOR_RUNTIME_DIR"
+
 
 def run_python(
     source: str,
@@ -44,8 +46,9 @@ def run_python(
 
 
 def script_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment of a script: unbuffered UTF-8 output, this module on the path, and no TANTOR_ variables."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("TANTOR_")}
+    """The environment of a script: unbuffered UTF-8 output, this module on the path, no TANTOR_ variables but one."""
+    # the processes of a test meet in the folder of the test
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("TANTOR_") or name == RUNTIME_DIR}
     added = {"PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1", "PYTHONPATH": str(TESTS)}
     return kept | added | dict(extra or {})
 

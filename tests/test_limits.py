@@ -30,6 +30,7 @@ LIMITS = (Path(__file__).parent.parent / "docs" / "limits.md").read_text(encodin
 BOUND_NOTHING = {
     "port",
     "app_context",
+    "app_id",
     "host",
     "unix_socket_mode",
     "http_prefix",
@@ -44,6 +45,7 @@ BOUND_NOTHING = {
     "database",
     "durable",
     "reconnect_window",
+    "runtime_dir",
     "shards",
 }
 MIB = 1 << 20

@@ -14,6 +14,11 @@ FLASK_DICT = {"TANTOR_CONFIG": {"heartbeat_interval": 3}}
 ENVIRONMENT = {"TANTOR_HEARTBEAT_INTERVAL": "4"}
 
 
+@pytest.fixture(autouse=True)
+def no_variable_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TANTOR_RUNTIME_DIR")
+
+
 @pytest.mark.parametrize(
     ("explicit", "config", "environ", "expected"),
     [

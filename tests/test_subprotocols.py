@@ -70,8 +70,8 @@ def test_what_was_offered_in_vain_is_logged_once_with_the_setting(
 
 
 def test_the_setting_takes_a_list_or_names_with_commas() -> None:
-    assert resolve({"subprotocols": ["a", "b"]}) == {"subprotocols": "a, b"}
-    assert resolve({"subprotocols": ("a",)}) == {"subprotocols": "a"}
+    assert resolve({"subprotocols": ["a", "b"]}, environ={}) == {"subprotocols": "a, b"}
+    assert resolve({"subprotocols": ("a",)}, environ={}) == {"subprotocols": "a"}
     assert resolve({}, config={"TANTOR_SUBPROTOCOLS": ["a", "b"]}, environ={}) == {"subprotocols": "a, b"}
     assert resolve({}, environ={"TANTOR_SUBPROTOCOLS": "a,b"}) == {"subprotocols": "a,b"}
     assert Tantor(subprotocols="a,b").setting("subprotocols") == "a, b"

@@ -160,6 +160,9 @@ class Messenger:
     def setting(self, name: str) -> Any:
         """The value in force of a setting. `KeyError` for an unknown name."""
 
+    def _ask_before_attach(self, may_attach: Callable[[], object]) -> None: ...
+    @property
+    def _reaches_server(self) -> bool: ...
     def _listen(self, timeout: float | None = None) -> bool:
         """Bind the addresses and start the shards; return once connections are accepted.
 

@@ -22,3 +22,7 @@ class ForkedError(TantorError, RuntimeError):
 
 class StorageError(TantorError, OSError):
     """The database cannot be used, or could not save a change; the message names the file and the problem."""
+
+
+class LinkError(TantorError, ConnectionError):
+    """The process that has the server cannot be reached, or has ended before it answered a call."""

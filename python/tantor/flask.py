@@ -3,7 +3,10 @@
 Importing this does not import Flask, and nothing here starts a server.
 """
 
+import hashlib
 import logging
+import os
+import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -52,12 +55,33 @@ def init_tantor(
         logging.getLogger("tantor.flask").warning(
             "the Tantor of the Flask app %r is replaced by one with other settings", app.name
         )
-    tantor = Tantor(default=default, **resolve(given, config=app.config))  # type: ignore[arg-type]  # checked in there
+    resolved = resolve(given, config=app.config)
+    resolved.setdefault("app_id", _app_id(app))
+    tantor = Tantor(default=default, **resolved)  # type: ignore[arg-type]  # checked in there
+    tantor._ask_before_attach(_is_not_tested(app))
     if tantor.setting("app_context"):
         tantor._handlers.make_context = app.app_context
     app.extensions["tantor"] = tantor
     app.tantor = tantor  # type: ignore[attr-defined]  # code written to the original reads this attribute
     return tantor
+
+
+def _app_id(app: "Flask") -> str:
+    """The same in every process of the app, and another one for each user, app and folder."""
+    user = os.getuid() if hasattr(os, "getuid") else ""
+    app_id = f"{user} {app.name} {app.root_path}"
+    return app_id if len(app_id.encode()) <= 255 else hashlib.sha256(app_id.encode()).hexdigest()
+
+
+def _is_not_tested(app: "Flask") -> Callable[[], bool]:
+    """Return a function that tells whether the app is not under test: tests must not publish on a server that runs."""
+    reference = weakref.ref(app)
+
+    def is_not_tested() -> bool:
+        app = reference()
+        return app is not None and not app.testing
+
+    return is_not_tested
 
 
 def blueprint(name: str = "tantor", url_prefix: str | None = "/api/tantor") -> "Blueprint":

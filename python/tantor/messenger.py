@@ -292,7 +292,7 @@ class Tantor(_tantor.Messenger):
     def _warn_unless_running(self) -> None:
         """Log a warning, once a process, if the server does not run: then messages reach no client."""
         global _has_warned
-        if not _has_warned and not self.is_running:
+        if not _has_warned and not self._reaches_server:
             _has_warned = True
             _prepare_process()  # then the end of the interpreter waits for the warning
             logging.getLogger("tantor.server").warning(

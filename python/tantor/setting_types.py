@@ -55,6 +55,9 @@ class Settings(TypedDict, total=False):
     durable: bool | None
     app_context: bool | None
     inbox_bytes: int | None
+    app_id: str | None
+    runtime_dir: str | None
+    max_processes: int | None
     event_queue_bytes: int | None
     notice_limit: int | None
     empty_channel_ttl: float | None

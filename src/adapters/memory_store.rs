@@ -21,7 +21,7 @@ impl Durability for MemoryStore {
 
     fn health(&self) -> Health {
         Health {
-            kind: "memory",
+            kind: "memory".into(),
             ..Health::default()
         }
     }

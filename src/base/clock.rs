@@ -2,6 +2,7 @@
 //!
 //! Arithmetic saturates: a time that the type cannot hold becomes the first or the last one that it can.
 
+use serde::{Deserialize, Serialize};
 use std::num::NonZeroU64;
 use std::ops::{Add, Sub};
 use std::sync::LazyLock;
@@ -9,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// A time of the wall clock, which may be set forwards and backwards: for the wire and the file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct WallTime(u64);
 
 impl WallTime {

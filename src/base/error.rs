@@ -1,12 +1,13 @@
 //! All errors, as closed sets: a refused command (`ErrorCode`), a closed connection (`Disconnect`)
 //! and a refused call (`Error`).
 
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// Why a frame or command of a client was refused; the connection lives on.
 ///
 /// The number is `code` of the `error` message on the wire (`docs/protocol.md` holds the same table).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(u16)]
 pub enum ErrorCode {
     NotJson = 101,
@@ -54,7 +55,7 @@ impl ErrorCode {
 }
 
 /// A refused command: the code and the text of the error message to the client.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
     pub code: ErrorCode,
     pub message: String,
@@ -184,7 +185,7 @@ const RETURNING: u16 = 4900;
 const GOING_AWAY: u16 = 1001;
 
 /// Why a call was refused. The Python layer maps each to one exception.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub enum Error {
     /// A setting's value is not one it takes.
     Setting(String),
@@ -195,6 +196,7 @@ pub enum Error {
     /// Listening failed.
     Bind {
         address: String,
+        #[serde(with = "system_error")]
         source: std::io::Error,
         /// A hint that the error of the system does not give.
         hint: Option<String>,
@@ -207,6 +209,23 @@ pub enum Error {
     Storage(String),
     /// A call of a client was refused.
     Refused(Refusal),
+    /// The process that has the node cannot be reached, or has ended before it answered.
+    Link(String),
+}
+
+/// An error of the system as its number and its text. The number has the same meaning in every process of a machine.
+mod system_error {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+    use std::io::Error;
+
+    pub fn serialize<S: Serializer>(error: &Error, serializer: S) -> Result<S::Ok, S::Error> {
+        (error.raw_os_error(), error.to_string()).serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Error, D::Error> {
+        let (number, text) = <(Option<i32>, String)>::deserialize(deserializer)?;
+        Ok(number.map_or_else(|| Error::other(text), Error::from_raw_os_error))
+    }
 }
 
 impl From<Refusal> for Error {
@@ -227,7 +246,8 @@ impl fmt::Display for Error {
             | Error::Argument(message)
             | Error::Start(message)
             | Error::TimedOut(message)
-            | Error::Storage(message) => f.write_str(message),
+            | Error::Storage(message)
+            | Error::Link(message) => f.write_str(message),
             Error::Refused(refusal) => f.write_str(&refusal.message),
             Error::UnknownSetting(name) => write!(f, "there is no setting {name:?}"),
             Error::Bind {

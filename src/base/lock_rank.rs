@@ -37,6 +37,8 @@ pub enum Rank {
     Members,
     /// The queue of clients that are away.
     Away,
+    /// One thread at a time sends on a link.
+    Link,
     /// A lock under which no other lock is taken.
     #[default]
     Leaf,

@@ -1,7 +1,9 @@
 //! The order of messages to a connection that is behind, and the policies for a connection that is too far behind.
 
+use serde::{Deserialize, Serialize};
+
 /// The lane of a message; a higher one overtakes lower ones that wait.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Priority {
     Low,
     #[default]

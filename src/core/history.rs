@@ -2,10 +2,11 @@
 
 use crate::base::clock::SteadyTime;
 use crate::wire::frame::EncodedFrame;
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
 /// A position in the stream of a channel. Offsets count the publications of one epoch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StreamPosition {
     /// The incarnation of the stream. In another epoch offsets began anew, or publications were lost.
     pub epoch: u64,
@@ -86,7 +87,7 @@ pub struct History {
 }
 
 /// The approximate bytes of kept publications, in memory or in the log.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bytes {
     /// Bytes of publications that may be evicted to make room.
     pub evictable: usize,
@@ -130,7 +131,7 @@ impl Unrecovered {
 }
 
 /// A page of the history.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Page {
     /// The most publications of the page.
     pub limit: usize,

@@ -2,4 +2,6 @@
 
 mod adapters;
 mod housekeeping;
+mod link;
+pub mod reach;
 pub mod server;

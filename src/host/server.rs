@@ -8,6 +8,7 @@ use crate::base::error::Error;
 use crate::base::fork::{ForkGuard, ForkSensitive, OwningProcess};
 use crate::base::sync::{Condvar, Mutex, Rank};
 use crate::core::events::{EventQueue, LogLevel};
+use crate::link::serving::LinkServer;
 use crate::net::listener::{self, Endpoint, Listeners};
 use crate::node::{Delivery, Node, NodeCalls, Ports, ShardHandle};
 use crate::ports::auth::Auth;
@@ -34,6 +35,8 @@ pub struct Server {
     /// The addresses that the server listens on; `None` while the server does not run. Read without the lock of `running`,
     /// which a start holds until it has ended.
     endpoints: ArcSwapOption<Vec<Endpoint>>,
+    /// Serves the other processes of the application while the server runs.
+    link: Mutex<Option<LinkServer>>,
     start_in_work: ForkSensitive,
     ended: Condvar,
     /// The process that has the threads of the server.
@@ -97,6 +100,7 @@ impl Server {
             auth,
             running: Mutex::new(Rank::Running, None),
             endpoints: ArcSwapOption::empty(),
+            link: Mutex::default(),
             start_in_work: ForkSensitive::default(),
             ended: Condvar::new(),
             started_by: OwningProcess::default(),
@@ -154,6 +158,8 @@ impl Server {
                 self.tell_of_start(&started.endpoints);
                 self.endpoints.store(Some(Arc::clone(&started.endpoints)));
                 *running = Some(started);
+                let link = self.serve_link();
+                *self.link.lock() = link;
                 Ok(true)
             }
             Err(error) => {
@@ -232,6 +238,12 @@ impl Server {
     /// True from the moment that connections are accepted until the server has ended.
     pub fn is_running(&self) -> bool {
         self.endpoints.load().is_some()
+    }
+
+    /// True from a start until the end. Cheaper than `is_running`, for each call looks here; a child of the process that
+    /// started the server must not ask.
+    pub fn is_started(&self) -> bool {
+        self.started_by.is_some()
     }
 
     /// The TCP port that the server listens on, or the setting `port` while the server does not run; 0 if every host is a
@@ -393,6 +405,9 @@ impl Server {
             never = keep_house(&self.node, tick_of(&self.node.config)) => match never {},
         }
         self.node.shards.detach();
+        // a call of another process would open the storage again
+        let link = self.link.lock().take();
+        drop(link);
         self.node.store.close(MAX_STORE_WAIT);
         self.node
             .events

@@ -5,8 +5,9 @@ use crate::settings::hosts::show_unix;
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::fs::{self, File, Permissions, TryLockError};
 use std::io::{self, ErrorKind};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -47,6 +48,56 @@ impl Drop for SocketFile {
             let _ = fs::remove_file(&self.path);
         }
     }
+}
+
+/// Checks that the process at the other end of a connection belongs to the user of this process, or to root.
+///
+/// Errors: another user; the system does not tell.
+pub fn check_peer(stream: &UnixStream) -> io::Result<()> {
+    let user = peer_user(stream)?;
+    // SAFETY: geteuid has no arguments and cannot fail (geteuid(2)).
+    let own = unsafe { libc::geteuid() };
+    if user == own || user == 0 {
+        return Ok(());
+    }
+    let problem = format!("it belongs to the user with the id {user}, and this process to {own}");
+    Err(io::Error::new(ErrorKind::PermissionDenied, problem))
+}
+
+/// The id of the user whose process is at the other end.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn peer_user(stream: &UnixStream) -> io::Result<libc::uid_t> {
+    let mut credentials = libc::ucred {
+        pid: 0,
+        uid: 0,
+        gid: 0,
+    };
+    let mut length = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: the buffer is a `ucred` of the length given, and the descriptor is open while `stream` lives.
+    let failed = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut credentials).cast(),
+            &raw mut length,
+        )
+    };
+    if failed != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(credentials.uid)
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn peer_user(stream: &UnixStream) -> io::Result<libc::uid_t> {
+    let (mut user, mut group) = (0, 0);
+    // SAFETY: both pointers are to valid ids, and the descriptor is open while `stream` lives.
+    let failed = unsafe { libc::getpeereid(stream.as_raw_fd(), &raw mut user, &raw mut group) };
+    if failed != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(user)
 }
 
 /// Listens on a path. The permissions are set before a client can connect. Replaces the file of a server that has ended.

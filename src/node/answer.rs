@@ -31,6 +31,17 @@ impl Calls for NodeCalls {
             } => replied(Reply::Published, later, |later| {
                 node.broadcast(channel, event, data, &options, later)
             }),
+            call => self.answer(call, later),
+        }
+    }
+}
+
+impl NodeCalls {
+    /// Every call but `Broadcast`. Apart, so that the stack frame of a broadcast stays small.
+    #[inline(never)]
+    fn answer(&self, call: Call<'_>, later: &mut Later<'_, Reply>) -> Progress<Reply> {
+        let node = &self.0;
+        match call {
             Call::Send {
                 client,
                 channel,
@@ -77,6 +88,7 @@ impl Calls for NodeCalls {
             Call::Connection { client } => known(Reply::Connection(node.connection_info(client))),
             Call::UserData { client } => known(Reply::UserData(node.user_data(client))),
             Call::Delivery { message_id } => known(Reply::Delivery(node.delivery(message_id))),
+            Call::Broadcast { .. } => self.call(call, later),
             Call::Join { .. }
             | Call::Leave { .. }
             | Call::Present { .. }
@@ -125,6 +137,8 @@ impl Node {
         let counters = &self.counters;
         let mail = self.mail.size();
         Stats {
+            is_listening: !self.shards.is_empty(),
+            uptime: self.upkeep.uptime(),
             connections: self.connection_count(),
             connection_limit: self.shards.limits().connections,
             census: self.known_census(),
@@ -134,7 +148,7 @@ impl Node {
             socket_buffer_bytes: self.socket_buffer_bytes(),
             counters: counters
                 .named()
-                .map(|(name, counter)| (name, counter.get()))
+                .map(|(name, counter)| (name.into(), counter.get()))
                 .into(),
             inbox_bytes: self.shards.inbox_bytes(),
             events: EventStats {
@@ -143,14 +157,22 @@ impl Node {
                 dropped: self.events.dropped(),
                 pauses: self.events.pauses(),
             },
-            disconnects: counters.disconnects(),
+            disconnects: counters
+                .disconnects()
+                .into_iter()
+                .map(|(reason, count)| (reason.into(), count))
+                .collect(),
             shards: self.config.shards,
             history: self.history_size(),
             mail: (mail.messages, mail.bytes),
             away: self.away.count(),
             away_bytes: self.away.bytes(),
             idempotency_keys: self.idempotency_size(),
-            dropped: self.dropped(),
+            dropped: self
+                .dropped()
+                .into_iter()
+                .map(|(reason, channel, count)| (reason.into(), channel, count))
+                .collect(),
             worst_connections: self.worst_connections(WORST),
             storage: self.store.health(),
         }

@@ -1,4 +1,4 @@
-//! When history was last expired, and how much memory the node held at most.
+//! The age of the node, when history was last expired, and how much memory the node held at most.
 
 use crate::base::clock::{LastTime, SteadyTime};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -6,6 +6,7 @@ use std::time::Duration;
 
 /// The state of the regular work of the node.
 pub struct Upkeep {
+    made: SteadyTime,
     expired: LastTime,
     peak: AtomicUsize,
 }
@@ -13,9 +14,15 @@ pub struct Upkeep {
 impl Upkeep {
     pub fn new() -> Self {
         Self {
+            made: SteadyTime::now(),
             expired: LastTime::never(),
             peak: AtomicUsize::new(0),
         }
+    }
+
+    /// The time since the node was made.
+    pub fn uptime(&self) -> Duration {
+        self.made.elapsed()
     }
 
     /// True, and counted from `now` on, if the last expiry is `interval` ago or `is_urgent`.

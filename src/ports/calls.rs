@@ -11,18 +11,20 @@ use crate::wire::command::Recover;
 use crate::wire::frame::EncodedFrame;
 use crate::wire::messages::{Body, Stamp};
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// A call. Texts and bodies are borrowed for as long as `Calls::call` runs.
 ///
 /// Some calls are made by the application alone, and some, from `Join` on, by a client about itself; `Broadcast` by both.
 /// The implementation of `Calls` knows who calls, and refuses the calls of others.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub enum Call<'a> {
     /// Publishes on a channel, which is made if there is none. `data` is JSON. Replies `Published`.
     Broadcast {
         channel: &'a str,
         event: &'a str,
+        #[serde(with = "serde_bytes")]
         data: &'a [u8],
         options: PublishOptions<'a>,
     },
@@ -71,20 +73,30 @@ pub enum Call<'a> {
     /// Replies `UserData`.
     UserData { client: &'a str },
     /// Attaches JSON to a client, for as long as the client is known. Replies `Done`.
-    SetUserData { client: &'a str, json: &'a [u8] },
+    SetUserData {
+        client: &'a str,
+        #[serde(with = "serde_bytes")]
+        json: &'a [u8],
+    },
     /// Replies `Delivery`.
     Delivery { message_id: &'a str },
+    /// Replies `Stats`.
+    Stats,
     /// The client joins a channel. The client gets its answer between two publications of the channel, with what was
     /// published behind `recover`. Replies `Joining`.
+    #[serde(skip)]
     Join {
         channel: &'a str,
         recover: Option<&'a Recover<'a>>,
     },
     /// The client leaves a channel. Replies `Done`.
+    #[serde(skip)]
     Leave { channel: &'a str },
     /// Replies `Present`.
+    #[serde(skip)]
     Present { channel: &'a str },
     /// A page of the history, with the limit as the client wrote it. Replies `History`.
+    #[serde(skip)]
     Page {
         channel: &'a str,
         limit: Option<i64>,
@@ -92,23 +104,24 @@ pub enum Call<'a> {
         before: Option<u64>,
     },
     /// The client has taken messages. `malformed` is a text among their ids that is no id. Replies `Acknowledged`.
+    #[serde(skip)]
     Acknowledge {
         ids: &'a [u64],
         malformed: Option<&'a str>,
     },
     /// The client shows that it is there. Replies `Pong`.
+    #[serde(skip)]
     Ping,
     /// A frame of the client whose action the application knows. Replies `Done`.
+    #[serde(skip)]
     Message {
         action: Option<&'a str>,
         text: &'a str,
     },
-    /// Replies `Stats`.
-    Stats,
 }
 
 /// The reply to a call.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub enum Reply {
     Done,
     /// Whether the call changed anything.
@@ -157,7 +170,7 @@ pub trait Calls: Send + Sync {
 }
 
 /// How a message is to be published or sent.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct PublishOptions<'a> {
     pub priority: Priority,
     /// The call ends only when the message is saved.
@@ -167,7 +180,7 @@ pub struct PublishOptions<'a> {
 }
 
 /// A publication that was made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Published {
     /// Connected subscribers that the publication was handed over to, or will be when it is saved.
     pub recipients: usize,
@@ -178,7 +191,7 @@ pub struct Published {
 }
 
 /// A message that was sent to one client.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Sent {
     pub stamp: Stamp,
     /// The idempotency key was known: this is the stamp of the first message, and nothing was sent now.
@@ -186,7 +199,7 @@ pub struct Sent {
 }
 
 /// An emergency that went out.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Emergency {
     pub stamp: Stamp,
     /// Connected clients that the emergency was handed over to.
@@ -194,7 +207,7 @@ pub struct Emergency {
 }
 
 /// How far a message has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeliveryReport {
     /// Connections that the message was handed over to.
     pub handed_over: usize,
@@ -207,7 +220,7 @@ pub struct DeliveryReport {
 }
 
 /// Publications of a channel, oldest first.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HistoryPage {
     pub epoch: u64,
     /// The offset of the newest publication.
@@ -219,7 +232,7 @@ pub struct HistoryPage {
 }
 
 /// A channel as the application sees it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ChannelInfo {
     pub name: Arc<str>,
     pub kind: ChannelKind,
@@ -229,7 +242,7 @@ pub struct ChannelInfo {
 }
 
 /// A connected client as the application sees it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ConnectionInfo {
     pub client_id: Arc<str>,
     pub joined_at: WallTime,

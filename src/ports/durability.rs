@@ -5,6 +5,8 @@ use crate::base::completion::{Abandoned, Completion};
 use crate::core::history::StreamPosition;
 use crate::core::idempotency::{LostFlag, Ticket};
 use crate::wire::messages::Stamp;
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::fmt;
 
 /// Saves changes in one order, whichever port they are given to.
@@ -121,9 +123,9 @@ pub enum KeyResult {
 }
 
 /// How a store is; counts are since it was made.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Health {
-    pub kind: &'static str,
+    pub kind: Cow<'static, str>,
     pub path: Option<String>,
     /// Changes cannot be saved at present.
     pub is_degraded: bool,

@@ -1,11 +1,14 @@
 //! Calls on a messenger, as the methods of `Messenger` make them.
 
+use super::arguments::text;
 use super::configured::Owned;
+use super::done::Done;
 use super::json;
 use super::operation::Outcome;
 use crate::base::completion::{Abandoned, Completion, Progress};
 use crate::base::error::Error;
-use crate::ports::calls::{Call, Reply};
+use crate::ports::calls::{Call, Calls, Reply};
+use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -63,6 +66,18 @@ impl Owned {
             (Progress::Begun(_), Some(told)) => told.recv().map_err(|_| Error::abandoned())?,
             (Progress::Begun(_), None) => Err(Error::abandoned()),
         }
+    }
+
+    /// Makes a call about a client and a channel, which always succeeds for valid names.
+    pub fn change<'a>(
+        &self,
+        client_id: &'a Bound<'_, PyAny>,
+        channel: &'a Bound<'_, PyAny>,
+        call: impl FnOnce(&'a str, &'a str) -> Call<'a>,
+    ) -> PyResult<Done> {
+        let (client, name) = (text("client_id", client_id)?, text("channel", channel)?);
+        self.ask(channel.py(), call(client, name))?;
+        Ok(Done::new(true.into_py_any(channel.py())?))
     }
 
     /// Writes a value as JSON, and gives the bytes to `act`, without the interpreter lock.

@@ -1,7 +1,7 @@
 //! The parts of a `Messenger` that has its settings, and how the messenger releases the server.
 
+use crate::host::reach::ReachingCalls;
 use crate::host::server::Server;
-use crate::ports::calls::Calls;
 use pyo3::prelude::*;
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ pub struct Configured {
 
 pub struct Owned {
     pub server: Arc<Server>,
-    pub calls: Arc<dyn Calls>,
+    pub calls: Arc<ReachingCalls>,
     /// The application's hook for values that JSON does not know.
     pub default: Option<Py<PyAny>>,
 }
@@ -21,7 +21,7 @@ impl Configured {
     pub fn new(server: Arc<Server>, default: Option<Py<PyAny>>) -> Self {
         Self {
             owned: Some(Owned {
-                calls: server.calls(),
+                calls: Arc::new(ReachingCalls::new(Arc::clone(&server))),
                 server,
                 default,
             }),

@@ -19,6 +19,7 @@ impl From<Error> for PyErr {
             },
             Error::Start(_) => PyRuntimeError::new_err(message),
             Error::Storage(_) => storage_error(message),
+            Error::Link(_) => of_tantor("LinkError", message),
             Error::TimedOut(_) => PyTimeoutError::new_err(message),
         }
     }

@@ -18,7 +18,6 @@ use pyo3::types::{PyBytes, PyDict, PyMapping, PyTuple};
 use pyo3::{PyTraverseError, PyVisit};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
 
 /// A server, and the calls on it. Every method may be called from any thread.
 ///
@@ -26,7 +25,6 @@ use std::time::Instant;
 #[pyclass(frozen, subclass, module = "tantor._tantor")]
 pub struct Messenger {
     configured: OnceLock<Configured>,
-    created: Instant,
     /// The last events were returned, so the next call returns the end.
     has_ended: AtomicBool,
 }
@@ -47,19 +45,6 @@ impl Messenger {
     fn server(&self) -> PyResult<&Arc<Server>> {
         Ok(&self.owned()?.server)
     }
-
-    /// Makes a call about a client and a channel, which always succeeds for valid names.
-    fn change<'a>(
-        &self,
-        client_id: &'a Bound<'_, PyAny>,
-        channel: &'a Bound<'_, PyAny>,
-        call: impl FnOnce(&'a str, &'a str) -> Call<'a>,
-    ) -> PyResult<Done> {
-        let owned = self.owned()?;
-        let (client, name) = (text("client_id", client_id)?, text("channel", channel)?);
-        owned.ask(channel.py(), call(client, name))?;
-        Ok(Done::new(true.into_py_any(channel.py())?))
-    }
 }
 
 #[pymethods]
@@ -69,7 +54,6 @@ impl Messenger {
     fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
         Self {
             configured: OnceLock::new(),
-            created: Instant::now(),
             has_ended: AtomicBool::new(false),
         }
     }
@@ -114,6 +98,22 @@ impl Messenger {
     #[getter]
     fn is_running(&self) -> PyResult<bool> {
         Ok(self.server()?.is_running())
+    }
+
+    /// Set a function without arguments that tells whether calls may go to another process of the application.
+    #[pyo3(name = "_ask_before_attach")]
+    fn ask_before_attach(&self, may_attach: Py<PyAny>) -> PyResult<()> {
+        // an interpreter that ends, or a function that fails, has no use for another process
+        let ask = move || Python::try_attach(|py| may_attach.call0(py)?.is_truthy(py));
+        let calls = &self.owned()?.calls;
+        calls.ask_before_attach(Box::new(move || matches!(ask(), Some(Ok(true)))));
+        Ok(())
+    }
+
+    /// True if calls reach a server: that of this process, or that of another process of the application.
+    #[getter(_reaches_server)]
+    fn reaches_server(&self) -> PyResult<bool> {
+        Ok(self.owned()?.calls.reaches_server()?)
     }
 
     /// The value in force of a setting. `KeyError` for an unknown name.
@@ -235,7 +235,7 @@ impl Messenger {
             None => py.detach(|| broadcast(b"{}")),
         }?;
         let published = content_of!(published, Reply::Published)?;
-        if published.recipients == 0 && !owned.server.is_running() {
+        if published.recipients == 0 && !owned.calls.reaches_server()? {
             publishing::warn_once(slf.as_any())?;
         }
         awaitable(py, published.recipients.into_py_any(py)?, None, outcome)
@@ -315,10 +315,11 @@ impl Messenger {
         client_id: &Bound<'_, PyAny>,
         channel: &Bound<'_, PyAny>,
     ) -> PyResult<Done> {
-        self.change(client_id, channel, |client, channel| Call::Subscribe {
-            client,
-            channel,
-        })
+        self.owned()?
+            .change(client_id, channel, |client, channel| Call::Subscribe {
+                client,
+                channel,
+            })
     }
 
     /// Unsubscribe a client from a channel. The result is always True.
@@ -327,10 +328,11 @@ impl Messenger {
         client_id: &Bound<'_, PyAny>,
         channel: &Bound<'_, PyAny>,
     ) -> PyResult<Done> {
-        self.change(client_id, channel, |client, channel| Call::Unsubscribe {
-            client,
-            channel,
-        })
+        self.owned()?
+            .change(client_id, channel, |client, channel| Call::Unsubscribe {
+                client,
+                channel,
+            })
     }
 
     /// Send a message to every connected client, once, before all other waiting messages.
@@ -368,8 +370,7 @@ impl Messenger {
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let owned = self.owned()?;
         let stats = content_of!(owned.ask(py, Call::Stats)?, Reply::Stats)?;
-        let is_running = owned.server.is_running();
-        super::stats::dict(py, &stats, is_running, self.created.elapsed())
+        super::stats::dict(py, &stats)
     }
 
     #[pyo3(name = "_channel_names")]

@@ -3,18 +3,12 @@
 use crate::ports::stats::Stats;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
-use std::time::Duration;
 
 /// With more connections than this, the mood is "anxious", as with the original.
 const CALM_CONNECTIONS: usize = 10;
 
 /// Returns the dict of `Tantor.stats()`.
-pub fn dict<'py>(
-    py: Python<'py>,
-    stats: &Stats,
-    is_running: bool,
-    uptime: Duration,
-) -> PyResult<Bound<'py, PyDict>> {
+pub fn dict<'py>(py: Python<'py>, stats: &Stats) -> PyResult<Bound<'py, PyDict>> {
     let dict = PyDict::new(py);
     dict.set_item("total_connections", stats.connections)?;
     let channels = PyDict::new(py);
@@ -29,8 +23,13 @@ pub fn dict<'py>(
     dict.set_item("unfinished_bytes", stats.unfinished_bytes)?;
     dict.set_item("socket_buffer_bytes", stats.socket_buffer_bytes)?;
     dict.set_item("connection_limit", stats.connection_limit)?;
-    dict.set_item("uptime", uptime.as_secs_f64())?;
-    dict.set_item("status", if is_running { "listening" } else { "sleeping" })?;
+    dict.set_item("uptime", stats.uptime.as_secs_f64())?;
+    let word = if stats.is_listening {
+        "listening"
+    } else {
+        "sleeping"
+    };
+    dict.set_item("status", word)?;
     let is_anxious = stats.connections > CALM_CONNECTIONS;
     dict.set_item("mood", if is_anxious { "anxious" } else { "calm" })?;
     for (name, count) in &stats.counters {
@@ -76,7 +75,7 @@ fn add_what_is_kept(py: Python<'_>, stats: &Stats, dict: &Bound<'_, PyDict>) -> 
     dict.set_item("worst_connections", PyList::new(py, worst)?)?;
     let health = &stats.storage;
     let storage = PyDict::new(py);
-    storage.set_item("kind", health.kind)?;
+    storage.set_item("kind", &*health.kind)?;
     storage.set_item("path", &health.path)?;
     storage.set_item("degraded", health.is_degraded)?;
     storage.set_item("error", &health.error)?;

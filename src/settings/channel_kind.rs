@@ -1,7 +1,9 @@
 //! The kind of a channel: a label that the application sees.
 
+use serde::{Deserialize, Serialize};
+
 /// The kind of a channel.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ChannelKind {
     #[default]
     Public,

@@ -7,10 +7,12 @@ pub use super::setting::{Setting, Value};
 use super::setting::Access;
 use crate::base::error::Error;
 use crate::base::priority::SlowConsumer;
+use crate::settings::application::{read_app_id, read_runtime_dir, write_runtime_dir};
 use crate::settings::channel_settings::{ChannelRules, ChannelSettings, MAX_HISTORY_SIZE};
 use crate::settings::database::Database;
 use crate::settings::hosts::Hosts;
 use crate::settings::subprotocols::Subprotocols;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// The validated values of all settings. Sizes are in bytes; times that are no `Duration` are in seconds.
@@ -66,6 +68,10 @@ pub struct Config {
     /// Only the Python layer reads this.
     pub app_context: bool,
     pub inbox_bytes: usize,
+    /// Empty where no other process shares the messenger.
+    pub app_id: String,
+    pub runtime_dir: Option<PathBuf>,
+    pub max_processes: usize,
     pub event_queue_bytes: usize,
     pub notice_limit: usize,
     pub empty_channel_ttl: Duration,
@@ -135,6 +141,9 @@ impl Default for Config {
             durable: false,
             app_context: true,
             inbox_bytes: 64 << 20,
+            app_id: String::new(),
+            runtime_dir: None,
+            max_processes: 1000,
             event_queue_bytes: 16 << 20,
             notice_limit: 200,
             empty_channel_ttl: Duration::from_secs(60),
@@ -394,6 +403,9 @@ settings! {
     durable: boolean, GIVEN, "publications of every channel are saved before they are handed over";
     app_context: boolean, GIVEN, "handlers run in the application context of the Flask app, where init_tantor made the Tantor";
     inbox_bytes: integer(1 << 16, 64 * GIB), GIVEN, "bytes that may wait for one shard before publishers are held back";
+    app_id: read("text", "a name of up to 255 bytes, or nothing", read_app_id, String::clone), GIVEN, "name by which the processes of one application find each other: those that do not serve make their calls on the one that serves (default: none; for a Flask app its user, name and folder)";
+    runtime_dir: read("text", "an absolute path, or nothing", read_runtime_dir, write_runtime_dir), GIVEN, "folder in which the processes of an application meet (default: the first of /run, /tmp and /dev/shm that can be written)";
+    max_processes: integer(1, 10_000), GIVEN, "processes of the application that make calls on this one at once; more are refused";
     event_queue_bytes: integer(1024, 64 * GIB), GIVEN, "bytes of events that may wait for Python before clients are read no further";
     notice_limit: integer(0, 1_000_000), GIVEN, "subscribers up to which each join and leave is told; beyond it, one notice a second";
     empty_channel_ttl: seconds(0.0, YEAR), GIVEN, "seconds until a channel without subscribers disappears";

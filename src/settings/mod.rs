@@ -1,5 +1,6 @@
 //! The table of settings and the validated values.
 
+pub mod application;
 pub mod channel_kind;
 pub mod channel_settings;
 pub mod config;

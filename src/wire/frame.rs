@@ -2,12 +2,13 @@
 
 use crate::base::error::Disconnect;
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use std::io::Cursor;
 use tokio_tungstenite::tungstenite::protocol::frame::FrameHeader;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 
 /// A whole, unmasked frame, ready for any number of sockets. Cloning shares the bytes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EncodedFrame(Bytes);
 
 impl EncodedFrame {

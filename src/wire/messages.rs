@@ -4,6 +4,7 @@ use crate::base::clock::WallTime;
 use crate::base::error::{ErrorCode, Refusal};
 use crate::base::names::{SYSTEM_CHANNEL, check_event_name};
 use crate::wire::frame::{ACK_FIELD, EncodedFrame};
+use serde::{Deserialize, Serialize};
 
 /// Events that only the server publishes.
 const BUILT_IN_EVENTS: &[&str] = &[
@@ -22,7 +23,7 @@ const BUILT_IN_EVENTS: &[&str] = &[
 ];
 
 /// The id and the time of a message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stamp {
     /// Shown as `msg_` and 16 hexadecimal digits.
     pub id: u64,
@@ -94,7 +95,7 @@ pub fn write_publication(out: &mut Vec<u8>, stamp: Stamp, publication: &Publicat
 }
 
 /// Which fields of the envelope a message to one client brings itself; its own win, as in the original.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 #[expect(
     clippy::struct_excessive_bools,
     reason = "one for each field, set apart from each other"
@@ -109,12 +110,12 @@ pub struct OwnFields {
 }
 
 /// The body of a message to one client.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub enum Body<'a> {
     /// A JSON string, to go under `message`.
-    Message(&'a [u8]),
+    Message(#[serde(borrow, with = "serde_bytes")] &'a [u8]),
     /// A JSON object, whose keys go to the top level.
-    Fields(&'a [u8], OwnFields),
+    Fields(#[serde(borrow, with = "serde_bytes")] &'a [u8], OwnFields),
 }
 
 impl Body<'_> {

@@ -1,6 +1,7 @@
-//! Every call, through the trait alone: no Python, no socket.
+//! Every call, through the trait alone: on a node in this process, and on one at the other end of a link. No Python.
 
-use crate::peer::{connected, history_limits, ports_on};
+use crate::link::Linked;
+use crate::peer::{PATIENCE, connected, history_limits, ports_on};
 use crate::shards::node_with_shards;
 use _tantor::adapters::memory_broker::MemoryBroker;
 use _tantor::adapters::memory_store::MemoryStore;
@@ -25,18 +26,32 @@ fn calls_over(store: Arc<dyn Store>) -> Box<dyn Calls> {
     Box::new(NodeCalls::new(Arc::new(node)))
 }
 
-/// The reply to a call of which nothing is saved.
-fn ask(calls: &dyn Calls, call: Call<'_>) -> Result<Reply, Error> {
-    let mut later = || -> Completion<Reply> { panic!("{call:?} waits for nothing") };
+/// Makes the same calls in this process, where they end at once, and over a link.
+fn on_both(store: fn() -> Arc<dyn Store>, check: impl Fn(&dyn Calls)) {
+    check(&*calls_over(store()));
+    check(&Linked::to(calls_over(store()).into()));
+}
+
+fn nothing_saved() -> Arc<dyn Store> {
+    Arc::new(MemoryStore)
+}
+
+/// The reply to a call.
+pub fn ask(calls: &dyn Calls, call: Call<'_>) -> Result<Reply, Error> {
+    let (tell, told) = mpsc::channel();
+    let mut later = || {
+        let tell = tell.clone();
+        Completion::new(move |outcome| tell.send(outcome).unwrap())
+    };
     match calls.call(call, &mut later) {
         Progress::Ended(reply) => reply,
-        Progress::Begun(reply) => panic!("{call:?} has ended: {reply:?}"),
+        Progress::Begun(_) => told.recv_timeout(PATIENCE).unwrap(),
     }
 }
 
 macro_rules! asked {
     ($calls:expr, $call:expr, $kind:path) => {
-        match ask(&$calls, $call).unwrap() {
+        match ask($calls, $call).unwrap() {
             $kind(content) => content,
             other => panic!("an unexpected reply: {other:?}"),
         }
@@ -58,33 +73,32 @@ fn names(ids: &[Arc<str>]) -> Vec<&str> {
 
 #[test]
 fn channels_and_publications() {
-    let calls = calls_over(Arc::new(MemoryStore));
+    on_both(nothing_saved, check_channels_and_publications);
+}
+
+fn check_channels_and_publications(calls: &dyn Calls) {
     let (name, client) = ("den", "somebody");
     let create = |kind| Call::CreateChannel { name, kind };
     assert!(matches!(
-        ask(&*calls, create("secret")),
+        ask(calls, create("secret")),
         Err(Error::Argument(_))
     ));
-    assert!(asked!(*calls, create("private"), Reply::Changed));
-    assert!(!asked!(*calls, create("public"), Reply::Changed));
-    assert!(asked!(*calls, Call::HasChannel { name }, Reply::Known));
-    let channel = asked!(*calls, Call::Channel { name }, Reply::Channel).unwrap();
+    assert!(asked!(calls, create("private"), Reply::Changed));
+    assert!(!asked!(calls, create("public"), Reply::Changed));
+    assert!(asked!(calls, Call::HasChannel { name }, Reply::Known));
+    let channel = asked!(calls, Call::Channel { name }, Reply::Channel).unwrap();
     assert_eq!((&*channel.name, channel.kind), (name, ChannelKind::Private));
 
     let subscribe = Call::Subscribe {
         client,
         channel: name,
     };
-    assert!(matches!(ask(&*calls, subscribe).unwrap(), Reply::Done));
+    assert!(matches!(ask(calls, subscribe).unwrap(), Reply::Done));
     assert_eq!(
-        names(&asked!(
-            *calls,
-            Call::Presence { channel: name },
-            Reply::Ids
-        )),
+        names(&asked!(calls, Call::Presence { channel: name }, Reply::Ids)),
         [client]
     );
-    let census = asked!(*calls, Call::Census, Reply::Census);
+    let census = asked!(calls, Call::Census, Reply::Census);
     assert_eq!(
         census.iter().find(|(known, _)| &**known == name).unwrap().1,
         1
@@ -93,15 +107,15 @@ fn channels_and_publications() {
         client,
         channel: name,
     };
-    assert!(matches!(ask(&*calls, unsubscribe).unwrap(), Reply::Done));
-    assert!(asked!(*calls, Call::Presence { channel: name }, Reply::Ids).is_empty());
+    assert!(matches!(ask(calls, unsubscribe).unwrap(), Reply::Done));
+    assert!(asked!(calls, Call::Presence { channel: name }, Reply::Ids).is_empty());
 
     let once = PublishOptions {
         idempotency_key: Some("one"),
         ..PublishOptions::default()
     };
-    let first = asked!(*calls, broadcast(name, once), Reply::Published);
-    let again = asked!(*calls, broadcast(name, once), Reply::Published);
+    let first = asked!(calls, broadcast(name, once), Reply::Published);
+    let again = asked!(calls, broadcast(name, once), Reply::Published);
     assert_eq!((first.is_duplicate, again.is_duplicate), (false, true));
     assert_eq!(first.position, again.position);
     let page = Page {
@@ -110,7 +124,7 @@ fn channels_and_publications() {
         before: None,
     };
     let history = asked!(
-        *calls,
+        calls,
         Call::History {
             channel: name,
             page
@@ -119,43 +133,35 @@ fn channels_and_publications() {
     );
     assert_eq!((history.offset, history.publications.len()), (1, 1));
 
-    let known = asked!(*calls, Call::ChannelNames, Reply::Ids);
+    let known = asked!(calls, Call::ChannelNames, Reply::Ids);
     assert!(names(&known).contains(&name));
-    assert_eq!(
-        asked!(*calls, Call::ChannelCount, Reply::Count),
-        known.len()
-    );
-    assert!(asked!(*calls, Call::DeleteChannel { name }, Reply::Changed));
-    assert!(!asked!(
-        *calls,
-        Call::DeleteChannel { name },
-        Reply::Changed
-    ));
-    assert!(asked!(*calls, Call::Channel { name }, Reply::Channel).is_none());
+    assert_eq!(asked!(calls, Call::ChannelCount, Reply::Count), known.len());
+    assert!(asked!(calls, Call::DeleteChannel { name }, Reply::Changed));
+    assert!(!asked!(calls, Call::DeleteChannel { name }, Reply::Changed));
+    assert!(asked!(calls, Call::Channel { name }, Reply::Channel).is_none());
 }
 
 #[test]
 fn clients_and_messages() {
-    let calls = calls_over(Arc::new(MemoryStore));
+    on_both(nothing_saved, check_clients_and_messages);
+}
+
+fn check_clients_and_messages(calls: &dyn Calls) {
     let client = "somebody";
-    assert!(asked!(*calls, Call::ConnectionIds, Reply::Ids).is_empty());
-    assert_eq!(asked!(*calls, Call::ConnectionCount, Reply::Count), 0);
-    assert!(!asked!(
-        *calls,
-        Call::HasConnection { client },
-        Reply::Known
-    ));
-    assert!(asked!(*calls, Call::Connection { client }, Reply::Connection).is_none());
-    let token = asked!(*calls, Call::ResumeToken { client }, Reply::Token);
+    assert!(asked!(calls, Call::ConnectionIds, Reply::Ids).is_empty());
+    assert_eq!(asked!(calls, Call::ConnectionCount, Reply::Count), 0);
+    assert!(!asked!(calls, Call::HasConnection { client }, Reply::Known));
+    assert!(asked!(calls, Call::Connection { client }, Reply::Connection).is_none());
+    let token = asked!(calls, Call::ResumeToken { client }, Reply::Token);
     assert!(!token.is_empty());
 
     let json = b"{\"name\":\"Ada\"}";
     assert!(matches!(
-        ask(&*calls, Call::SetUserData { client, json }).unwrap(),
+        ask(calls, Call::SetUserData { client, json }).unwrap(),
         Reply::Done
     ));
     assert_eq!(
-        asked!(*calls, Call::UserData { client }, Reply::UserData).unwrap(),
+        asked!(calls, Call::UserData { client }, Reply::UserData).unwrap(),
         &json[..]
     );
 
@@ -165,20 +171,20 @@ fn clients_and_messages() {
         body: Body::Message(b"\"hello\""),
         options: PublishOptions::default(),
     };
-    let reply = asked!(*calls, send, Reply::Sent);
+    let reply = asked!(calls, send, Reply::Sent);
     let message_id = &reply.stamp.id_text();
-    let report = asked!(*calls, Call::Delivery { message_id }, Reply::Delivery).unwrap();
+    let report = asked!(calls, Call::Delivery { message_id }, Reply::Delivery).unwrap();
     assert_eq!((report.handed_over, report.waiting), (0, 1));
     let unknown = Call::Delivery {
         message_id: "msg_0",
     };
-    assert!(asked!(*calls, unknown, Reply::Delivery).is_none());
+    assert!(asked!(calls, unknown, Reply::Delivery).is_none());
 
-    let alarmed = asked!(*calls, Call::Emergency { message: "fire" }, Reply::Alarmed);
+    let alarmed = asked!(calls, Call::Emergency { message: "fire" }, Reply::Alarmed);
     assert_eq!(alarmed.recipients, 0);
-    let stats = asked!(*calls, Call::Stats, Reply::Stats);
+    let stats = asked!(calls, Call::Stats, Reply::Stats);
     assert_eq!(
-        (stats.connections, stats.mail.0, stats.storage.kind),
+        (stats.connections, stats.mail.0, &*stats.storage.kind),
         (0, 2, "memory")
     );
     let counted = |wanted| {
@@ -253,7 +259,7 @@ fn the_calls_of_a_client() {
         ask(&calls, Call::Leave { channel }),
         Ok(Reply::Done)
     ));
-    assert!(asked!(application, Call::Presence { channel }, Reply::Ids).is_empty());
+    assert!(asked!(&application, Call::Presence { channel }, Reply::Ids).is_empty());
 
     let name = "cave";
     let of_the_application = Call::DeleteChannel { name };
@@ -296,11 +302,14 @@ fn a_durable_call_tells_when_its_result_is_saved() {
 
 #[test]
 fn a_durable_call_without_a_database_ends_with_an_error() {
-    let calls = calls_over(Arc::new(MemoryStore));
+    on_both(nothing_saved, check_durable_without_a_database);
+}
+
+fn check_durable_without_a_database(calls: &dyn Calls) {
     let durable = PublishOptions {
         durable: true,
         ..PublishOptions::default()
     };
-    let refused = ask(&*calls, broadcast("orders", durable));
+    let refused = ask(calls, broadcast("orders", durable));
     assert!(matches!(refused, Err(Error::Argument(why)) if why.contains("database")));
 }

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 /// The folders of `src/`, lowest layer first, as `docs/architecture.md` draws them.
 const LAYERS: &[&str] = &[
-    "base", "settings", "wire", "core", "net", "ports", "adapters", "node", "shard", "host", "py",
+    "base", "settings", "wire", "core", "net", "ports", "link", "adapters", "node", "shard",
+    "host", "py",
 ];
 
 /// Folders whose files extend one type, and so name each other. Everywhere else a circle of imports is refused.
@@ -23,6 +24,7 @@ const RESERVED: &[(&str, &[&str])] = &[
             "base/fork.rs",
             "settings/hosts.rs",
             "net/",
+            "link/",
             "node/",
             "shard/",
             "host/",

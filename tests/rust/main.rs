@@ -19,6 +19,7 @@ mod kept;
 mod lanes;
 mod late_claims;
 mod layers;
+mod link;
 mod logged;
 mod mail_contract;
 mod mail_tested;

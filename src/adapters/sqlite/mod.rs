@@ -91,7 +91,7 @@ impl Durability for SqliteStore {
         let (queued_changes, queued_bytes) = self.queue.size();
         let gauges = &self.gauges;
         Health {
-            kind: "sqlite",
+            kind: "sqlite".into(),
             path: Some(self.path.display().to_string()),
             is_degraded: gauges.is_degraded.load(Ordering::Relaxed),
             error: gauges.error.lock().clone(),
