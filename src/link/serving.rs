@@ -6,7 +6,7 @@ use super::rendezvous::Tenure;
 use crate::base::completion::{Completion, Progress};
 use crate::base::error::Error;
 use crate::base::fork::{ClosedInChild, CountedThread, ForkGuard};
-use crate::base::sync::{Mutex, Rank};
+use crate::base::sync::{Condvar, Mutex, Rank};
 use crate::core::events::{EventQueue, LogLevel};
 use crate::net::unix_socket;
 use crate::ports::calls::{Call, Calls, Reply};
@@ -45,6 +45,8 @@ struct Shared {
     tenure: Tenure,
     is_stopping: AtomicBool,
     attached: Mutex<Slab<Attached>>,
+    /// A process was detached.
+    detached: Condvar,
 }
 
 /// A process that is attached.
@@ -67,6 +69,9 @@ struct Waiting {
 /// A process that takes nothing for so long is detached.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// When no process has taken its goodbye for so long, those that are left are cut off.
+const GOODBYE_TIMEOUT: Duration = Duration::from_millis(500);
+
 /// The time until the next attempt to accept, after the system has refused one.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -87,6 +92,7 @@ impl LinkServer {
             tenure,
             is_stopping: AtomicBool::new(false),
             attached: Mutex::default(),
+            detached: Condvar::new(),
         });
         let own = Arc::clone(&shared);
         let accepting = thread::Builder::new()
@@ -122,6 +128,7 @@ impl Drop for LinkServer {
             };
             attached.iter_mut().filter_map(stop).collect()
         };
+        self.shared.cut_those_that_do_not_read();
         for thread in serving {
             let _ = thread.join();
         }
@@ -129,6 +136,18 @@ impl Drop for LinkServer {
 }
 
 impl Shared {
+    /// Gives the processes a moment to take their goodbye, and cuts the links of those that take nothing.
+    fn cut_those_that_do_not_read(&self) {
+        let mut attached = self.attached.lock();
+        let mut has_timed_out = false;
+        while !attached.is_empty() && !has_timed_out {
+            (attached, has_timed_out) = self.detached.wait_for(attached, GOODBYE_TIMEOUT);
+        }
+        for (_, one) in attached.iter() {
+            let _ = one.stream.shutdown(Shutdown::Both);
+        }
+    }
+
     fn accept(self: &Arc<Self>) {
         let _counted = CountedThread::new();
         while !self.is_stopping.load(Ordering::Acquire) {
@@ -194,6 +213,7 @@ impl Shared {
             let mut attached = self.attached.lock();
             attached.try_remove(key).and_then(|one| one.process)
         };
+        self.detached.notify_all();
         if let Err(rejected) = outcome
             && !self.is_stopping.load(Ordering::Acquire)
         {

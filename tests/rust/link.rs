@@ -281,8 +281,8 @@ fn a_peer_that_sends_garbage_is_cut_off_alone() {
 }
 
 #[test]
-fn one_that_never_reads_does_not_delay_others() {
-    let served = Served::new(Arc::new(Slow::default()));
+fn one_that_never_reads_delays_neither_others_nor_the_end() {
+    let mut served = Served::new(Arc::new(Slow::default()));
     let calls = served.attach();
     let mut deaf = served.greeted();
     let mut flood = Vec::new();
@@ -301,6 +301,10 @@ fn one_that_never_reads_does_not_delay_others() {
             Ok(Reply::Count(7))
         ));
     }
+    let begun = Instant::now();
+    drop(served.server.take());
+    let taken = begun.elapsed();
+    assert!(taken < Duration::from_secs(5), "{taken:?}");
 }
 
 #[test]
