@@ -1,5 +1,6 @@
 """Other processes of an application make their calls on the process that serves."""
 
+import signal
 import subprocess
 import sys
 import textwrap
@@ -166,6 +167,61 @@ def test_a_forked_child_of_a_process_that_calls_attaches_anew(folder: Path, serv
         assert said == "1\n"
         by = [client.receive_until(event="news")["data"]["by"] for _ in range(5)]
         assert by == ["parent", "child", "child", "child", "parent"]
+
+
+def test_threads_that_make_the_first_call_at_once_share_a_link(folder: Path, serve: Serve) -> None:
+    serve()
+    said = in_app(
+        folder,
+        """
+        import threading
+        errors, together = [], threading.Barrier(30)
+
+        def calls():
+            together.wait()
+            try:
+                for _ in range(20):
+                    tantor.broadcast("jungle", "news").result()
+            except OSError as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=calls) for _ in range(30)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        print(errors)
+        """,
+    )
+    assert said == "[]\n"
+
+
+@pytest.mark.parametrize(
+    "call",
+    ["tantor.broadcast('jungle', 'news')", "tantor.stats()", "len(tantor.channels)", "tantor.delivery('msg_1')"],
+)
+def test_ctrl_c_ends_the_wait_for_a_process_that_hangs(folder: Path, serve: Serve, call: str) -> None:
+    server, _ = serve()
+    try:
+        said = in_app(
+            folder,
+            f"""
+            import os, signal, threading, time
+            tantor.stats()
+            os.kill({server.process.pid}, signal.SIGSTOP)
+            # beside the call, or before: the call must not keep the interpreter lock
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+            began = time.monotonic()
+            try:
+                {call}
+                time.sleep(60)
+            except KeyboardInterrupt:
+                print("interrupted", time.monotonic() - began < 8)
+            """,
+        )
+    finally:
+        server.process.send_signal(signal.SIGCONT)
+    assert said == "interrupted True\n"
 
 
 def test_without_a_process_that_serves_calls_are_local_and_warned_of_once(folder: Path) -> None:

@@ -4,10 +4,11 @@ use super::server::Server;
 use crate::base::completion::{Later, Progress};
 use crate::base::error::Error;
 use crate::base::fork;
-use crate::base::sync::{Mutex, Rank};
 use crate::link::calling::{LinkedCalls, NotSent};
 use crate::link::rendezvous::Rendezvous;
 use crate::ports::calls::{Call, Calls, Reply};
+use arc_swap::ArcSwapOption;
+use std::mem::ManuallyDrop;
 use std::sync::{Arc, OnceLock};
 
 /// Makes calls on the node of the application.
@@ -20,7 +21,8 @@ pub struct ReachingCalls {
     own: Arc<dyn Calls>,
     /// Found at the first use; `None` where no other process shares the messenger, or no folder can be used.
     place: OnceLock<Option<Rendezvous>>,
-    attached: Mutex<Option<Attached>>,
+    /// No lock: a forked child could find the lock locked.
+    attached: ArcSwapOption<Attached>,
     /// Asked before each attempt to attach; without it, this process always may.
     may_attach: OnceLock<MayAttach>,
 }
@@ -31,9 +33,8 @@ const MAX_ATTEMPTS: usize = 3;
 type MayAttach = Box<dyn Fn() -> bool + Send + Sync>;
 
 /// A link, and the process that made it. A forked child has no thread for the link of its parent.
-#[derive(Clone)]
 struct Attached {
-    calls: Arc<LinkedCalls>,
+    calls: ManuallyDrop<LinkedCalls>,
     generation: u32,
 }
 
@@ -43,7 +44,7 @@ impl ReachingCalls {
             own: server.calls(),
             server,
             place: OnceLock::new(),
-            attached: Mutex::new(Rank::Leaf, None),
+            attached: ArcSwapOption::empty(),
             may_attach: OnceLock::new(),
         }
     }
@@ -51,23 +52,16 @@ impl ReachingCalls {
     /// The link to the process that serves the application; `None` if this process serves, or no process does.
     ///
     /// Errors: a process serves, and refuses this process.
-    fn link(&self) -> Result<Option<Arc<LinkedCalls>>, Error> {
+    fn link(&self) -> Result<Option<Arc<Attached>>, Error> {
         if self.server.is_started() {
             return Ok(None);
         }
         let Some(place) = self.place.get_or_init(|| self.find_place()) else {
             return Ok(None);
         };
-        let known = self.attached.lock().clone();
-        if let Some(attached) = known {
-            if attached.generation == fork::generation() && attached.calls.is_attached() {
-                return Ok(Some(attached.calls));
-            }
-            if attached.generation != fork::generation() {
-                // the locks of the parent's link may be locked by threads that this process does not have
-                std::mem::forget(self.attached.lock().take());
-                std::mem::forget(attached);
-            }
+        let known = self.attached.load_full();
+        if known.as_ref().is_some_and(|known| known.is_usable()) {
+            return Ok(known);
         }
         if self
             .may_attach
@@ -79,13 +73,48 @@ impl ReachingCalls {
         let Some(calls) = LinkedCalls::attach(place.socket())? else {
             return Ok(None);
         };
-        let attached = Attached {
-            calls: Arc::new(calls),
+        Ok(Some(self.keep(known, Attached::new(calls))))
+    }
+
+    /// Keeps a new link in place of `known`, and returns the link that is kept: that of another thread, if that thread was
+    /// first. The end of a link fails the calls in flight, so a link that others may use is never replaced.
+    fn keep(&self, mut known: Option<Arc<Attached>>, new: Attached) -> Arc<Attached> {
+        let new = Arc::new(new);
+        loop {
+            let found = self
+                .attached
+                .compare_and_swap(&known, Some(Arc::clone(&new)));
+            let found = arc_swap::Guard::into_inner(found);
+            let is_replaced = found.as_ref().map(Arc::as_ptr) == known.as_ref().map(Arc::as_ptr);
+            match found {
+                _ if is_replaced => return new,
+                Some(found) if found.is_usable() => return found,
+                found => known = found,
+            }
+        }
+    }
+}
+
+impl Attached {
+    fn new(calls: LinkedCalls) -> Self {
+        Self {
+            calls: ManuallyDrop::new(calls),
             generation: fork::generation(),
-        };
-        let replaced = self.attached.lock().replace(attached.clone());
-        drop(replaced);
-        Ok(Some(attached.calls))
+        }
+    }
+
+    fn is_usable(&self) -> bool {
+        self.generation == fork::generation() && self.calls.is_attached()
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        // the locks of the parent's link may be locked by threads that this process does not have
+        if self.generation == fork::generation() {
+            // SAFETY: nothing uses the value after this: it is taken here alone, and this is its end.
+            drop(unsafe { ManuallyDrop::take(&mut self.calls) });
+        }
     }
 }
 
@@ -93,6 +122,11 @@ impl ReachingCalls {
     /// Sets a function that decides whether this process may attach. Counts once; the function must not make calls.
     pub fn ask_before_attach(&self, may_attach: MayAttach) {
         let _ = self.may_attach.set(may_attach);
+    }
+
+    /// True if this process serves, so that short calls end at once.
+    pub fn is_local(&self) -> bool {
+        self.server.is_started()
     }
 
     /// True if calls go to a process that serves.
@@ -122,7 +156,7 @@ impl Calls for ReachingCalls {
                 Ok(None) => return self.own.call(call, &mut later),
                 Err(error) => return Progress::Ended(Err(error)),
             };
-            match link.send(call, &mut later) {
+            match link.calls.send(call, &mut later) {
                 Ok(()) => return Progress::Begun(None),
                 // the process has just ended: another may serve by now
                 Err(NotSent {

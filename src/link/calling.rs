@@ -8,9 +8,11 @@ use crate::base::fork::{ClosedInChild, CountedThread, ForkGuard};
 use crate::base::sync::{Mutex, Rank};
 use crate::net::unix_socket;
 use crate::ports::calls::{Call, Calls, Reply};
+use socket2::{Domain, SockAddr, Socket, Type};
 use std::collections::HashMap;
 use std::io::{self, Write};
 use std::net::Shutdown;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -63,13 +65,16 @@ impl LinkedCalls {
     pub fn attach(socket: &Path) -> Result<Option<Self>, Error> {
         let cannot =
             |why: String| Error::Link(format!("cannot attach to {}: {why}", socket.display()));
-        let _whole = ForkGuard::new();
-        let stream = match UnixStream::connect(socket) {
-            Ok(stream) => stream,
-            Err(error) if is_nobody(&error) => return Ok(None),
-            Err(error) => return Err(cannot(error.to_string())),
+        let (stream, registered) = {
+            let _whole = ForkGuard::new();
+            let stream = match connect(socket) {
+                Ok(stream) => stream,
+                Err(error) if is_nobody(&error) => return Ok(None),
+                Err(error) => return Err(cannot(failed(&error))),
+            };
+            let registered = ClosedInChild::register(&stream);
+            (stream, registered)
         };
-        let registered = ClosedInChild::register(&stream);
         let mut reader = FrameReader::new(MAX_FRAME);
         let welcome = greet(&stream, &mut reader).map_err(cannot)?;
         let link = Arc::new(Link {
@@ -79,6 +84,7 @@ impl LinkedCalls {
             process: welcome.process,
         });
         let own = Arc::clone(&link);
+        let _whole = ForkGuard::new();
         thread::Builder::new()
             .name("tantor-link".to_owned())
             .spawn(move || own.take_replies(reader, registered))
@@ -137,20 +143,31 @@ fn is_nobody(error: &io::Error) -> bool {
     )
 }
 
+/// Connects. While more processes wait to be accepted than may, this waits, but not forever.
+fn connect(path: &Path) -> io::Result<UnixStream> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_write_timeout(Some(HELLO_TIMEOUT))?;
+    socket.connect(&SockAddr::unix(path)?)?;
+    Ok(OwnedFd::from(socket).into())
+}
+
+fn failed(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::WouldBlock => format!("it has not answered for {HELLO_TIMEOUT:?}"),
+        _ => error.to_string(),
+    }
+}
+
 /// Says hello, and returns the welcome; an error as text.
 fn greet(mut stream: &UnixStream, reader: &mut FrameReader) -> Result<Welcome, String> {
     unix_socket::check_peer(stream).map_err(|error| error.to_string())?;
-    let failed = |error: io::Error| match error.kind() {
-        io::ErrorKind::WouldBlock => format!("it has not answered for {HELLO_TIMEOUT:?}"),
-        _ => error.to_string(),
-    };
     let rejected = |rejected: Rejected| match rejected {
-        Rejected::Failed(error) => failed(error),
+        Rejected::Failed(error) => failed(&error),
         other => other.to_string(),
     };
     stream
         .set_read_timeout(Some(HELLO_TIMEOUT))
-        .map_err(failed)?;
+        .map_err(|error| failed(&error))?;
     let mut out = PREAMBLE.to_vec();
     let hello = ToNode::Hello(Hello {
         process: std::process::id(),

@@ -4,10 +4,11 @@ use super::arguments::text;
 use super::configured::Owned;
 use super::done::Done;
 use super::json;
-use super::operation::Outcome;
+use super::operation::{Outcome, SIGNAL_INTERVAL};
 use crate::base::completion::{Abandoned, Completion, Progress};
 use crate::base::error::Error;
 use crate::ports::calls::{Call, Calls, Reply};
+use flume::RecvTimeoutError;
 use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
 use std::cell::RefCell;
@@ -23,7 +24,7 @@ const KEPT_SCRATCH: usize = 64 << 10;
 impl Owned {
     /// Makes a call, and returns its reply and, if the result is still to be saved, the outcome that the caller may wait for.
     /// Blocks until there is a reply.
-    pub fn begin(&self, call: Call<'_>) -> Result<(Reply, Option<Arc<Outcome>>), Error> {
+    pub fn begin(&self, call: Call<'_>) -> PyResult<(Reply, Option<Arc<Outcome>>)> {
         let mut begun = None;
         let mut later = || {
             let (saved, completion) = Outcome::begin();
@@ -39,21 +40,27 @@ impl Owned {
         match (self.calls.call(call, &mut later), begun) {
             (Progress::Ended(reply), _) => Ok((reply?, None)),
             (Progress::Begun(Some(reply)), begun) => Ok((reply, begun.map(|(saved, _)| saved))),
-            (Progress::Begun(None), Some((_, told))) => {
-                let ended = told.recv().map_err(|_| Error::abandoned())?;
-                Ok((ended?, None))
-            }
-            (Progress::Begun(None), None) => Err(Error::abandoned()),
+            (Progress::Begun(None), Some((_, told))) => Ok((receive(&told)?, None)),
+            (Progress::Begun(None), None) => Err(Error::abandoned().into()),
         }
     }
 
     /// Makes a call without the interpreter lock, and blocks until it has ended.
-    pub fn ask(&self, py: Python<'_>, call: Call<'_>) -> Result<Reply, Error> {
-        py.detach(|| self.ask_holding(call))
+    pub fn ask(&self, py: Python<'_>, call: Call<'_>) -> PyResult<Reply> {
+        py.detach(|| self.ask_detached(call))
     }
 
-    /// As `ask`, for a caller that has released the interpreter lock, or for a call that ends sooner than a release takes.
-    pub fn ask_holding(&self, call: Call<'_>) -> Result<Reply, Error> {
+    /// As `ask`, for a call that ends sooner than a release of the lock takes, if this process serves.
+    pub fn ask_briefly(&self, call: Call<'_>) -> PyResult<Reply> {
+        if self.calls.is_local() {
+            self.ask_detached(call)
+        } else {
+            Python::attach(|py| self.ask(py, call))
+        }
+    }
+
+    /// As `ask`, for a caller that has released the interpreter lock.
+    pub fn ask_detached(&self, call: Call<'_>) -> PyResult<Reply> {
         let mut begun = None;
         let mut later = || {
             let (tell, told) = flume::bounded(1);
@@ -62,10 +69,15 @@ impl Owned {
             Completion::new(move |reply: Result<Reply, Error>| drop(tell.send(reply)))
         };
         match (self.calls.call(call, &mut later), begun) {
-            (Progress::Ended(reply), _) => reply,
-            (Progress::Begun(_), Some(told)) => told.recv().map_err(|_| Error::abandoned())?,
-            (Progress::Begun(_), None) => Err(Error::abandoned()),
+            (Progress::Ended(reply), _) => Ok(reply?),
+            (Progress::Begun(_), Some(told)) => receive(&told),
+            (Progress::Begun(_), None) => Err(Error::abandoned().into()),
         }
+    }
+
+    /// True if calls reach a server: that of this process, or that of another process of the application.
+    pub fn reaches_server(&self, py: Python<'_>) -> PyResult<bool> {
+        Ok(py.detach(|| self.calls.reaches_server())?)
     }
 
     /// Makes a call about a client and a channel, which always succeeds for valid names.
@@ -101,6 +113,25 @@ impl Owned {
             SCRATCH.set(bytes);
         }
         Ok(result)
+    }
+}
+
+/// Blocks until the outcome of a call is told. Checks for signals meanwhile, so that Ctrl-C ends the wait for a process that
+/// does not answer.
+fn receive(told: &flume::Receiver<Result<Reply, Error>>) -> PyResult<Reply> {
+    loop {
+        match told.recv_timeout(SIGNAL_INTERVAL) {
+            Ok(outcome) => return Ok(outcome?),
+            Err(RecvTimeoutError::Disconnected) => return Err(Error::abandoned().into()),
+            // an interpreter that ends has no more signals to handle
+            Err(RecvTimeoutError::Timeout) => {
+                Python::try_attach(|py| {
+                    py.check_signals()?;
+                    Ok::<_, PyErr>(())
+                })
+                .unwrap_or(Ok(()))?;
+            }
+        }
     }
 }
 

@@ -112,8 +112,8 @@ impl Messenger {
 
     /// True if calls reach a server: that of this process, or that of another process of the application.
     #[getter(_reaches_server)]
-    fn reaches_server(&self) -> PyResult<bool> {
-        Ok(self.owned()?.calls.reaches_server()?)
+    fn reaches_server(&self, py: Python<'_>) -> PyResult<bool> {
+        self.owned()?.reaches_server(py)
     }
 
     /// The value in force of a setting. `KeyError` for an unknown name.
@@ -235,7 +235,7 @@ impl Messenger {
             None => py.detach(|| broadcast(b"{}")),
         }?;
         let published = content_of!(published, Reply::Published)?;
-        if published.recipients == 0 && !owned.calls.reaches_server()? {
+        if published.recipients == 0 && !owned.reaches_server(py)? {
             publishing::warn_once(slf.as_any())?;
         }
         awaitable(py, published.recipients.into_py_any(py)?, None, outcome)
@@ -271,7 +271,7 @@ impl Messenger {
     ) -> PyResult<Option<Bound<'py, PyDict>>> {
         let owned = self.owned()?;
         let message_id = text("message_id", message_id)?;
-        let report = owned.ask_holding(Call::Delivery { message_id })?;
+        let report = owned.ask_briefly(Call::Delivery { message_id })?;
         reports::delivery(py, content_of!(report, Reply::Delivery)?)
     }
 
@@ -304,7 +304,7 @@ impl Messenger {
         let owned = self.owned()?;
         let client = client_id;
         owned.with_json(data, None, "user_data", |json| {
-            owned.ask_holding(Call::SetUserData { client, json })
+            owned.ask_detached(Call::SetUserData { client, json })
         })??;
         Ok(())
     }
@@ -381,7 +381,7 @@ impl Messenger {
 
     #[pyo3(name = "_channel_count")]
     fn channel_count(&self) -> PyResult<usize> {
-        content_of!(self.owned()?.ask_holding(Call::ChannelCount)?, Reply::Count)
+        content_of!(self.owned()?.ask_briefly(Call::ChannelCount)?, Reply::Count)
     }
 
     #[pyo3(name = "_has_channel")]
@@ -390,7 +390,7 @@ impl Messenger {
         let Some(name) = key(name) else {
             return Ok(false);
         };
-        content_of!(owned.ask_holding(Call::HasChannel { name })?, Reply::Known)
+        content_of!(owned.ask_briefly(Call::HasChannel { name })?, Reply::Known)
     }
 
     /// A channel as `(name, type, subscribers, created_at)`; None if there is none of this name.
@@ -437,7 +437,7 @@ impl Messenger {
     #[pyo3(name = "_connection_count")]
     fn connection_count(&self) -> PyResult<usize> {
         content_of!(
-            self.owned()?.ask_holding(Call::ConnectionCount)?,
+            self.owned()?.ask_briefly(Call::ConnectionCount)?,
             Reply::Count
         )
     }
@@ -449,7 +449,7 @@ impl Messenger {
             return Ok(false);
         };
         content_of!(
-            owned.ask_holding(Call::HasConnection { client })?,
+            owned.ask_briefly(Call::HasConnection { client })?,
             Reply::Known
         )
     }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 /// How often a thread that waits checks for signals, so that Ctrl-C ends the wait.
-const SIGNAL_INTERVAL: Duration = Duration::from_millis(100);
+pub const SIGNAL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The outcome of an operation, once there is one.
 pub struct Outcome {
