@@ -300,13 +300,14 @@ def test_a_tab_that_lost_its_connection_while_frozen_is_back_at_once(
 def test_a_connection_that_ends_before_it_has_answered_a_woken_tab_is_replaced_at_once(
     page: "Page", server: Tantor, proxy: FaultProxy
 ) -> None:
-    start(page, proxy.port, **PATIENT | {"probeTimeout": 300})
+    # longer than between two heartbeats, which come all the time: the page does not find the server silent
+    start(page, proxy.port, **PATIENT | {"probeTimeout": 1500})
     proxy.drop(TO_SERVER)
     page.evaluate("document.dispatchEvent(new Event('resume'))")
     # a message is no proof of a live server: it may have waited in the frozen tab
     publish(server, 1, 1)
     shows(page, 1)
-    page.evaluate("new Promise(resolve => setTimeout(resolve, 400))")
+    page.evaluate("new Promise(resolve => setTimeout(resolve, 1600))")
     proxy.cut()
     publish(server, 2, 2)
     shows(page, 2)
