@@ -1,7 +1,7 @@
 //! Mail that does everything that an implementation may do: it takes effect late and on another thread, hands messages
 //! over later still, sometimes twice, and fails at random.
 
-use crate::adversary::{Behaviour, Job, Random, complete_in_odd_order, pause};
+use crate::adversary::{Behaviour, Job, Random, in_odd_order, in_order};
 use _tantor::adapters::memory_mail::MemoryMail;
 use _tantor::base::completion::{Completion, Later, Progress};
 use _tantor::core::outbound::Unwritten;
@@ -17,7 +17,6 @@ use _tantor::ports::saved_sessions::SavedMail;
 use _tantor::wire::frame::{EncodedFrame, UnsealedMail};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
-use std::thread;
 
 /// A `MemoryMail` that is slow, far away, and not always there. `Behaviour::lost` is the rate of messages that are handed
 /// over twice.
@@ -46,26 +45,14 @@ struct LateSink {
 
 impl AdversarialMail {
     pub fn new(inner: MemoryMail, behaviour: Behaviour) -> Self {
-        let in_order = |number: u64| {
-            let (jobs, queue) = mpsc::channel::<Job>();
-            thread::spawn(move || {
-                let mut random = Random::new(behaviour.seed + number);
-                for job in queue {
-                    pause(&mut random, behaviour.delay);
-                    job(&mut random);
-                }
-            });
-            jobs
-        };
-        let (outcomes, queue) = mpsc::channel::<Job>();
-        thread::spawn(move || complete_in_odd_order(&queue, behaviour));
+        let in_order = |number| in_order(behaviour.seed + number, behaviour.delay);
         Self {
             inner: Arc::new(inner),
             lines: Arc::new(Lines {
                 behaviour,
                 calls: in_order(21),
                 sink: in_order(22),
-                outcomes,
+                outcomes: in_odd_order(behaviour),
                 pending: AtomicUsize::new(0),
             }),
         }

@@ -1,7 +1,7 @@
 //! A presence that does everything that a presence may do: it answers late, from other threads, in odd order where order
 //! is not promised, fails at random, and loses the members of its process now and then.
 
-use crate::adversary::Random;
+use crate::adversary::{Job, Random, in_order};
 use _tantor::adapters::memory_presence::MemoryPresence;
 use _tantor::base::completion::{Abandoned, Completion, Later, Progress};
 use _tantor::ports::broker::Failure;
@@ -12,7 +12,6 @@ use _tantor::ports::presence::{
 use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, mpsc};
-use std::thread;
 use std::time::Duration;
 
 /// How an adversarial presence behaves; rates are in percent.
@@ -44,8 +43,6 @@ impl PresenceBehaviour {
 /// them.
 const WORKERS: usize = 3;
 
-type Job = Box<dyn FnOnce(&mut Random) + Send>;
-
 /// One process in front of a backend.
 pub struct AdversarialPresence(Arc<Shared>);
 
@@ -70,14 +67,8 @@ struct LateChannel {
 impl AdversarialPresence {
     pub fn new(backend: Arc<MemoryPresence>, behaviour: PresenceBehaviour) -> Self {
         let threads = |first: u64| {
-            (0..WORKERS as u64)
-                .map(|number| {
-                    let (jobs, queue) = mpsc::channel::<Job>();
-                    let seed = behaviour.seed * 31 + first + number;
-                    thread::spawn(move || carry_out(&queue, seed, behaviour.delay));
-                    jobs
-                })
-                .collect()
+            let seeds = (0..WORKERS as u64).map(|number| behaviour.seed * 31 + first + number);
+            seeds.map(|seed| in_order(seed, behaviour.delay)).collect()
         };
         Self(Arc::new(Shared {
             behaviour,
@@ -93,17 +84,6 @@ impl AdversarialPresence {
     /// Loses no more members from now on.
     pub fn be_safe(&self) {
         *self.0.loses.lock().unwrap() = false;
-    }
-}
-
-fn carry_out(queue: &mpsc::Receiver<Job>, seed: u64, most: Duration) {
-    let mut random = Random::new(seed);
-    for job in queue {
-        if random.percent(30) {
-            let micros = random.below(most.as_micros() as u64 + 1);
-            thread::sleep(Duration::from_micros(micros));
-        }
-        job(&mut random);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Sessions that do everything that an adapter may do: they answer late, from other threads, in odd order where order is
 //! not promised, and fail at random. What works on top of them works with sessions that are a network away.
 
-use crate::adversary::{Behaviour, Job, Random, complete_in_odd_order, pause, unavailable};
+use crate::adversary::{Behaviour, Job, Random, in_odd_order, in_order, unavailable};
 use _tantor::base::completion::{Abandoned, Completion, Later, Progress};
 use _tantor::core::resume_secrets::Secret;
 use _tantor::ports::broker::Failure;
@@ -13,7 +13,6 @@ use _tantor::ports::sessions::{
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, mpsc};
-use std::thread;
 
 /// Threads that carry calls out; the calls for one client go to one of them.
 const WORKERS: usize = 2;
@@ -35,24 +34,12 @@ struct RepeatingSink {
 impl LateSessions {
     /// `inner` answers at once, and keeps the state of clients.
     pub fn new(inner: Arc<dyn Sessions>, behaviour: Behaviour) -> Self {
-        let workers = (0..WORKERS as u64).map(|number| {
-            let (jobs, queue) = mpsc::channel::<Job>();
-            thread::spawn(move || {
-                let mut random = Random::new(behaviour.seed + 50 + number);
-                for job in queue {
-                    pause(&mut random, behaviour.delay);
-                    job(&mut random);
-                }
-            });
-            jobs
-        });
-        let (outcomes, queue) = mpsc::channel::<Job>();
-        thread::spawn(move || complete_in_odd_order(&queue, behaviour));
+        let seeds = (0..WORKERS as u64).map(|number| behaviour.seed + 50 + number);
         Self {
             inner,
             behaviour,
-            workers: workers.collect(),
-            outcomes,
+            workers: seeds.map(|seed| in_order(seed, behaviour.delay)).collect(),
+            outcomes: in_odd_order(behaviour),
         }
     }
 

@@ -110,32 +110,41 @@ impl Random {
 
 impl Adversary {
     pub fn new(inner: Arc<dyn Broker>, behaviour: Behaviour) -> Self {
-        let workers = (0..WORKERS as u64).map(|number| {
-            let (jobs, queue) = mpsc::channel::<Job>();
-            thread::spawn(move || {
-                let mut random = Random::new(behaviour.seed + number);
-                for job in queue {
-                    pause(&mut random, behaviour.delay);
-                    job(&mut random);
-                }
-            });
-            jobs
-        });
-        let (outcomes, queue) = mpsc::channel::<Job>();
-        thread::spawn(move || complete_in_odd_order(&queue, behaviour));
+        let numbers = 0..WORKERS as u64;
+        let workers = numbers.map(|number| in_order(behaviour.seed + number, behaviour.delay));
         Self {
             inner,
             shared: Arc::new(Shared {
                 behaviour,
                 workers: workers.collect(),
-                outcomes,
+                outcomes: in_odd_order(behaviour),
                 pending: Mutex::default(),
             }),
         }
     }
 }
 
-pub fn complete_in_odd_order(queue: &mpsc::Receiver<Job>, behaviour: Behaviour) {
+/// Starts a thread that carries jobs out in their order, each after a pause of at most `delay`.
+pub fn in_order(seed: u64, delay: Duration) -> mpsc::Sender<Job> {
+    let (jobs, queue) = mpsc::channel::<Job>();
+    thread::spawn(move || {
+        let mut random = Random::new(seed);
+        for job in queue {
+            pause(&mut random, delay);
+            job(&mut random);
+        }
+    });
+    jobs
+}
+
+/// Starts a thread that carries jobs out in odd order.
+pub fn in_odd_order(behaviour: Behaviour) -> mpsc::Sender<Job> {
+    let (jobs, queue) = mpsc::channel();
+    thread::spawn(move || complete_in_odd_order(&queue, behaviour));
+    jobs
+}
+
+fn complete_in_odd_order(queue: &mpsc::Receiver<Job>, behaviour: Behaviour) {
     let mut random = Random::new(!behaviour.seed);
     let mut waiting = Vec::new();
     while let Ok(job) = queue.recv() {
@@ -162,7 +171,7 @@ pub fn complete_in_odd_order(queue: &mpsc::Receiver<Job>, behaviour: Behaviour) 
     }
 }
 
-pub fn pause(random: &mut Random, most: Duration) {
+fn pause(random: &mut Random, most: Duration) {
     let micros = random.below(most.as_micros() as u64 + 1);
     if random.percent(30) {
         thread::sleep(Duration::from_micros(micros));
