@@ -311,7 +311,7 @@ impl Link {
             let Some(frame) = frame else { return Ok(()) };
             match message::parse(frame).ok_or(Rejected::NotAMessage)? {
                 FromNode::Ended { number, outcome } => self.complete(number, outcome),
-                FromNode::Known { .. } | FromNode::Pong => {}
+                FromNode::Pong => {}
                 FromNode::Goodbye => return Ok(()),
                 FromNode::Welcome(_) | FromNode::Refused(_) => return Err(Rejected::NotAMessage),
             }

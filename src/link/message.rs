@@ -14,7 +14,7 @@ pub struct CallNumber(pub u64);
 pub enum ToNode<'a> {
     /// The first message of a link.
     Hello(Hello),
-    /// A call, to be answered by `FromNode::Known` and `FromNode::Ended`, or by `Ended` alone.
+    /// A call, to be answered by `FromNode::Ended`.
     Call {
         number: CallNumber,
         #[serde(borrow)]
@@ -31,11 +31,6 @@ pub enum FromNode {
     Welcome(Welcome),
     /// The answer to `Hello`: the link ends.
     Refused(String),
-    /// The result of a call that only has to be saved.
-    Known {
-        number: CallNumber,
-        reply: Reply,
-    },
     /// The outcome of a call.
     Ended {
         number: CallNumber,

@@ -294,13 +294,9 @@ impl Shared {
             let mut later = || waiting.begin(number);
             self.calls.call(call, &mut later)
         };
-        match outcome {
-            Progress::Ended(outcome) => append_ended(out, number, outcome),
-            Progress::Begun(Some(reply)) => {
-                // what has no room on the link shows in the outcome
-                let _ = message::append(out, &FromNode::Known { number, reply });
-            }
-            Progress::Begun(None) => {}
+        // a call that has begun is answered by its completion
+        if let Progress::Ended(outcome) = outcome {
+            append_ended(out, number, outcome);
         }
     }
 
