@@ -49,6 +49,23 @@ impl ReachingCalls {
         }
     }
 
+    /// Sets a function that decides whether this process may attach. Counts once; the function must not make calls.
+    pub fn ask_before_attach(&self, may_attach: MayAttach) {
+        let _ = self.may_attach.set(may_attach);
+    }
+
+    /// True if this process serves, so that short calls end at once.
+    pub fn is_local(&self) -> bool {
+        self.server.is_started()
+    }
+
+    /// True if calls go to a process that serves.
+    ///
+    /// Errors: as `link`.
+    pub fn reaches_server(&self) -> Result<bool, Error> {
+        Ok(self.server.is_started() || self.link()?.is_some())
+    }
+
     /// The link to the process that serves the application; `None` if this process serves, or no process does.
     ///
     /// Errors: a process serves, and refuses this process.
@@ -93,6 +110,15 @@ impl ReachingCalls {
             }
         }
     }
+
+    fn find_place(&self) -> Option<Rendezvous> {
+        let config = self.server.config();
+        if config.app_id.is_empty() {
+            return None;
+        }
+        // the process that serves logs the problem
+        Rendezvous::of(&config.app_id, config.runtime_dir.as_deref()).ok()
+    }
 }
 
 impl Attached {
@@ -115,34 +141,6 @@ impl Drop for Attached {
             // SAFETY: nothing uses the value after this: it is taken here alone, and this is its end.
             drop(unsafe { ManuallyDrop::take(&mut self.calls) });
         }
-    }
-}
-
-impl ReachingCalls {
-    /// Sets a function that decides whether this process may attach. Counts once; the function must not make calls.
-    pub fn ask_before_attach(&self, may_attach: MayAttach) {
-        let _ = self.may_attach.set(may_attach);
-    }
-
-    /// True if this process serves, so that short calls end at once.
-    pub fn is_local(&self) -> bool {
-        self.server.is_started()
-    }
-
-    /// True if calls go to a process that serves.
-    ///
-    /// Errors: as `link`.
-    pub fn reaches_server(&self) -> Result<bool, Error> {
-        Ok(self.server.is_started() || self.link()?.is_some())
-    }
-
-    fn find_place(&self) -> Option<Rendezvous> {
-        let config = self.server.config();
-        if config.app_id.is_empty() {
-            return None;
-        }
-        // the process that serves logs the problem
-        Rendezvous::of(&config.app_id, config.runtime_dir.as_deref()).ok()
     }
 }
 

@@ -140,8 +140,8 @@ impl<'a> Unsealed<'a> {
 /// The field of a message that clients are to acknowledge, behind another field.
 pub(super) const ACK_FIELD: &[u8] = b",\"ack\":true";
 
-/// A message to one client that is encoded but for the field `ack`: who sends it decides whether the client is to
-/// acknowledge it.
+/// A message to one client, encoded but for the field `ack`. The adapter of mail decides whether the client has to
+/// acknowledge the message, and seals it.
 #[derive(Clone, Copy, Debug)]
 pub struct UnsealedMail<'a> {
     message: &'a [u8],
